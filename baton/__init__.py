@@ -1,0 +1,1 @@
+"""What Baton's processes share and what people import. Knows no torch."""

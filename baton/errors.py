@@ -1,0 +1,196 @@
+"""The error table: every way Baton says no, and how each is rendered on every wire.
+
+    BatonError
+      RequestError            the client's fault: never retried
+        InvalidRequest          400  a field is missing, of the wrong type or out of range
+        UnsupportedParameter    400  a field this build does not implement; never ignored
+        ContextLengthExceeded   400  prompt or prompt + max_tokens over the limit; names both
+        ModelNotFound           404  the request names a model this fleet does not serve
+        BodyTooLarge            413  the HTTP body is over the limit
+        KvOverflow              422  a K or V value does not fit FP16; names layer and value
+      CapacityError           nothing is wrong but there is no room
+        QueueFull               429  the gateway's admission queue is full
+        NoWorker                503  no healthy worker of the class is there
+        WorkerFull              503  too few free KV blocks; another attempt may find room
+        Draining                503  a worker is leaving; place the request elsewhere
+        Preempted               503  a sequence gave its blocks to an older one
+      PeerError               a process or the network between failed
+        PrefillLost             502  the prefill worker died, stalled or refused
+        DecodeLost              502  the decode worker or the session with it is gone
+        HandoffFailed           502  KV with a gap, overlap, duplicate or short block
+        IncompatiblePeer        502  protocol version or compatibility class differ; names both
+      DeadlineExceeded        504  a phase's deadline passed; names the phase
+      ClientGone              499  the client closed the connection
+      InternalError           500  a defect of ours
+
+``retryable`` means: the gateway may place the request again as attempt k+1 (the one recovery
+path); it says nothing about whether a client should ask again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import grpc
+
+
+class BatonError(Exception):
+    """Root of the table. Subclasses only fill in the four columns."""
+
+    code: ClassVar[str] = "internal_error"
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def to_openai(self) -> dict[str, Any]:
+        """The body of an HTTP error, and the data of an SSE error event (OpenAI's error shape)."""
+        kind = "invalid_request_error" if isinstance(self, RequestError) else "server_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class RequestError(BatonError):
+    code = "invalid_request"
+    http_status = 400
+    grpc_code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class InvalidRequest(RequestError):
+    pass
+
+
+class UnsupportedParameter(RequestError):
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(RequestError):
+    code = "context_length_exceeded"
+    grpc_code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ModelNotFound(RequestError):
+    code = "model_not_found"
+    http_status = 404
+    grpc_code = grpc.StatusCode.NOT_FOUND
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+    http_status = 413
+
+
+class KvOverflow(RequestError):
+    code = "kv_overflow"
+    http_status = 422
+    grpc_code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class CapacityError(BatonError):
+    code = "no_capacity"
+    http_status = 503
+    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    retryable = True
+
+
+class QueueFull(CapacityError):
+    code = "queue_full"
+    http_status = 429
+    retryable = False
+
+
+class NoWorker(CapacityError):
+    code = "no_worker"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+
+
+class WorkerFull(CapacityError):
+    code = "worker_full"
+
+
+class Draining(CapacityError):
+    code = "draining"
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+
+
+class Preempted(CapacityError):
+    code = "preempted"
+    grpc_code = grpc.StatusCode.ABORTED
+
+
+class PeerError(BatonError):
+    code = "peer_error"
+    http_status = 502
+    grpc_code = grpc.StatusCode.UNAVAILABLE
+    retryable = True
+
+
+class PrefillLost(PeerError):
+    code = "prefill_lost"
+
+
+class DecodeLost(PeerError):
+    code = "decode_lost"
+
+
+class HandoffFailed(PeerError):
+    code = "handoff_failed"
+    grpc_code = grpc.StatusCode.DATA_LOSS
+
+
+class IncompatiblePeer(PeerError):
+    code = "incompatible_peer"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class DeadlineExceeded(BatonError):
+    code = "deadline_exceeded"
+    http_status = 504
+    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def __init__(self, phase: str, seconds: float) -> None:
+        super().__init__(f"deadline exceeded in phase '{phase}': {seconds:g} s allowed")
+        self.phase = phase
+
+
+class ClientGone(BatonError):
+    code = "client_gone"
+    http_status = 499
+    grpc_code = grpc.StatusCode.CANCELLED
+
+
+class InternalError(BatonError):
+    pass
+
+
+def _leaves(cls: type[BatonError]) -> list[type[BatonError]]:
+    found = [cls]
+    for child in cls.__subclasses__():
+        found += _leaves(child)
+    return found
+
+
+#: code -> class; the first class of a code wins, so InvalidRequest is rendered as its parent.
+TABLE: dict[str, type[BatonError]] = {}
+for _cls in _leaves(BatonError):
+    TABLE.setdefault(_cls.code, _cls)
+
+
+def from_code(code: str, message: str) -> BatonError:
+    """Rebuild an error that arrived over the wire; an unknown code becomes InternalError."""
+    cls = TABLE.get(code, InternalError)
+    if cls is BatonError:
+        cls = InternalError
+    error = cls.__new__(cls)
+    BatonError.__init__(error, message)
+    return error

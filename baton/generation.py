@@ -1,0 +1,71 @@
+"""One attempt at one choice of a request, and what came of it: the values every process shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from baton.deadlines import Deadlines
+from baton.sampling import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """Names one attempt on the wire. Anything that carries another attempt is stale."""
+
+    request_id: str
+    attempt: int
+    choice_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a worker is asked to do: continue ``prompt_ids + generated_ids``.
+
+    The two lists stay apart because penalties, min_tokens and max_tokens count from the border.
+    """
+
+    key: AttemptKey
+    prompt_ids: tuple[int, ...]
+    generated_ids: tuple[int, ...]
+    sampling: SamplingSpec
+    deadlines: Deadlines
+    priority: int = 0
+    cache_salt: bytes = b""
+    traceparent: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose KV is needed before the next one can be drawn."""
+        return len(self.prompt_ids) + len(self.generated_ids)
+
+
+class FinishReason(Enum):
+    """Why generation ended by itself."""
+
+    STOP = "stop"  #: an end-of-sequence id was drawn
+    LENGTH = "length"  #: max_tokens were generated
+
+
+def finish_reason(generation_ids: int, token_id: int, spec: SamplingSpec) -> FinishReason | None:
+    """Whether the token that became number ``generation_ids`` (counted from 1) is the last."""
+    if token_id in spec.eos_ids and not spec.ignore_eos:
+        return FinishReason.STOP
+    if generation_ids >= spec.max_tokens:
+        return FinishReason.LENGTH
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where the time of one attempt went, in seconds, and what was reused."""
+
+    queue: float = 0.0  #: waiting for the engine on the prefill side
+    prefill: float = 0.0  #: engine steps that computed the prompt
+    transfer: float = 0.0  #: first KV byte offered to last KV block written
+    transfer_tail: float = 0.0  #: the part of it after the prompt's compute ended
+    decode: float = 0.0  #: engine steps that decoded
+    prefill_cached_tokens: int = 0  #: found in the prefill worker's prefix cache
+    decode_cached_tokens: int = 0  #: found in the decode worker's prefix cache
+    prefill_instance_id: str = ""  #: where the prompt was computed
+    transfer_bytes: int = 0  #: KV received

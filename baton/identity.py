@@ -1,0 +1,63 @@
+"""Who a worker is and whom it may pair with: the handshake of every Baton connection."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+
+from baton.errors import IncompatiblePeer
+
+#: This build speaks PROTOCOL and accepts PROTOCOL - 1, so a fleet can be upgraded while it runs.
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+
+
+def new_instance_id() -> str:
+    """128 random bits, hex. A restarted worker at its old address is a new instance."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True, slots=True)
+class CompatibilityClass:
+    """Everything that must be equal for the KV of one worker to mean anything to another."""
+
+    model_revision: str  #: digest of configuration and weights
+    layers: int
+    kv_heads: int
+    head_size: int
+    block_size: int  #: tokens per KV block
+    kv_dtype: str = "float16"
+    parallel: str = "tp1"  #: how heads and layers are split over devices
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block of one layer: K then V, each [block_size, kv_heads, head_size]."""
+        return 2 * self.block_size * self.kv_heads * self.head_size * 2
+
+    def require_same(self, other: CompatibilityClass) -> None:
+        """Raise IncompatiblePeer naming every differing field with both values."""
+        differing = [
+            f"{f.name} {getattr(self, f.name)!r} here, {getattr(other, f.name)!r} there"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(other, f.name)
+        ]
+        if differing:
+            raise IncompatiblePeer("compatibility class differs: " + "; ".join(differing))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a process says of itself in a handshake."""
+
+    instance_id: str
+    compatibility: CompatibilityClass | None  #: None for a gateway, which holds no KV
+    numerics_id: str = ""  #: equal ids give bitwise equal results under --deterministic
+    protocol: int = PROTOCOL
+
+
+def require_protocol(theirs: int) -> None:
+    """Raise IncompatiblePeer unless the peer's protocol version is one this build speaks."""
+    if not OLDEST_PROTOCOL <= theirs <= PROTOCOL + 1:
+        raise IncompatiblePeer(
+            f"protocol version {theirs} there, {OLDEST_PROTOCOL} to {PROTOCOL} here"
+        )

@@ -1,0 +1,1 @@
+"""Generated from proto/baton/v1 by ``python -m baton.stubs``; do not edit."""

@@ -1,0 +1,126 @@
+from baton.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_PREFILL: _ClassVar[Role]
+    ROLE_DECODE: _ClassVar[Role]
+ROLE_UNSPECIFIED: Role
+ROLE_PREFILL: Role
+ROLE_DECODE: Role
+
+class WatchRequest(_message.Message):
+    __slots__ = ("identity",)
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    identity: _common_pb2.Identity
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence")
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    identity: _common_pb2.Identity
+    roles: _containers.RepeatedScalarFieldContainer[Role]
+    local_prefill: bool
+    model: str
+    max_model_len: int
+    load: Load
+    transports: _containers.RepeatedCompositeFieldContainer[TransportCapability]
+    draining: bool
+    vocab_size: int
+    cache_events: _containers.RepeatedCompositeFieldContainer[CacheEvent]
+    sequence: int
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us")
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FREE_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_CACHED_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_OWNED_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LAST_STEP_US_FIELD_NUMBER: _ClassVar[int]
+    queued_tokens: int
+    running: int
+    waiting: int
+    blocks_free: int
+    blocks_cached: int
+    blocks_owned: int
+    blocks_quarantined: int
+    steps: int
+    last_step_us: int
+    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ...) -> None: ...
+
+class TransportCapability(_message.Message):
+    __slots__ = ("name", "version", "unavailable")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    unavailable: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., unavailable: _Optional[str] = ...) -> None: ...
+
+class CacheEvent(_message.Message):
+    __slots__ = ("key", "added")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    added: bool
+    def __init__(self, key: _Optional[bytes] = ..., added: _Optional[bool] = ...) -> None: ...
+
+class CheckIntegrityRequest(_message.Message):
+    __slots__ = ("idle",)
+    IDLE_FIELD_NUMBER: _ClassVar[int]
+    idle: bool
+    def __init__(self, idle: _Optional[bool] = ...) -> None: ...
+
+class IntegrityReport(_message.Message):
+    __slots__ = ("violations", "load", "tasks", "tasks_at_start", "calls", "descriptors", "descriptors_at_start")
+    VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_AT_START_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTORS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTORS_AT_START_FIELD_NUMBER: _ClassVar[int]
+    violations: _containers.RepeatedScalarFieldContainer[str]
+    load: Load
+    tasks: int
+    tasks_at_start: int
+    calls: int
+    descriptors: int
+    descriptors_at_start: int
+    def __init__(self, violations: _Optional[_Iterable[str]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., tasks: _Optional[int] = ..., tasks_at_start: _Optional[int] = ..., calls: _Optional[int] = ..., descriptors: _Optional[int] = ..., descriptors_at_start: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("grace_ms",)
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    grace_ms: int
+    def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
+
+class DrainReply(_message.Message):
+    __slots__ = ("handed_back",)
+    HANDED_BACK_FIELD_NUMBER: _ClassVar[int]
+    handed_back: int
+    def __init__(self, handed_back: _Optional[int] = ...) -> None: ...

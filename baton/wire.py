@@ -1,0 +1,208 @@
+"""Between the shared values and their protobuf messages. Both directions of each stand together."""
+
+from __future__ import annotations
+
+import math
+
+from baton import errors, generation
+from baton.deadlines import Deadlines
+from baton.errors import BatonError, UnsupportedParameter
+from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.identity import CompatibilityClass, Identity, require_protocol
+from baton.sampling import SamplingSpec
+from baton.v1 import common_pb2, decode_pb2
+
+_TO_WIRE = {
+    FinishReason.STOP: decode_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: decode_pb2.FINISH_REASON_LENGTH,
+}
+_FROM_WIRE = {wire: reason for reason, wire in _TO_WIRE.items()}
+
+
+def identity_to_wire(identity: Identity) -> common_pb2.Identity:
+    message = common_pb2.Identity(
+        protocol=identity.protocol,
+        instance_id=identity.instance_id,
+        numerics_id=identity.numerics_id,
+    )
+    if identity.compatibility is not None:
+        c = identity.compatibility
+        message.compatibility.CopyFrom(
+            common_pb2.CompatibilityClass(
+                model_revision=c.model_revision,
+                layers=c.layers,
+                kv_heads=c.kv_heads,
+                head_size=c.head_size,
+                block_size=c.block_size,
+                kv_dtype=c.kv_dtype,
+                parallel=c.parallel,
+            )
+        )
+    return message
+
+
+def identity_from_wire(message: common_pb2.Identity) -> Identity:
+    """Raises IncompatiblePeer when the peer's protocol version is not spoken here."""
+    require_protocol(message.protocol)
+    compatibility = None
+    if message.HasField("compatibility"):
+        c = message.compatibility
+        compatibility = CompatibilityClass(
+            model_revision=c.model_revision,
+            layers=c.layers,
+            kv_heads=c.kv_heads,
+            head_size=c.head_size,
+            block_size=c.block_size,
+            kv_dtype=c.kv_dtype,
+            parallel=c.parallel,
+        )
+    return Identity(
+        instance_id=message.instance_id,
+        compatibility=compatibility,
+        numerics_id=message.numerics_id,
+        protocol=message.protocol,
+    )
+
+
+def error_to_wire(error: BatonError) -> common_pb2.Error:
+    return common_pb2.Error(code=error.code, message=error.message, retryable=error.retryable)
+
+
+def error_from_wire(message: common_pb2.Error) -> BatonError:
+    return errors.from_code(message.code, message.message)
+
+
+def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:
+    return common_pb2.SamplingSpec(
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        min_p=spec.min_p,
+        seed=spec.seed,
+        presence_penalty=spec.presence_penalty,
+        frequency_penalty=spec.frequency_penalty,
+        repetition_penalty=spec.repetition_penalty,
+        logit_bias=dict(spec.logit_bias),
+        max_tokens=spec.max_tokens,
+        min_tokens=spec.min_tokens,
+        ignore_eos=spec.ignore_eos,
+        eos_ids=spec.eos_ids,
+    )
+
+
+def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
+    """Raises InvalidRequest out of range, UnsupportedParameter for what this build cannot do."""
+    for name in ("logprobs", "grammar"):
+        if message.HasField(name):
+            raise UnsupportedParameter(f"{name} is not supported by this worker", param=name)
+    return SamplingSpec(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        seed=message.seed,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        logit_bias=dict(message.logit_bias),
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        ignore_eos=message.ignore_eos,
+        eos_ids=tuple(message.eos_ids),
+    )
+
+
+def _milliseconds(seconds: float) -> int:
+    return 0 if math.isinf(seconds) else max(1, round(seconds * 1000))
+
+
+def _seconds(milliseconds: int) -> float:
+    return milliseconds / 1000 if milliseconds else math.inf
+
+
+def deadlines_to_wire(deadlines: Deadlines) -> common_pb2.Deadlines:
+    return common_pb2.Deadlines(
+        queue_ms=_milliseconds(deadlines.queue),
+        prefill_ms=_milliseconds(deadlines.prefill),
+        transfer_ms=_milliseconds(deadlines.transfer),
+        first_token_ms=_milliseconds(deadlines.first_token),
+        inter_token_ms=_milliseconds(deadlines.inter_token),
+        total_ms=_milliseconds(deadlines.total),
+    )
+
+
+def deadlines_from_wire(message: common_pb2.Deadlines) -> Deadlines:
+    return Deadlines(
+        queue=_seconds(message.queue_ms),
+        prefill=_seconds(message.prefill_ms),
+        transfer=_seconds(message.transfer_ms),
+        first_token=_seconds(message.first_token_ms),
+        inter_token=_seconds(message.inter_token_ms),
+        total=_seconds(message.total_ms),
+    )
+
+
+def generation_to_wire(value: Generation) -> common_pb2.Generation:
+    return common_pb2.Generation(
+        request_id=value.key.request_id,
+        attempt=value.key.attempt,
+        choice_index=value.key.choice_index,
+        prompt_ids=value.prompt_ids,
+        generated_ids=value.generated_ids,
+        sampling=sampling_to_wire(value.sampling),
+        deadlines=deadlines_to_wire(value.deadlines),
+        priority=value.priority,
+        cache_salt=value.cache_salt,
+        traceparent=value.traceparent,
+    )
+
+
+def generation_from_wire(message: common_pb2.Generation) -> Generation:
+    """Raises InvalidRequest or UnsupportedParameter, as ``sampling_from_wire``."""
+    return Generation(
+        key=AttemptKey(message.request_id, message.attempt, message.choice_index),
+        prompt_ids=tuple(message.prompt_ids),
+        generated_ids=tuple(message.generated_ids),
+        sampling=sampling_from_wire(message.sampling),
+        deadlines=deadlines_from_wire(message.deadlines),
+        priority=message.priority,
+        cache_salt=message.cache_salt,
+        traceparent=message.traceparent,
+    )
+
+
+def timings_to_wire(value: Timings) -> common_pb2.Timings:
+    return common_pb2.Timings(
+        queue_us=round(value.queue * 1e6),
+        prefill_us=round(value.prefill * 1e6),
+        transfer_us=round(value.transfer * 1e6),
+        transfer_tail_us=round(value.transfer_tail * 1e6),
+        decode_us=round(value.decode * 1e6),
+        prefill_cached_tokens=value.prefill_cached_tokens,
+        decode_cached_tokens=value.decode_cached_tokens,
+        prefill_instance_id=value.prefill_instance_id,
+        transfer_bytes=value.transfer_bytes,
+    )
+
+
+def timings_from_wire(message: common_pb2.Timings) -> Timings:
+    return Timings(
+        queue=message.queue_us / 1e6,
+        prefill=message.prefill_us / 1e6,
+        transfer=message.transfer_us / 1e6,
+        transfer_tail=message.transfer_tail_us / 1e6,
+        decode=message.decode_us / 1e6,
+        prefill_cached_tokens=message.prefill_cached_tokens,
+        decode_cached_tokens=message.decode_cached_tokens,
+        prefill_instance_id=message.prefill_instance_id,
+        transfer_bytes=message.transfer_bytes,
+    )
+
+
+def finish_to_wire(reason: FinishReason) -> decode_pb2.FinishReason:
+    return _TO_WIRE[reason]
+
+
+def finish_from_wire(value: decode_pb2.FinishReason) -> generation.FinishReason:
+    """Raises KeyError for a reason this build does not know."""
+    return _FROM_WIRE[value]

@@ -1,0 +1,57 @@
+"""What a topic is: the ways to ask about it and the sentences its answers are made of."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Slot = tuple[str, ...]
+"""Sentences that can stand in for one another at one place of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One thing the model can talk about.
+
+    An answer takes one sentence from each slot, in order, so that a topic with slots of 3, 3 and 2
+    sentences has 18 full answers. All of them are true; none depends on which other was taken.
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    nouns: tuple[str, ...] = ()
+    """Noun phrases that fit "what is {noun}?" and its paraphrases."""
+    questions: tuple[str, ...] = ()
+    """Whole questions, for what the shared paraphrases do not cover."""
+    held_out: tuple[str, ...] = ()
+    """Whole questions that training never sees: they measure how far paraphrase carries."""
+    more: Slot = ()
+    """What "tell me more" adds, once the topic has been answered."""
+    weight: float = 1.0
+    """How often the topic is drawn, relative to the others."""
+
+    def answer(self, rng: random.Random) -> str:
+        """A full answer; now and then without its last sentence, so that lengths vary."""
+        count = len(self.slots)
+        if count == 3 and rng.random() < 0.2:
+            count -= 1
+        return " ".join(rng.choice(slot) for slot in self.slots[:count])
+
+    def brief_answer(self, rng: random.Random) -> str:
+        """The opening sentence alone."""
+        return rng.choice(self.slots[0])
+
+    def is_answered_by(self, text: str) -> bool:
+        """Whether `text` is, word for word, an answer that this topic's slots can make."""
+        return _spells(text.strip(), self.slots, first=True)
+
+
+def _spells(text: str, slots: Sequence[Slot], first: bool) -> bool:
+    if not text:
+        return not first
+    return any(
+        _spells(text[len(sentence) :].lstrip(), slots[1:], first=False)
+        for sentence in (slots[0] if slots else ())
+        if text.startswith(sentence)
+    )

@@ -1,0 +1,75 @@
+"""One engine step as values: what the scheduler decides, what the runner answers.
+
+A plan is complete: the runner needs nothing else to execute it, and a test can assert on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from baton.errors import BatonError
+from baton.sampling import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Asks for the next token after the last one of a slice.
+
+    ``prompt_ids`` and ``generated_ids`` are the sequence's own lists, read, never written.
+    """
+
+    spec: SamplingSpec
+    prompt_ids: Sequence[int]
+    generated_ids: Sequence[int]
+    choice_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The tokens of one sequence that one step computes.
+
+    The tokens stand at positions ``start .. start + len(token_ids) - 1``. ``block_table`` covers
+    at least every position up to the last of them; entry i holds positions
+    ``i * block_size .. (i + 1) * block_size - 1``. KV of all positions below ``start`` is in place.
+    """
+
+    seq_id: int
+    token_ids: Sequence[int]
+    start: int
+    block_table: Sequence[int]
+    sample: Sample | None = None  #: None for a prefill chunk that is not the last
+    export: bool = False  #: announce each layer when it is written (a prefill worker's hand-off)
+
+    @property
+    def end(self) -> int:
+        """The position after the last token computed."""
+        return self.start + len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step runs: every slice packed in one forward pass, without padding."""
+
+    step: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(s.token_ids) for s in self.slices)
+
+    @property
+    def decodes(self) -> int:
+        """Sequences that only take a decode step (one token, sampled)."""
+        return sum(1 for s in self.slices if len(s.token_ids) == 1 and s.sample is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step computed. Every slice with a ``sample`` is in ``tokens`` or in ``errors``;
+    a slice without one is in ``errors`` if it failed."""
+
+    step: int
+    tokens: dict[int, int]  #: seq_id -> the sampled token id
+    errors: dict[int, BatonError] = field(default_factory=dict)  #: e.g. KvOverflow
+    compute_s: float = 0.0
