@@ -6,6 +6,9 @@
         UnsupportedParameter    400  a field this build does not implement; never ignored
         ContextLengthExceeded   400  prompt or prompt + max_tokens over the limit; names both
         ModelNotFound           404  the request names a model this fleet does not serve
+        RouteNotFound           404  no such path
+        MethodNotAllowed        405  the path is there, but not for this method
+        BodyTimeout             408  the HTTP body did not arrive in time
         BodyTooLarge            413  the HTTP body is over the limit
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
       CapacityError           nothing is wrong but there is no room
@@ -83,6 +86,24 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
     http_status = 404
     grpc_code = grpc.StatusCode.NOT_FOUND
+
+
+class RouteNotFound(RequestError):
+    code = "route_not_found"
+    http_status = 404
+    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class MethodNotAllowed(RequestError):
+    code = "method_not_allowed"
+    http_status = 405
+    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+
+
+class BodyTimeout(RequestError):
+    code = "body_timeout"
+    http_status = 408
+    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class BodyTooLarge(RequestError):

@@ -43,6 +43,11 @@ class Liveness:
         self._silent = 0
         self._sent = 0
 
+    @property
+    def silent(self) -> int:
+        """Intervals in which nothing was heard, so far."""
+        return self._silent
+
     def heard(self) -> None:
         """Any message from the peer is a sign of life."""
         self._silent = 0
