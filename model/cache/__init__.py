@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""The KV cache: paged tensors, and, without torch, the block allocator and the prefix cache."""

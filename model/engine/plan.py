@@ -25,13 +25,16 @@ class Sample:
     choice_index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """The tokens of one sequence that one step computes.
 
     The tokens stand at positions ``start .. start + len(token_ids) - 1``. ``block_table`` covers
     at least every position up to the last of them; entry i holds positions
     ``i * block_size .. (i + 1) * block_size - 1``. KV of all positions below ``start`` is in place.
+
+    A value like the others, never written; only not declared frozen, because one is made per
+    sequence and step and that costs four times as much.
     """
 
     seq_id: int

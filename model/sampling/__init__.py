@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Sampling: a pure function of (logits, spec, prompt ids, generated ids). NumPy alone."""

@@ -1,0 +1,69 @@
+"""The paged KV cache as one FP16 tensor.
+
+Layout [layers, blocks, 2 (K, V), block_size, kv_heads, head_dim]: one block of one layer is
+contiguous, so that a hand-off moves it as plain bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+#: Beyond this, half a step above the largest FP16 (65,504), a value rounds to infinity.
+FP16_LIMIT = 65520.0
+
+
+class KvPool:
+    """Memory only: which block belongs to whom is the allocator's business."""
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        num_blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+    ) -> None:
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        shape = (layers, num_blocks, 2, block_size, kv_heads, head_dim)
+        #: On a CPU the same memory as a numpy array, so that bytes move without torch.
+        self.host: npt.NDArray[np.float16] | None = None
+        if device.type == "cpu":
+            self.host = np.zeros(shape, dtype=np.float16)
+            self.tensor = torch.from_numpy(self.host)
+        else:
+            self.tensor = torch.zeros(shape, dtype=torch.float16, device=device)
+
+    def rows_of(
+        self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Where n tokens go, by block and place in it: [2 * n] for ``write``, all K before all V.
+
+        A row is one token's K or V; a block is ``block_size`` rows of K, then as many of V.
+        """
+        keys = blocks * (2 * self.block_size) + offsets
+        return np.concatenate((keys, keys + self.block_size))
+
+    def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Round k and v [n, kv_heads, head_dim] to FP16 and store them.
+
+        Returns the largest magnitude among each token's K and V before rounding, float32 [n]:
+        at FP16_LIMIT or above, or NaN, the token's KV is not to be used.
+        """
+        both = torch.stack((k, v))
+        flat = self.tensor[layer].view(-1, *k.shape[1:])
+        flat.index_copy_(0, rows, both.flatten(0, 1).to(torch.float16))
+        return both.abs().amax(dim=(0, 2, 3)).float()
+
+    def read(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of the blocks in ``table``, int64 [m].
+
+        Each is FP16 [m * block_size, kv_heads, head_dim], a copy.
+        """
+        blocks = self.tensor[layer].index_select(0, table)
+        return blocks[:, 0].flatten(0, 1), blocks[:, 1].flatten(0, 1)

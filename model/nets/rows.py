@@ -1,0 +1,92 @@
+"""How functions of single tokens are computed: everything in the net but attention.
+
+A stage is a function of rows (one row per token): norms, linears, rope, activation. ``PlainRows``
+calls it once on all rows of a step. ``TiledRows`` calls it on tiles of exactly 16 rows, so that a
+row's result is bitwise a function of that row alone. Seen on torch 2.13 CPU: matrix products
+change bitwise with the number of rows, and are the same at every row of a call with fixed shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Takes and returns tensors whose first dimension is the token.
+Stage = Callable[..., tuple[Tensor, ...]]
+
+
+class Rows(Protocol):
+    def map(self, stage: Stage, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """``stage(*inputs)`` for inputs of [n, ...] each; every result is [n, ...] too."""
+        ...
+
+    def silu(self, x: Tensor) -> Tensor:
+        """x * sigmoid(x), same shape and dtype; to be used inside a stage."""
+        ...
+
+
+class PlainRows:
+    """All rows in one call: the fast way."""
+
+    def map(self, stage: Stage, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return stage(*inputs)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+class TiledRows:
+    """Sixteen rows in every call, the last tile padded with zeros: the reproducible way."""
+
+    rows = 16
+
+    def map(self, stage: Stage, *inputs: Tensor) -> tuple[Tensor, ...]:
+        count = inputs[0].shape[0]
+        tiles = [stage(*tile) for tile in zip(*map(self._tiles, inputs), strict=True)]
+        return tuple(torch.cat(parts)[:count] for parts in zip(*tiles, strict=True))
+
+    def _tiles(self, x: Tensor) -> list[Tensor]:
+        """Tiles [16, ...], each in memory of its own: BLAS may choose its path by alignment."""
+        tiles = []
+        for rows in torch.split(x, self.rows):
+            tile = x.new_zeros(self.rows, *x.shape[1:])
+            tile[: rows.shape[0]] = rows
+            tiles.append(tile)
+        return tiles
+
+    def silu(self, x: Tensor) -> Tensor:
+        return each(F.silu, x)
+
+
+def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply an elementwise function by one call per leading index.
+
+    exp takes another path on the elements left over from a whole number of vectors and at the
+    borders between threads. In calls of equal shape that is the same for every row.
+    """
+    return torch.stack([function(rows) for rows in x.unbind(0)])
+
+
+def require_row_independence(matrices: Iterable[Tensor]) -> None:
+    """Try what ``TiledRows`` rests on, on matrices [out, in] of the model itself.
+
+    Raises RuntimeError, naming the shape, where a row's product depends bitwise on its place in
+    a tile or on the other rows.
+    """
+    for weight in {matrix.shape: matrix for matrix in matrices}.values():
+        rows = torch.linspace(-1, 1, TiledRows.rows * weight.shape[1], device=weight.device)
+        tile = rows.sin().view(TiledRows.rows, -1).to(weight.dtype)
+        product = F.linear(tile, weight)
+        moved = F.linear(tile.roll(1, 0), weight).roll(-1, 0)
+        others = tile.clone()
+        others[1::2] = 1
+        kept = F.linear(others, weight)[::2]
+        if not torch.equal(product, moved) or not torch.equal(product[::2], kept):
+            raise RuntimeError(
+                f"deterministic mode is not possible here: products with a {list(weight.shape)} "
+                f"matrix ({weight.dtype}, {weight.device}) are not the same at every row"
+            )
