@@ -1,0 +1,282 @@
+"""The engine: the scheduler's books behind one lock, and one thread that owns the device.
+
+    event loop                          engine thread
+    ----------                          -------------
+    add, activate, cancel, hold, ...    lock: plan
+      lock, microseconds, unlock        unlock; runner.run(plan, on_layer)   LayerReady ->
+                                        lock: commit
+                                        unlock; emit                         TokenSampled, ... ->
+
+The lock is never held while the runner computes or while events are emitted, so a command
+waits for another's bookkeeping at most.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from baton.errors import BatonError, InternalError
+from model.cache.blocks import BlockCounts, BlockPool
+from model.cache.prefix import PrefixCache
+from model.engine.events import Event, FinishReason, LayerReady
+from model.engine.plan import StepPlan, StepResult
+from model.engine.runner import Runner
+from model.engine.scheduler import Scheduler
+from model.engine.sequence import Hold, Reservation, SequenceRequest
+from model.engine.settings import SchedulerSettings
+
+#: Called on the engine thread, without the lock, with the events of a step (or of one layer).
+Emit = Callable[[Sequence[Event]], None]
+
+#: Steps that may fail in a row before ``Load.failed`` says that this worker is of no use.
+FAILURES_IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the engine has to do, and whether it gets on with it."""
+
+    queued_tokens: int  #: tokens in the compute queue, less those cached or computed
+    running: int  #: sequences in the decode batch
+    waiting: int  #: sequences that wait for compute or for KV
+    blocks: BlockCounts
+    steps: int  #: since start: with work to do and no advance, the engine is stuck
+    last_step_s: float
+    idle: bool  #: nothing to compute now
+    draining: bool
+    failed: bool  #: several steps failed in a row, or the engine itself is broken
+
+
+class Engine:
+    """Runs sequences on one runner. Every public method is thread-safe.
+
+    Start the thread with ``start``, or call ``step`` yourself (tests, simulators): never both.
+    Commands on a sequence that has ended do nothing (``hold`` raises): whoever calls ended it
+    itself, or the event that says so is on its way.
+
+    The runner is the caller's: build it before, close it after ``stop``.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        settings: SchedulerSettings,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises ValueError when ``settings.block_size`` is not the runner's."""
+        if settings.block_size != runner.compatibility.block_size:
+            raise ValueError(
+                f"block_size is {settings.block_size}, "
+                f"but the runner's is {runner.compatibility.block_size}"
+            )
+        self.runner = runner
+        self.settings = settings
+        self._emit = emit
+        self._clock = clock
+        self._pool = BlockPool(runner.num_blocks)
+        prefix = PrefixCache(self._pool, settings.block_size, repr(runner.compatibility))
+        self._scheduler = Scheduler(settings, self._pool, prefix, clock)
+        self._lock = threading.Condition(threading.Lock())
+        self._woken = False  # a command changed something since the thread last looked
+        self._stopping = False
+        self._broken = False
+        self._failures = 0  # steps failed in a row
+        self._last_step_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    # -- commands: any thread, microseconds ------------------------------------------------
+
+    def add(self, request: SequenceRequest) -> Reservation:
+        """Reserve every block for the request's prompt and generated ids, or raise.
+
+        KV that is to be computed here enters the compute queue at once; KV to be received
+        waits for ``activate`` (or ``compute_here``, or ``cancel``).
+
+        Raises ContextLengthExceeded (never fits), WorkerFull (not now), Draining.
+        """
+        with self._lock:
+            reservation = self._scheduler.add(request)
+            self._wake()
+            return reservation
+
+    def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
+        """All KV is in the reserved blocks, verified. ``first_token`` was sampled by the
+        prefill worker and forwarded by the caller: no event repeats it. The sequence joins
+        the next step, unless that token finishes it: then it has ended, for the reason
+        returned. Raises RuntimeError when the sequence does not wait for KV."""
+        with self._lock:
+            finish = self._scheduler.activate(seq_id, first_token)
+            self._wake()
+            return finish
+
+    def compute_here(self, seq_id: int) -> None:
+        """KV will not come: prefill here what is not cached. Raises WorkerFull, and nothing
+        changes, when blocks under a transfer cannot be replaced."""
+        with self._lock:
+            self._scheduler.compute_here(seq_id)
+            self._wake()
+
+    def cancel(self, seq_id: int) -> None:
+        """End a sequence without an event; idempotent. Blocks that the running step uses are
+        quarantined until it ends, held ones until their hold does."""
+        with self._lock:
+            self._scheduler.cancel(seq_id)
+            self._wake()
+
+    def release(self, seq_id: int) -> None:
+        """The hand-off of a ``keep`` sequence is over: give up its blocks; idempotent."""
+        self.cancel(seq_id)
+
+    def hold(self, seq_id: int, first_block: int = 0) -> Hold:
+        """A transfer reads or writes the sequence's blocks, from index ``first_block`` of its
+        table on: they survive it as quarantined. Raises Preempted when it has ended."""
+        with self._lock:
+            return self._scheduler.hold(seq_id, first_block)
+
+    def unhold(self, hold: Hold) -> None:
+        """The bytes have stopped moving, or their connection is gone; idempotent."""
+        with self._lock:
+            self._scheduler.unhold(hold)
+            self._wake()
+
+    def drain(self, error: BatonError | None = None) -> int:
+        """Refuse new sequences. With ``error``, end the live ones with it, SequenceFailed for
+        each, so that the one recovery path moves them; sequences that only wait to be handed
+        off are left to finish. Returns how many ended."""
+        with self._lock:
+            self._scheduler.draining = True
+            ended = 0 if error is None else self._scheduler.end_all(error)
+            self._wake()
+            return ended
+
+    def resume(self) -> None:
+        """Take new sequences again after ``drain``."""
+        with self._lock:
+            self._scheduler.draining = self._broken
+
+    # -- observation -----------------------------------------------------------------------
+
+    def load(self) -> Load:
+        with self._lock:
+            scheduler = self._scheduler
+            return Load(
+                queued_tokens=scheduler.queued_tokens,
+                running=scheduler.running,
+                waiting=scheduler.waiting,
+                blocks=self._pool.counts(),
+                steps=scheduler.steps,
+                last_step_s=self._last_step_s,
+                idle=scheduler.queued_tokens == 0 and scheduler.running == 0,
+                draining=scheduler.draining,
+                failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
+            )
+
+    def check_integrity(self, idle: bool = False) -> list[str]:
+        """Recompute every block's references from live sequences, holds and the running step,
+        and compare them with the counts. One line per violation. ``idle`` also demands that
+        nothing is live, owned or quarantined. O(pool): not for every step."""
+        with self._lock:
+            wrong = self._scheduler.check()
+            counts = self._pool.counts()
+            if idle and (counts.owned or counts.quarantined or self._scheduler.live):
+                wrong.append(
+                    f"idle, but {counts.owned} blocks are owned, {counts.quarantined} "
+                    f"quarantined and {self._scheduler.live} sequences live"
+                )
+            return wrong
+
+    # -- steps: the engine thread ----------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine thread. Raises RuntimeError when it was started before."""
+        if self._thread is not None:
+            raise RuntimeError("the engine was started before")
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Let the running step end, then end the thread; live sequences stay as they are.
+
+        Idempotent. Raises TimeoutError when the step does not end within ``timeout_s``.
+        """
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the engine's step did not end within {timeout_s} s")
+
+    def step(self) -> bool:
+        """Plan, compute, commit and emit once. False when there was nothing to do."""
+        with self._lock:
+            plan = self._scheduler.plan()
+            events = self._scheduler.take_events()
+        if events:
+            self._emit(events)  # before the step: the preempted move on while it computes
+        if not plan.slices:
+            return bool(events)
+        started = self._clock()
+        outcome = self._compute(plan)
+        with self._lock:
+            if isinstance(outcome, StepResult):
+                self._failures = 0
+                self._scheduler.commit(outcome)
+            else:
+                self._failures += 1
+                self._scheduler.fail(outcome)
+            self._last_step_s = self._clock() - started
+            events = self._scheduler.take_events()
+        if events:
+            self._emit(events)
+        return True
+
+    def _compute(self, plan: StepPlan) -> StepResult | BatonError:
+        """Run the plan without the lock; a failure of the whole step becomes a value."""
+        exports = [(part.seq_id, part.end) for part in plan.slices if part.export]
+
+        def on_layer(layer: int) -> None:
+            if exports:
+                self._emit([LayerReady(seq_id, layer, end) for seq_id, end in exports])
+
+        try:
+            return self.runner.run(plan, on_layer)
+        except BatonError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever a device raises ends only this step
+            failure = InternalError(f"engine step {plan.step} failed: {error!r}")
+            failure.__cause__ = error
+            return failure
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping:
+                if not self.step():
+                    self._sleep()
+        except Exception as error:  # noqa: BLE001 - a silent thread would hang every stream
+            self._break(error)
+
+    def _sleep(self) -> None:
+        """Wait until a command has changed something since the last call."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._woken or self._stopping)
+            self._woken = False
+
+    def _wake(self) -> None:
+        """Tell the thread that there may be work. The caller has the lock."""
+        self._woken = True
+        self._lock.notify_all()
+
+    def _break(self, error: Exception) -> None:
+        """A defect in the engine itself: end every sequence, say so, and refuse the rest."""
+        failure = InternalError(f"the engine is broken: {error!r}")
+        failure.__cause__ = error
+        with self._lock:
+            self._broken = self._scheduler.draining = True
+            self._scheduler.end_all(failure)
+            events = self._scheduler.take_events()
+        self._emit(events)

@@ -1,0 +1,393 @@
+"""The scheduler: one policy for prefill chunks and decode steps under one token budget.
+
+There is one kind of work. A sequence has ``length`` tokens of which ``computed`` have KV; a
+slice is the next few of the missing ones, and it samples when it reaches the last. A decode
+step is the case of one missing token (the unified view of vLLM's V1 scheduler). Decodes are
+planned first, so they never wait for a prompt; prefill chunks share what is left of the budget,
+first come, first served.
+
+Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls; ``plan`` and
+``commit`` alternate, and the other commands may come between the two, while the step runs.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import Counter
+from collections.abc import Callable
+
+from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
+from model.cache.blocks import BlockPool
+from model.cache.prefix import PrefixCache
+from model.engine.events import Event, FinishReason, SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.plan import Slice, StepPlan, StepResult
+from model.engine.preemption import victim
+from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
+from model.engine.settings import SchedulerSettings
+
+
+class Scheduler:
+    """Decides what each step computes and who has which blocks.
+
+    Commands on a sequence that has ended do nothing: the caller ended it, or the event that
+    says so is on its way. Events gather in ``take_events``.
+    """
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        pool: BlockPool,
+        prefix: PrefixCache,
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self._pool = pool
+        self._prefix = prefix
+        self._clock = clock
+        self._live: dict[int, Sequence] = {}
+        self._prefilling: list[Sequence] = []  # by rank
+        self._decoding: dict[int, Sequence] = {}
+        self._holds: dict[int, Hold] = {}
+        self._running: StepPlan | None = None
+        self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
+        self._events: list[Event] = []
+        self._sitting_out = 0  # sequences of the batch that wait for a block out of quarantine
+        self._next_seq_id = 1
+        self._next_hold_id = 1
+        self.draining = False
+        self.queued_tokens = 0  #: missing tokens of all prompts in the compute queue
+        self.steps = 0
+        self.compute_s = 0.0  #: of all steps
+
+    # -- commands --------------------------------------------------------------------------
+
+    def add(self, request: SequenceRequest) -> Reservation:
+        """Pin the prefix hit and reserve every block for prompt and generated ids, at once.
+
+        Raises ContextLengthExceeded when it can never fit, WorkerFull when it does not now.
+        """
+        tokens = (*request.prompt_ids, *request.generated_ids)
+        self._admit(request, len(tokens))
+        size = self.settings.block_size
+        # The last token must be computed here to be sampled from; received KV needs nothing.
+        hit_limit = len(tokens) if request.receive else len(tokens) - 1
+        hit, chain = self._prefix.match(tokens, request.salt, hit_limit)
+        self._pool.share(hit)
+        fresh = self._reserve(-(-len(tokens) // size) - len(hit))
+        if fresh is None:
+            self._pool.release(hit)
+            raise self._full(len(tokens))
+        seq = Sequence(
+            seq_id=self._next_seq_id,
+            request=request,
+            block_size=size,
+            blocks=hit + fresh,
+            cached=len(hit) * size,
+            computed=len(hit) * size,
+            chain=chain,
+            phase=Phase.AWAITING_KV,
+            created_s=self._clock(),
+        )
+        self._next_seq_id += 1
+        self._live[seq.seq_id] = seq
+        queued = self.queued_tokens
+        if not request.receive:
+            self._enqueue(seq)
+        return Reservation(seq.seq_id, seq.cached, len(tokens), tuple(seq.blocks), queued)
+
+    def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
+        """All KV of a reserved sequence is in its blocks and verified; ``first_token`` was
+        sampled elsewhere. It joins the batch, or ends if that token finishes it."""
+        seq = self._live.get(seq_id)
+        if seq is None:
+            return None
+        if seq.phase is not Phase.AWAITING_KV:
+            raise RuntimeError(f"sequence {seq_id} does not wait for KV: {seq.phase.name}")
+        seq.computed = seq.length
+        self._publish(seq)
+        finish = seq.append(first_token)
+        if finish is not None:
+            self._end(seq)
+        else:
+            self._join_batch(seq)
+        return finish
+
+    def compute_here(self, seq_id: int) -> None:
+        """KV of a reserved sequence will not come: prefill here what is not cached.
+
+        Blocks that a transfer may still write to are given up (quarantined) for fresh ones,
+        and so is a shared block that the last token would have to be written to again.
+        Raises WorkerFull, and nothing changes, when there are none.
+        """
+        seq = self._live.get(seq_id)
+        if seq is None or seq.phase is not Phase.AWAITING_KV:
+            return
+        size = self.settings.block_size
+        kept = min(seq.cached, (seq.length - 1) // size * size) // size
+        if kept * size < seq.cached or seq_id in self._held_ids():
+            fresh = self._reserve(len(seq.blocks) - kept)
+            if fresh is None:
+                raise self._full(seq.length)
+            self._pool.release(seq.blocks[kept:])
+            seq.blocks = seq.blocks[:kept] + fresh
+            seq.cached = seq.computed = kept * size
+            tokens, salt = seq.tokens(0, seq.cached), seq.request.salt
+            seq.chain = self._prefix.match(tokens, salt, seq.cached).chain
+        seq.created_s = self._clock()
+        self._enqueue(seq)
+
+    def cancel(self, seq_id: int) -> None:
+        """End a sequence without an event; idempotent."""
+        seq = self._live.get(seq_id)
+        if seq is not None:
+            self._end(seq)
+
+    def hold(self, seq_id: int, first_block: int = 0) -> Hold:
+        """Hold the blocks of a sequence from index ``first_block`` of its table on.
+
+        Raises Preempted when the sequence has ended: its blocks may be someone else's.
+        """
+        seq = self._live.get(seq_id)
+        if seq is None:
+            raise Preempted(f"sequence {seq_id} has ended and its blocks are gone")
+        hold = Hold(self._next_hold_id, seq_id, tuple(seq.blocks[first_block:]))
+        self._next_hold_id += 1
+        self._pool.hold(hold.blocks)
+        self._holds[hold.hold_id] = hold
+        return hold
+
+    def unhold(self, hold: Hold) -> None:
+        """End a hold; idempotent."""
+        if self._holds.pop(hold.hold_id, None) is not None:
+            self._pool.unhold(hold.blocks)
+
+    def end_all(self, error: BatonError) -> int:
+        """End every sequence that is not KEPT with ``error``; how many there were. A kept one
+        needs no more compute, and its hand-off may finish."""
+        ended = [s for s in self._live.values() if s.phase is not Phase.KEPT]
+        for seq in ended:
+            self._end(seq, SequenceFailed(seq.seq_id, error))
+        return len(ended)
+
+    def take_events(self) -> list[Event]:
+        """Events since the last call, oldest first."""
+        events, self._events = self._events, []
+        return events
+
+    # -- a step ----------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan:
+        """Decide the next step; it has no slices when nothing can be computed now.
+
+        May preempt. A sequence that needs a block which only a hold keeps from it sits out.
+        """
+        assert self._running is None, "the last step has not been committed"
+        self._grow()
+        slices = [  # next_slice(1), at half its cost
+            Slice(s.seq_id, s.generated_ids[-1:], s.computed, s.blocks, s.sample)
+            for s in self._decoding.values()
+            if s.computed < s.room
+        ]
+        budget = self.settings.max_tokens_per_step - len(slices)
+        places = self.settings.max_running - len(slices)
+        for seq in self._prefilling[: max(places, 0)]:
+            if budget <= 0:
+                break
+            count = min(self.settings.chunk_tokens, budget, seq.missing)
+            if seq.started_s is None:
+                seq.started_s = self._clock()
+            slices.append(seq.next_slice(count))
+            budget -= count
+        plan = StepPlan(self.steps + 1, tuple(slices))
+        if slices:
+            self._running = plan
+        return plan
+
+    def commit(self, result: StepResult) -> None:
+        """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
+        plan = self._finish_step()
+        self.compute_s += result.compute_s
+        live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
+        size, prefilling = self.settings.block_size, Phase.PREFILLING
+        for part in plan.slices:
+            seq_id = part.seq_id
+            seq = live.get(seq_id)
+            if seq is None:
+                continue
+            token, error = tokens.get(seq_id), errors.get(seq_id)
+            if token is None and part.sample is not None and error is None:
+                error = InternalError(f"step {plan.step} sampled nothing for {seq_id}")
+            if error is not None:
+                self._end(seq, SequenceFailed(seq_id, error))
+                continue
+            seq.computed += len(part.token_ids)
+            if seq.computed // size > seq.chain.blocks:
+                self._publish(seq)
+            first = seq.phase is prefilling
+            if first:
+                self.queued_tokens -= len(part.token_ids)
+                seq.prefill_s += result.compute_s
+                seq.steps += 1
+            if token is None or part.sample is None:
+                continue
+            finish = seq.append(token)
+            timings = seq.timings(self.compute_s, self.steps) if first or finish else None
+            emit(TokenSampled(seq_id, token, len(seq.generated_ids) - 1, finish, timings))
+            if first:
+                self._leave_queue(seq, finish)
+            elif finish is not None:
+                self._end(seq)
+
+    def fail(self, error: BatonError) -> None:
+        """The running step came to nothing: every sequence in it ends with ``error``."""
+        for part in self._finish_step().slices:
+            seq = self._live.get(part.seq_id)
+            if seq is not None:
+                self._end(seq, SequenceFailed(seq.seq_id, error))
+
+    def _finish_step(self) -> StepPlan:
+        plan = self._running
+        assert plan is not None, "no step is running"
+        self._running = None
+        self.steps += 1
+        for table in self._step_holds:
+            self._pool.unhold(table)
+        self._step_holds.clear()
+        return plan
+
+    def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
+        """The prompt is computed: hand it off, decode it, or end it."""
+        self._prefilling.remove(seq)
+        seq.phase = Phase.KEPT
+        if seq.request.keep:
+            return
+        if finish is None:
+            self._join_batch(seq)
+        else:
+            self._end(seq)
+
+    # -- phases ----------------------------------------------------------------------------
+
+    def _enqueue(self, seq: Sequence) -> None:
+        seq.phase = Phase.PREFILLING
+        insort(self._prefilling, seq, key=lambda s: s.rank)
+        self.queued_tokens += seq.missing
+
+    def _join_batch(self, seq: Sequence) -> None:
+        seq.phase = Phase.DECODING
+        seq.decode_base_s, seq.decode_base_step = self.compute_s, self.steps
+        self._decoding[seq.seq_id] = seq
+
+    def _publish(self, seq: Sequence) -> None:
+        """Every full computed block of ``seq`` enters the prefix cache."""
+        fresh = seq.tokens(seq.chain.blocks * seq.block_size, seq.computed)
+        seq.chain = self._prefix.insert(seq.chain, fresh, seq.blocks)
+
+    def _end(self, seq: Sequence, event: Event | None = None) -> None:
+        """Give up everything ``seq`` has. If the running step uses its blocks, they are
+        quarantined until it commits."""
+        del self._live[seq.seq_id]
+        if seq.phase is Phase.DECODING:
+            del self._decoding[seq.seq_id]
+        elif seq.phase is Phase.PREFILLING:
+            self._prefilling.remove(seq)
+            self.queued_tokens -= seq.missing
+        seq.phase = Phase.ENDED
+        # A new list, not clear(): the running step reads the old one.
+        blocks, seq.blocks = seq.blocks, []
+        running = self._running.slices if self._running is not None else ()
+        if any(part.seq_id == seq.seq_id for part in running):
+            self._pool.hold(blocks)
+            self._step_holds.append(blocks)
+        self._pool.release(blocks)
+        if event is not None:
+            self._events.append(event)
+
+    # -- memory ----------------------------------------------------------------------------
+
+    def _admit(self, request: SequenceRequest, tokens: int) -> None:
+        """Raise unless ``request``, of ``tokens`` prompt and generated ids, may be tried."""
+        if self.draining:
+            raise Draining("this worker is leaving and takes no new sequences")
+        self.settings.require_fits(request, self._pool.num_blocks)
+        peers = [s for s in self._live.values() if s.request.keep is request.keep]
+        if not request.keep and len(peers) >= self.settings.max_running:
+            raise WorkerFull(f"{len(peers)} sequences are live, as many as max_running allows")
+        if request.keep and self.settings.keep_blocks is not None:
+            taken = sum(len(s.blocks) for s in peers)
+            if taken + -(-tokens // self.settings.block_size) > self.settings.keep_blocks:
+                raise self._full(tokens)
+
+    def _full(self, tokens: int) -> WorkerFull:
+        free = self._pool.available * self.settings.block_size
+        return WorkerFull(f"{tokens} tokens need room, but only {free} tokens' blocks are free")
+
+    def _reserve(self, count: int) -> list[int] | None:
+        """Allocate, but nothing that a sequence sitting out is waiting for: it was here first,
+        and newcomers could otherwise take every block from under it for ever."""
+        if count > self._pool.available - self._sitting_out:
+            return None
+        return self._pool.allocate(count)
+
+    def _grow(self) -> None:
+        """Give a block to every decoding sequence that has none for its next token, oldest
+        first; preempt where there is none left."""
+        self._sitting_out = 0
+        short = [s for s in self._decoding.values() if s.computed >= s.room]
+        for seq in sorted(short, key=lambda s: s.rank):
+            while seq.phase is Phase.DECODING:
+                block = self._pool.allocate(1)
+                if block is not None:
+                    seq.grow(block)
+                    break
+                quarantined = self._pool.counts().quarantined
+                last = victim(self._live.values(), self._held_ids(), quarantined)
+                if last is None:
+                    self._sitting_out += 1
+                    break
+                self._end(last, SequencePreempted(last.seq_id))
+
+    def _held_ids(self) -> set[int]:
+        return {hold.seq_id for hold in self._holds.values()}
+
+    # -- the books -------------------------------------------------------------------------
+
+    @property
+    def live(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._live)
+
+    @property
+    def running(self) -> int:
+        """Sequences in the decode batch."""
+        return len(self._decoding)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for compute or for KV."""
+        awaiting = sum(s.phase is Phase.AWAITING_KV for s in self._live.values())
+        return len(self._prefilling) + awaiting
+
+    def check(self) -> list[str]:
+        """Recompute every reference and compare it with the books; one line per violation."""
+        owners = Counter(b for s in self._live.values() for b in s.blocks)
+        holds = Counter(b for h in self._holds.values() for b in h.blocks)
+        holds.update(b for table in self._step_holds for b in table)
+        wrong = self._pool.check(owners, holds)
+        for seq in self._live.values():
+            wrong += seq.check()
+            for block in seq.blocks[seq.computed // seq.block_size :]:
+                if self._pool.key(block) is not None or self._pool.owners(block) != 1:
+                    wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")
+        for part in self._running.slices if self._running is not None else ():
+            if any(not owners[b] and not holds[b] for b in part.block_table):
+                wrong.append(f"the running step uses blocks that {part.seq_id} no longer has")
+        phases = Counter(s.phase for s in self._live.values())
+        queued = sum(s.missing for s in self._prefilling)
+        if (phases[Phase.PREFILLING], phases[Phase.DECODING], queued) != (
+            len(self._prefilling),
+            len(self._decoding),
+            self.queued_tokens,
+        ):
+            wrong.append("the queues do not match the phases of the live sequences")
+        return wrong

@@ -1,0 +1,205 @@
+"""One request's record on one worker: its tokens, how many of them have KV, and its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as TokenIds
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from baton.errors import InvalidRequest
+from baton.sampling import SamplingSpec
+from model.cache.prefix import Chain
+from model.engine.events import FinishReason, SequenceTimings
+from model.engine.plan import Sample, Slice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceRequest:
+    """What a worker asks its engine to do with one choice of one request.
+
+    Two flags tell the three uses apart:
+
+    - neither: compute the prompt here and generate to the end (colocated, local prefill);
+    - ``receive``: reserve blocks; KV of what is not cached comes from a prefill worker;
+    - ``keep``: compute the prompt here, sample one token, then keep the blocks for the hand-off
+      until ``release`` (the prefill worker). Its ``finish_reason`` is that of the whole
+      request: None unless that one token ends it.
+
+    Raises InvalidRequest when there is nothing to compute or nothing left to generate.
+    """
+
+    prompt_ids: tuple[int, ...]
+    spec: SamplingSpec
+    generated_ids: tuple[int, ...] = ()  #: by earlier attempts; the continuation depends on them
+    salt: bytes = b""  #: equal salts may share cached blocks
+    priority: int = 0  #: larger goes first
+    choice_index: int = 0
+    keep: bool = False
+    export: bool = False  #: emit LayerReady for every slice
+    receive: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        if len(self.generated_ids) >= self.spec.max_tokens:
+            raise InvalidRequest(
+                f"max_tokens is {self.spec.max_tokens}, but {len(self.generated_ids)} tokens "
+                "are generated already",
+                param="max_tokens",
+            )
+        if self.receive and (self.keep or self.export):
+            raise ValueError("a sequence that receives its KV neither keeps nor exports it")
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What ``add`` set aside. KV of the first ``hit_tokens`` positions is in place."""
+
+    seq_id: int
+    hit_tokens: int  #: a multiple of the block size
+    total_tokens: int  #: prompt and generated ids
+    block_table: tuple[int, ...]  #: covers ``total_tokens``
+    queued_tokens: int  #: tokens in the compute queue before this sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keeps blocks of a sequence from reuse, even after it has ended, until ``unhold``."""
+
+    hold_id: int
+    seq_id: int
+    blocks: tuple[int, ...]
+
+
+class Phase(Enum):
+    AWAITING_KV = auto()  #: blocks reserved; someone writes KV into them
+    PREFILLING = auto()  #: in the compute queue until its first token is sampled
+    DECODING = auto()  #: in the batch: exactly its last token has no KV
+    KEPT = auto()  #: computed; blocks stay owned until ``release``
+    ENDED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live sequence. Written by the scheduler alone, under the engine's lock.
+
+    Invariant, asserted by ``check`` (positions are counted in tokens from 0):
+
+        0 <= cached <= computed <= min(length, room)  and  length <= limit
+
+    with ``computed == length - 1`` while DECODING and ``computed < length`` while PREFILLING.
+    The block table never shrinks while the sequence lives, so a running step may read it.
+    """
+
+    seq_id: int
+    request: SequenceRequest
+    block_size: int
+    blocks: list[int]
+    cached: int  #: tokens found in the prefix cache; a multiple of the block size
+    computed: int  #: tokens whose KV is in the blocks
+    chain: Chain  #: the full blocks hashed (and published) so far
+    phase: Phase
+    created_s: float
+    prompt_ids: tuple[int, ...] = field(init=False)
+    generated_ids: list[int] = field(init=False)
+    sample: Sample = field(init=False)  #: made once: it refers to the lists above
+    room: int = field(init=False)  #: tokens that ``blocks`` can take
+    started_s: float | None = None  #: when its first step was planned
+    prefill_s: float = 0.0
+    decode_base_s: float = 0.0  #: the engine's compute total when it began to decode
+    steps: int = 0  #: prefill steps
+    decode_base_step: int | None = None  #: and its count of steps
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.prompt_ids = request.prompt_ids
+        self.generated_ids = list(request.generated_ids)
+        self.sample = Sample(
+            request.spec, self.prompt_ids, self.generated_ids, request.choice_index
+        )
+        self.room = len(self.blocks) * self.block_size
+
+    # -- derived ---------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Tokens known: prompt and generated."""
+        return len(self.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def limit(self) -> int:
+        """The length it can reach."""
+        return len(self.prompt_ids) + self.request.spec.max_tokens
+
+    @property
+    def missing(self) -> int:
+        """Tokens that must be computed before the next one can be sampled."""
+        return self.length - self.computed
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Smaller goes first, is granted blocks first and is preempted last."""
+        return (-self.request.priority, self.seq_id)
+
+    def tokens(self, start: int, end: int) -> TokenIds[int]:
+        """The token ids at positions start .. end - 1."""
+        border = len(self.prompt_ids)
+        if start >= border:
+            return self.generated_ids[start - border : end - border]
+        if end <= border:
+            return self.prompt_ids[start:end]
+        return (*self.prompt_ids[start:], *self.generated_ids[: end - border])
+
+    def next_slice(self, count: int) -> Slice:
+        """The next ``count`` tokens to compute; it samples if they reach the last token."""
+        start, end = self.computed, self.computed + count
+        sample = self.sample if end == self.length else None
+        return Slice(
+            self.seq_id, self.tokens(start, end), start, self.blocks, sample, self.request.export
+        )
+
+    def timings(self, compute_total_s: float, step: int) -> SequenceTimings:
+        """Where its time went, given the engine's counters of compute time and steps."""
+        queued = 0.0 if self.started_s is None else self.started_s - self.created_s
+        decode_s, steps = 0.0, self.steps
+        if self.decode_base_step is not None:
+            decode_s = compute_total_s - self.decode_base_s
+            steps += step - self.decode_base_step
+        return SequenceTimings(queued, self.prefill_s, decode_s, steps, self.cached)
+
+    # -- changes ---------------------------------------------------------------------------
+
+    def grow(self, blocks: list[int]) -> None:
+        """Append blocks to the table."""
+        self.blocks += blocks
+        self.room += len(blocks) * self.block_size
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Append a sampled token; says whether, and why, generation ends with it."""
+        self.generated_ids.append(token_id)
+        spec = self.request.spec
+        if token_id in spec.eos_ids and not spec.ignore_eos:
+            return "stop"
+        return "length" if len(self.generated_ids) >= spec.max_tokens else None
+
+    def check(self) -> list[str]:
+        """Violations of the invariant, one line each."""
+        ordered = (
+            0 <= self.cached <= self.computed <= min(self.length, self.room)
+            and self.length <= self.limit
+            and self.room == len(self.blocks) * self.block_size
+            and self.chain.blocks == self.computed // self.block_size
+        )
+        missing = {
+            Phase.PREFILLING: self.missing >= 1,
+            Phase.DECODING: self.missing == 1,
+            Phase.KEPT: self.missing == 1,
+            Phase.AWAITING_KV: self.computed == self.cached,
+            Phase.ENDED: not self.blocks,
+        }[self.phase]
+        if ordered and missing:
+            return []
+        return [
+            f"sequence {self.seq_id} ({self.phase.name}): cached {self.cached}, computed "
+            f"{self.computed}, length {self.length}, room {self.room}, limit {self.limit}"
+        ]

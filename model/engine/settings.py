@@ -1,0 +1,56 @@
+"""The limits of one engine, and which requests can never fit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from baton.errors import ContextLengthExceeded
+from model.engine.sequence import SequenceRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    """Limits of one engine. Raises ValueError when they contradict one another."""
+
+    block_size: int  #: tokens per KV block
+    max_model_len: int  #: longest prompt + max_tokens the model was made for
+    max_tokens_per_step: int = 2048
+    chunk_tokens: int = 512  #: most tokens of one prompt in one step
+    max_running: int = 256  #: sequences in one step
+    keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_model_len", "chunk_tokens", "max_running"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.max_tokens_per_step <= self.max_running:
+            raise ValueError(
+                f"max_tokens_per_step is {self.max_tokens_per_step}, but must be above "
+                f"max_running, {self.max_running}: a full batch leaves no room for a prompt"
+            )
+
+    def quota(self, request: SequenceRequest, num_blocks: int) -> int:
+        """Blocks of a pool of ``num_blocks`` that sequences of the request's kind can count on.
+
+        On a worker of both roles ``keep`` sequences never get more than ``keep_blocks``; the
+        others may borrow of those but must fit the rest, so neither kind waits for the other.
+        """
+        if self.keep_blocks is None:
+            return num_blocks
+        return self.keep_blocks if request.keep else num_blocks - self.keep_blocks
+
+    def require_fits(self, request: SequenceRequest, num_blocks: int) -> None:
+        """Raise ContextLengthExceeded, naming both numbers, for what can never be served."""
+        prompt, asked = len(request.prompt_ids), request.spec.max_tokens
+        if prompt + asked > self.max_model_len:
+            raise ContextLengthExceeded(
+                f"a prompt of {prompt} tokens and max_tokens of {asked} make {prompt + asked}, "
+                f"but the context length is {self.max_model_len}"
+            )
+        needed = prompt + (len(request.generated_ids) if request.keep else asked)
+        capacity = self.quota(request, num_blocks) * self.block_size
+        if needed > capacity:
+            raise ContextLengthExceeded(
+                f"the sequence needs room for {needed} tokens, "
+                f"but this worker's KV pool has room for {capacity}"
+            )
