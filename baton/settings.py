@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from baton.deadlines import Deadlines
+from baton.flags import Placeholder, source
 from baton.liveness import Beat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -37,11 +38,17 @@ def _split(value: object) -> object:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
-Addresses = Annotated[list[str], BeforeValidator(_split)]
+Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT,...")]
+Devices = Annotated[list[str], BeforeValidator(_split), Placeholder("DEVICE,...")]
+Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
+Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
+Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
 
 
 class ProcessSettings(BaseSettings):
     """What every Baton process has."""
+
+    section: ClassVar[str] = "every process"
 
     model_config = SettingsConfigDict(
         env_prefix="BATON_",
@@ -54,9 +61,13 @@ class ProcessSettings(BaseSettings):
     )
 
     config: Path | None = Field(None, description="YAML file with any of these settings")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="log level")
-    log_format: Literal["console", "json"] = Field("console", description="log format")
-    heartbeat_interval: float = Field(1.0, gt=0, description="seconds between signs of life")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe lines logged; prompts appear at debug only"
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="for people or for machines"
+    )
+    heartbeat_interval: Seconds = Field(1.0, description="seconds between signs of life")
     heartbeats_missed: int = Field(3, ge=1, description="silent beats after which a peer is dead")
 
     @property
@@ -67,9 +78,13 @@ class ProcessSettings(BaseSettings):
 class ModelSettings(ProcessSettings):
     """What gateway and workers must agree on."""
 
-    model: str = Field(description="Hugging Face directory or hub id")
-    served_model_name: str | None = Field(
-        None, description="name in /v1/models; the last part of --model by default"
+    section: ClassVar[str] = "model"
+
+    model: Annotated[str, Placeholder("DIR|ID")] = Field(
+        description="Hugging Face directory or hub id (required)"
+    )
+    served_model_name: Annotated[str | None, Placeholder("NAME")] = Field(
+        None, description="name in /v1/models; the last part of --model if unset"
     )
 
     @property
@@ -77,39 +92,61 @@ class ModelSettings(ProcessSettings):
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
 
 
-class WorkerSettings(ModelSettings):
-    """What prefill and decode workers share."""
+class ComputeSettings(ModelSettings):
+    """How a worker computes, and in how much memory; equal in all workers of a fleet."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(0, ge=0, le=65535, description="gRPC port; 0 picks a free one")
-    advertise: str | None = Field(
-        None, description="host:port told to peers; --host:--port if unset"
-    )
-    device: str = Field("cpu", description="cpu or cuda:N")
+    section: ClassVar[str] = "compute"
+
     dtype: Dtype = Field("float32", description="type of weights and activations")
-    threads: int | None = Field(None, ge=1, description="compute threads; all cores if unset")
-    block_size: int = Field(16, ge=1, le=256, description="tokens per KV block")
-    num_blocks: int | None = Field(
-        None, ge=1, description="KV blocks; from --kv-memory-gib if unset"
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per worker; a fair share of the cores if unset"
     )
-    kv_memory_gib: float = Field(
-        1.0, gt=0, description="memory for KV, GiB, where --num-blocks is unset"
+    block_size: Annotated[int, Placeholder("TOKENS")] = Field(
+        16, ge=1, le=256, description="tokens per KV block"
     )
-    max_model_len: int | None = Field(
-        None, ge=2, description="longest sequence; the model's if unset"
+    num_blocks: Annotated[int | None, Placeholder("BLOCKS")] = Field(
+        None, ge=1, description="KV blocks per worker; from --kv-memory-gib if unset"
     )
-    max_step_tokens: int = Field(512, ge=1, description="tokens computed per engine step")
-    chunk_tokens: int = Field(512, ge=1, description="tokens of one prompt per engine step")
+    kv_memory_gib: Annotated[float, Placeholder("GIB")] = Field(
+        1.0, gt=0, description="memory for KV per worker, GiB, where --num-blocks is unset"
+    )
+    max_model_len: Annotated[int | None, Placeholder("TOKENS")] = Field(
+        None, ge=2, description="longest sequence, prompt and answer; the model's if unset"
+    )
+    max_step_tokens: Tokens = Field(512, description="tokens computed per engine step")
+    chunk_tokens: Tokens = Field(512, description="tokens of one prompt per engine step")
     max_running: int = Field(64, ge=1, description="sequences in the running batch")
     prefix_cache: bool = Field(True, description="reuse KV of equal prefixes")
     deterministic: bool = Field(
-        False, description="same tokens under any batch, chunk and cache hit"
+        False, description="the same tokens under any batch, chunk and cache hit; slower"
     )
     mock: bool = Field(False, description="a cost model in place of the network; needs no torch")
-    mock_step_ms: float = Field(2.0, ge=0, description="mock: milliseconds per engine step")
-    mock_prefill_us: float = Field(50.0, ge=0, description="mock: microseconds per prompt token")
-    mock_decode_us: float = Field(
+    mock_step_ms: Annotated[float, Placeholder("MS")] = Field(
+        2.0, ge=0, description="mock: milliseconds per engine step"
+    )
+    mock_prefill_us: Annotated[float, Placeholder("US")] = Field(
+        50.0, ge=0, description="mock: microseconds per prompt token"
+    )
+    mock_decode_us: Annotated[float, Placeholder("US")] = Field(
         100.0, ge=0, description="mock: microseconds per decoding sequence"
+    )
+
+
+class WorkerSettings(ComputeSettings):
+    """What prefill and decode workers share."""
+
+    section: ClassVar[str] = "worker"
+
+    host: Annotated[str, Placeholder("HOST")] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
+    port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
+        None, description="address told to peers; --host and --port if unset"
+    )
+    device: Annotated[str, Placeholder("DEVICE")] = Field("cpu", description="cpu or cuda:N")
+    drain_grace: Annotated[float, Placeholder("SECONDS")] = Field(
+        5.0, ge=0, description="seconds that running sequences get to finish when told to stop"
     )
     exit_with_parent: bool = Field(
         False, description="stop when the process that started this one ends"
@@ -117,44 +154,45 @@ class WorkerSettings(ModelSettings):
 
 
 class PrefillSettings(WorkerSettings):
-    """Settings of ``python -m prefill_worker``."""
+    """A prefill worker: turns prompts into KV and hands it over, layer by layer."""
 
 
 class DecodeSettings(WorkerSettings):
-    """Settings of ``python -m decode_worker``."""
+    """A decode worker: generates tokens from KV that it is handed, or computes itself."""
+
+    section: ClassVar[str] = "decode worker"
 
     local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
-    session_queue: int = Field(
-        65_536, ge=1, description="unsent tokens per session before it is taken for dead"
+    session_queue: Tokens = Field(
+        65_536, description="unsent tokens per session before it is taken for dead"
     )
 
 
-class GatewaySettings(ModelSettings):
-    """Settings of ``python -m gateway``."""
+class FrontSettings(ModelSettings):
+    """What clients see of a fleet: addresses, limits, deadlines."""
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="HTTP port")
-    admin_port: int = Field(8001, ge=0, le=65535, description="HTTP port of /cluster and /metrics")
-    prefill: Addresses = Field(default_factory=list, description="prefill workers, host:port,...")
-    decode: Addresses = Field(default_factory=list, description="decode workers, host:port,...")
-    max_queue_tokens: int = Field(1_000_000, ge=1, description="prompt tokens admitted at once")
-    max_body_bytes: int = Field(8 * 2**20, ge=1, description="longest HTTP body")
-    body_timeout: float = Field(30.0, gt=0, description="seconds to receive an HTTP body")
-    write_timeout: float = Field(30.0, gt=0, description="seconds a client may stall its stream")
-    retry_initial: float = Field(0.05, gt=0, description="seconds before the second attempt")
-    retry_max: float = Field(1.0, gt=0, description="longest pause between attempts, seconds")
-    retry_budget: float = Field(30.0, gt=0, description="seconds without a token before giving up")
-    queue_timeout: float = Field(30.0, gt=0, description="deadline: waiting for a place, seconds")
-    prefill_timeout: float = Field(
-        120.0, gt=0, description="deadline: computing the prompt, seconds"
+    section: ClassVar[str] = "gateway"
+
+    host: Annotated[str, Placeholder("HOST")] = Field(
+        "127.0.0.1", description="address to listen on"
     )
-    transfer_timeout: float = Field(60.0, gt=0, description="deadline: KV hand-off, seconds")
-    first_token_timeout: float = Field(180.0, gt=0, description="deadline: first token, seconds")
-    inter_token_timeout: float = Field(60.0, gt=0, description="deadline: between tokens, seconds")
-    total_timeout: float = Field(math.inf, gt=0, description="deadline: whole request, seconds")
-    exit_with_parent: bool = Field(
-        False, description="stop when the process that started this one ends"
+    port: Port = Field(8000, description="HTTP port of the API; 0 picks a free one")
+    admin_port: Port = Field(8001, description="HTTP port of /cluster and /metrics; 0 likewise")
+    max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
+    max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        8 * 2**20, ge=1, description="longest HTTP body, bytes"
     )
+    body_timeout: Seconds = Field(30.0, description="seconds to receive an HTTP body")
+    write_timeout: Seconds = Field(30.0, description="seconds a client may stall its stream")
+    retry_initial: Seconds = Field(0.05, description="seconds before the second attempt")
+    retry_max: Seconds = Field(1.0, description="longest pause between attempts, seconds")
+    retry_budget: Seconds = Field(30.0, description="seconds without a token before giving up")
+    queue_timeout: Seconds = Field(30.0, description="deadline: waiting for a place, seconds")
+    prefill_timeout: Seconds = Field(120.0, description="deadline: computing the prompt, seconds")
+    transfer_timeout: Seconds = Field(60.0, description="deadline: KV hand-off, seconds")
+    first_token_timeout: Seconds = Field(180.0, description="deadline: first token, seconds")
+    inter_token_timeout: Seconds = Field(60.0, description="deadline: between tokens, seconds")
+    total_timeout: Seconds = Field(math.inf, description="deadline: whole request, seconds")
 
     @property
     def deadlines(self) -> Deadlines:
@@ -167,10 +205,63 @@ class GatewaySettings(ModelSettings):
             total=self.total_timeout,
         )
 
+
+class GatewaySettings(FrontSettings):
+    """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
+
+    section: ClassVar[str] = "fleet"
+
+    prefill: Addresses = Field(default_factory=list, description="prefill workers")
+    decode: Addresses = Field(
+        default_factory=list, description="decode workers; at least one is required"
+    )
+    exit_with_parent: bool = Field(
+        False, description="stop when the process that started this one ends"
+    )
+
     @model_validator(mode="after")
     def _some_worker(self) -> GatewaySettings:
         if not self.decode:
             raise ValueError("--decode names no worker; at least one is needed")
+        return self
+
+
+class UpSettings(ComputeSettings, FrontSettings):
+    """Start a gateway and its workers on this machine, and stop them together.
+
+    Without --prefill, --decode and --colocated: one prefill and one decode worker. The options
+    below the first section go to the processes that know them.
+    """
+
+    section: ClassVar[str] = "what to start"
+
+    prefill: int | None = Field(None, ge=0, description="prefill workers")
+    decode: int | None = Field(None, ge=0, description="decode workers")
+    colocated: int = Field(0, ge=0, description="workers that prefill and decode in one process")
+    device: Devices = Field(
+        default_factory=lambda: ["cpu"],
+        min_length=1,
+        description="cpu (if unset), or cuda:0,cuda:1,...; dealt round robin to the workers",
+    )
+    restart: bool = Field(True, description="start a process again that dies after it was ready")
+    grace: Seconds = Field(10.0, description="seconds to stop before a process is killed")
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Prefill, decode and colocated workers to start."""
+        if self.colocated and self.prefill is None and self.decode is None:
+            return 0, 0, self.colocated
+        prefill = 1 if self.prefill is None else self.prefill
+        decode = 1 if self.decode is None else self.decode
+        return prefill, decode, self.colocated
+
+    @model_validator(mode="after")
+    def _some_of_each(self) -> UpSettings:
+        prefill, decode, colocated = self.counts
+        if decode + colocated == 0:
+            raise ValueError("--decode 0 leaves no worker to generate tokens")
+        if prefill + colocated == 0:
+            raise ValueError("--prefill 0 leaves no worker to compute prompts; use --colocated N")
         return self
 
 
@@ -187,6 +278,12 @@ def _explain(mistake: ErrorDetails) -> str:
     return f"{flag}: {message}{given}"
 
 
+def _required(cls: type[ProcessSettings]) -> list[str]:
+    """The options without which ``cls`` cannot be loaded, for the usage line."""
+    decode = ["--decode HOST:PORT,..."] if issubclass(cls, GatewaySettings) else []
+    return ["--model DIR", *decode] if issubclass(cls, ModelSettings) else []
+
+
 def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
     """Settings from command line, environment and YAML file, in that order.
 
@@ -199,8 +296,6 @@ def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
         raise SystemExit(f"{prog}: --config {path}: no such file")
 
     class Configured(cls):  # type: ignore[valid-type, misc]
-        model_config = SettingsConfigDict(cli_prog_name=prog)
-
         @classmethod
         def settings_customise_sources(
             cls,
@@ -214,7 +309,11 @@ def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
 
     Configured.__doc__ = cls.__doc__
     try:
-        return CliApp.run(Configured, cli_args=list(argv))
+        return CliApp.run(
+            Configured,
+            cli_args=list(argv),
+            cli_settings_source=source(Configured, prog, _required(cls)),
+        )
     except ValidationError as error:
         for mistake in error.errors():
             sys.stderr.write(f"{prog}: {_explain(mistake)}\n")

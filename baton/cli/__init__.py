@@ -1,0 +1,57 @@
+"""The ``baton`` command. It starts other packages as ``python -m ...`` and imports none."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A subcommand: imported only when it is asked for, so that ``--help`` is quick."""
+
+    module: str
+    summary: str
+
+    def run(self, argv: Sequence[str]) -> int:
+        entry: Callable[[Sequence[str]], int] = import_module(self.module).main
+        return entry(argv)
+
+
+COMMANDS = {
+    "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: baton COMMAND [option ...]",
+            "",
+            "Disaggregated prefill/decode serving for large language models.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`baton COMMAND --help` lists a command's options; `baton --version` names this build.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the ``baton`` script; the exit code of the command."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"baton {metadata.version('baton-serve')}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"baton: no command {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return command.run(arguments[1:])

@@ -1,0 +1,197 @@
+"""``baton up``: a gateway and its workers on this machine, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+
+from rich.console import Console
+
+from baton.cli import ports, probes
+from baton.cli.cores import Share, available, shares
+from baton.cli.display import Display
+from baton.cli.processes import GaveUp, Spec, StartFailed, Supervisor
+from baton.settings import (
+    DecodeSettings,
+    GatewaySettings,
+    PrefillSettings,
+    ProcessSettings,
+    UpSettings,
+    load,
+)
+
+_WORKER_HOST = "127.0.0.1"
+_DEFAULT_QUESTION = "What is prefill?"
+
+#: Decided here for each process, so never passed on as given.
+_OWN = {"config", "host", "port", "admin_port", "device", "threads", "prefill", "decode"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 after an orderly stop, 1 when something could not be started or kept."""
+    if sys.platform == "win32":
+        print("baton up: workers do not run on Windows; use Linux or WSL", file=sys.stderr)
+        return 1
+    settings = load(UpSettings, argv, "baton up")
+    try:
+        listening = _front_ports(settings)
+    except OSError as error:
+        print(f"baton up: {error}", file=sys.stderr)
+        return 1
+    return asyncio.run(_run(settings, *listening))
+
+
+def _front_ports(settings: UpSettings) -> tuple[int, int]:
+    """The ports of API and administration. Raises OSError naming the flag of one in use."""
+    unused = ports.free(settings.host)
+    chosen = []
+    for flag, port in (("--port", settings.port), ("--admin-port", settings.admin_port)):
+        if port and not ports.available(settings.host, port):
+            raise OSError(f"{flag} {port} is in use on {settings.host}; choose another")
+        chosen.append(port or next(unused))
+    if chosen[0] == chosen[1]:
+        raise OSError(f"--port and --admin-port are both {chosen[0]}")
+    return chosen[0], chosen[1]
+
+
+async def _run(settings: UpSettings, port: int, admin_port: int) -> int:
+    specs = plan(settings, port, admin_port)
+    display = Display(Console(), [spec.name for spec in specs])
+    _greet(settings, display, specs)
+    supervisor = Supervisor(specs, display, grace=settings.grace, restart=settings.restart)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, supervisor.stop)
+    display.start()
+    try:
+        await supervisor.run(lambda: _invite(settings, display, port, admin_port))
+    except (StartFailed, GaveUp) as error:
+        display.stop()
+        print(f"baton up: {error}", file=sys.stderr)
+        return 1
+    finally:
+        display.stop()
+    display.note("stopped")
+    return 0
+
+
+def plan(settings: UpSettings, port: int, admin_port: int) -> list[Spec]:
+    """Every process to start: the workers, then the gateway, which is told their addresses."""
+    prefill, decode, colocated = settings.counts
+    unused = (p for p in ports.free(_WORKER_HOST) if p not in (port, admin_port))
+    parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
+    devices = itertools.cycle(settings.device)
+    environment = _environment()
+
+    def workers(
+        count: int, letter: str, module: str, kind: type[ProcessSettings], *extra: str
+    ) -> Iterator[Spec]:
+        for index in range(count):
+            number, share, device = next(unused), next(parts), next(devices)
+            address = f"{_WORKER_HOST}:{number}"
+            yield Spec(
+                name=f"{letter}{index}",
+                module=module,
+                arguments=(
+                    *("--host", _WORKER_HOST, "--port", str(number), "--device", device),
+                    *("--threads", str(share.threads), *extra, "--exit-with-parent"),
+                    *_passed_on(settings, kind),
+                ),
+                environment=environment | {"OMP_NUM_THREADS": str(share.threads)},
+                address=address,
+                cores=_pin(share, device),
+                probe=partial(probes.worker, address),
+            )
+
+    p = list(workers(prefill, "p", "prefill_worker", PrefillSettings))
+    d = list(workers(decode, "d", "decode_worker", DecodeSettings))
+    c = list(workers(colocated, "c", "decode_worker", DecodeSettings, "--local-prefill"))
+    gateway = Spec(
+        name="gateway",
+        module="gateway",
+        arguments=(
+            *("--host", settings.host, "--port", str(port), "--admin-port", str(admin_port)),
+            *(("--prefill", _addresses(p)) if p else ()),
+            *("--decode", _addresses([*d, *c]), "--exit-with-parent"),
+            *_passed_on(settings, GatewaySettings),
+        ),
+        environment=environment,
+        address=f"{settings.host}:{port}",
+        cores=None,
+        probe=partial(probes.gateway, _url(settings.host, port)),
+    )
+    return [*p, *d, *c, gateway]
+
+
+def _pin(share: Share, device: str) -> frozenset[int] | None:
+    """Cores matter to a worker that computes on them."""
+    return share.pinned if device == "cpu" else None
+
+
+def _addresses(specs: Iterable[Spec]) -> str:
+    return ",".join(spec.address for spec in specs)
+
+
+def _passed_on(settings: UpSettings, kind: type[ProcessSettings]) -> list[str]:
+    """Flags for what was set, wherever it was set, and a process of ``kind`` knows."""
+    flags = []
+    for name in type(settings).model_fields:
+        if name in _OWN or name not in settings.model_fields_set or name not in kind.model_fields:
+            continue
+        value, flag = getattr(settings, name), name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _environment() -> dict[str, str]:
+    """Ours, less what has become flags: BATON_PORT means the gateway's port to us alone."""
+    known = {f"BATON_{name.upper()}" for name in UpSettings.model_fields}
+    kept = {name: value for name, value in os.environ.items() if name.upper() not in known}
+    if sys.stdout.isatty() and "NO_COLOR" not in kept:
+        kept["FORCE_COLOR"] = "1"
+    return kept | {"PYTHONUNBUFFERED": "1"}
+
+
+def _greet(settings: UpSettings, display: Display, specs: Sequence[Spec]) -> None:
+    prefill, decode, colocated = settings.counts
+    kinds = {"prefill": prefill, "decode": decode, "colocated": colocated}
+    what = " + ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    how = "mock" if settings.mock else f"{settings.dtype} on {','.join(settings.device)}"
+    threads = specs[0].environment["OMP_NUM_THREADS"]
+    display.note(f"{settings.model}: {what}, {how}, CPU threads per worker: {threads}")
+    if sys.platform == "darwin":
+        display.note("on macOS Baton goes as far as CPU workers and KV over gRPC", "yellow")
+
+
+def _url(host: str, port: int) -> str:
+    """Where a client on this machine reaches the API."""
+    reachable = "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _invite(settings: UpSettings, display: Display, port: int, admin_port: int) -> None:
+    """Say how to talk to it, in lines that can be copied."""
+    url = _url(settings.host, port)
+    body = {
+        "model": settings.served_name,
+        "stream": True,
+        "messages": [{"role": "user", "content": _DEFAULT_QUESTION}],
+    }
+    display.note(f"the workers' state: {_url(settings.host, admin_port)}/cluster")
+    display.note(f"ready at {url}/v1; Ctrl-C stops everything. Try:", "bold green")
+    display.plain("")
+    display.plain(
+        f"curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d {shlex.quote(json.dumps(body))}"
+    )
+    display.plain("")

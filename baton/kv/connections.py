@@ -1,0 +1,67 @@
+"""Channels to peer instances: dialled once, shared, and closed when the peer is lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from baton import channels
+from baton.errors import PeerError
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    instance_id: str
+    channel: grpc.aio.Channel
+    users: int = 0
+    lost: bool = False
+
+
+class Connections:
+    """At most one channel per (peer instance, address, purpose), each a connection of its own.
+
+    Peers are known by instance, not by address alone: a restarted worker is a new peer. Once a
+    user of any channel to a peer finds it lost, new users dial afresh, and each old channel is
+    closed with its last user.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[str, str, str], _Connection] = {}
+
+    @asynccontextmanager
+    async def to(
+        self, instance_id: str, address: str, purpose: str
+    ) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel to ``address`` for the body; a PeerError in it means that the peer is lost."""
+        key = (instance_id, address, purpose)
+        connection = self._open.get(key)
+        if connection is None:
+            channel = channels.connect(address, shared=False)
+            connection = self._open[key] = _Connection(instance_id, channel)
+        connection.users += 1
+        try:
+            yield connection.channel
+        except PeerError:
+            await self._lose(instance_id)
+            raise
+        finally:
+            connection.users -= 1
+            if connection.lost and not connection.users:
+                await connection.channel.close(None)
+
+    async def close(self) -> None:
+        """Close every channel; calls on them are cancelled."""
+        while self._open:
+            _, connection = self._open.popitem()
+            await connection.channel.close(None)
+
+    async def _lose(self, instance_id: str) -> None:
+        for key, connection in list(self._open.items()):
+            if connection.instance_id == instance_id:
+                del self._open[key]
+                connection.lost = True
+                if not connection.users:
+                    await connection.channel.close(None)

@@ -1,0 +1,190 @@
+"""KV over gRPC: the decode worker calls KvService.Read on a connection of its own.
+
+The connection is not the control channel's, so the first token never waits behind KV. Back
+pressure is HTTP/2's: the sender takes the next piece out of the pool when the last one has been
+accepted by the connection, so memory in flight is a few pieces, whatever the prompt's length.
+Frames bypass protobuf's copies (encoding.py). Checksums are not filled yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from baton.channels import KV_FRAME_BYTES
+from baton.errors import BatonError, HandoffFailed, InvalidRequest, PrefillLost
+from baton.kv.connections import Connections
+from baton.kv.encoding import decode, encode
+from baton.kv.framing import Cutter, Piece
+from baton.kv.transport import Sink, Source, Terms
+from baton.tasks import group
+from baton.v1 import kv_pb2
+
+NAME, VERSION = "grpc", 1
+_SERVICE, _METHOD = "baton.v1.KvService", "Read"
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class GrpcOffer:
+    """One hand-off, open until ``close``. Implements ``Offer``."""
+
+    def __init__(self, source: Source, address: str, forget: Callable[[bytes], None]) -> None:
+        self.token = secrets.token_bytes(16)
+        self.choice = kv_pb2.TransportChoice(name=NAME, address=address)
+        self._source = source
+        self._forget = forget
+        self._computed = [source.shape.start] * source.shape.layers
+        self._progress: set[asyncio.Event] = set()  # one per reading
+        self._readings: set[asyncio.Task[None]] = set()
+        self._stripes = 0  # as the first reader said
+        self._taken: set[int] = set()
+
+    def ready(self, layer: int, end: int) -> None:
+        self._computed[layer] = max(self._computed[layer], end)
+        for event in self._progress:
+            event.set()
+
+    def close(self) -> None:
+        self._forget(self.token)
+        for reading in self._readings:
+            reading.cancel()
+
+    async def stream(self, request: kv_pb2.KvReadRequest, write: Write) -> bool:
+        """Write every frame of one stripe as it is computed; False when closed before the end.
+
+        Raises InvalidRequest for a stripe that does not exist or was taken before, and what
+        the source's ``hold`` raises when the blocks are gone.
+        """
+        self._take(request.stripe, request.stripes)
+        async with group() as tasks:
+            reading = tasks.create_task(self._send(request, write), name="kv read")
+            self._readings.add(reading)
+            reading.add_done_callback(self._readings.discard)
+        return not reading.cancelled()
+
+    def _take(self, stripe: int, stripes: int) -> None:
+        known = self._stripes or stripes
+        if not 0 <= stripe < stripes or stripes != known or stripe in self._taken:
+            raise InvalidRequest(
+                f"stripe {stripe} of {stripes} cannot be read: "
+                f"taken are {sorted(self._taken)} of {self._stripes}"
+            )
+        self._stripes = stripes
+        self._taken.add(stripe)
+
+    async def _send(self, request: kv_pb2.KvReadRequest, write: Write) -> None:
+        layers = range(request.stripe, self._source.shape.layers, request.stripes)
+        cutter = Cutter(self._source.shape, KV_FRAME_BYTES, layers)
+        progress = asyncio.Event()
+        self._progress.add(progress)
+        try:
+            with self._source.hold():
+                while True:
+                    progress.clear()
+                    for piece in cutter.sendable(self._computed):
+                        await write(encode(piece, await self._source.read(piece)))
+                    if cutter.complete:
+                        return
+                    await progress.wait()
+        finally:
+            self._progress.discard(progress)
+
+
+class GrpcOutlet:
+    """The prefill side: every open offer, and the service that serves them. An ``Outlet``."""
+
+    name, version = NAME, VERSION
+
+    def __init__(self, address: str = "") -> None:
+        """``address``: of the KV service, where it is not that of the Prefill call."""
+        self._address = address
+        self._offers: dict[bytes, GrpcOffer] = {}
+
+    def open(self, source: Source) -> GrpcOffer:
+        offer = GrpcOffer(source, self._address, self._forget)
+        self._offers[offer.token] = offer
+        return offer
+
+    def _forget(self, token: bytes) -> None:
+        self._offers.pop(token, None)
+
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """Serves KvService.Read. Frames are bytes already: no serialiser."""
+        method = grpc.unary_stream_rpc_method_handler(
+            self._read, request_deserializer=kv_pb2.KvReadRequest.FromString
+        )
+        return grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method})
+
+    async def _read(
+        self,
+        request: kv_pb2.KvReadRequest,
+        context: grpc.aio.ServicerContext[kv_pb2.KvReadRequest, bytes],
+    ) -> None:
+        offer = self._offers.get(request.kv_token)
+        if offer is None:
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, "no such hand-off: its Prefill call has ended"
+            )
+        try:
+            whole = await offer.stream(request, context.write)
+        except BatonError as error:
+            await context.abort(error.grpc_code, error.message)
+        if not whole:
+            await context.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
+
+
+class GrpcReader:
+    """The decode side. Implements ``Reader``."""
+
+    name, version = NAME, VERSION
+
+    def __init__(self, connections: Connections, stripes: int = 1) -> None:
+        """``stripes``: streams that share one hand-off, each taking its layers."""
+        self._connections = connections
+        self._stripes = stripes
+
+    @property
+    def capability(self) -> kv_pb2.TransportOffer:
+        return kv_pb2.TransportOffer(name=NAME, version=VERSION)
+
+    async def read(self, terms: Terms, sink: Sink) -> None:
+        address = terms.choice.address or terms.address
+        async with (
+            self._connections.to(terms.instance_id, address, "kv") as channel,
+            group() as tasks,
+        ):
+            for stripe in range(self._stripes):
+                request = kv_pb2.KvReadRequest(
+                    kv_token=terms.token, stripe=stripe, stripes=self._stripes
+                )
+                tasks.create_task(_read_stripe(channel, address, request, sink), name="kv stripe")
+        sink.require_complete()
+
+
+async def _read_stripe(
+    channel: grpc.aio.Channel, address: str, request: kv_pb2.KvReadRequest, sink: Sink
+) -> None:
+    method = channel.unary_stream(
+        f"/{_SERVICE}/{_METHOD}",
+        request_serializer=kv_pb2.KvReadRequest.SerializeToString,
+        response_deserializer=None,
+    )
+    frames = method(request)
+    try:
+        async for message in frames:
+            head, payload = decode(message)
+            if head.checksums:
+                raise HandoffFailed("a KV frame has checksums, but none were agreed on")
+            piece = Piece(head.layer, head.start_token, head.end_token)
+            await sink.write(piece, payload)
+    except grpc.aio.AioRpcError as error:
+        raise PrefillLost(
+            f"reading KV from {address}: {error.code().name.lower()}: {error.details()}"
+        ) from error
+    finally:
+        frames.cancel()

@@ -1,0 +1,93 @@
+"""The two HTTP applications: routes, middleware in its order, errors from the one table."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from baton.errors import (
+    BatonError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+)
+from gateway.body_limit import BodyLimit
+from gateway.endpoints import Generation
+from gateway.status import Status
+
+#: Seconds after which a refused client may ask again.
+RETRY_AFTER = 1
+
+
+def public_app(
+    generation: Generation, status: Status, *, max_body_bytes: int, body_timeout: float
+) -> Starlette:
+    """What clients see."""
+    return _app(
+        [
+            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
+            Route("/v1/completions", generation.completion, methods=["POST"]),
+            Route("/v1/models", status.models),
+            Route("/v1/models/{name:path}", status.model),
+            Route("/health", status.health),
+            Route("/ready", status.ready),
+            Route("/metrics", status.metrics),
+        ],
+        [Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout)],
+    )
+
+
+def admin_app(status: Status) -> Starlette:
+    """What operators see, on a port of its own."""
+    return _app(
+        [
+            Route("/cluster", status.cluster),
+            Route("/health", status.health),
+            Route("/ready", status.ready),
+            Route("/metrics", status.metrics),
+        ],
+        [],
+    )
+
+
+def _app(routes: list[Route], middleware: list[Middleware]) -> Starlette:
+    """From the outside in: unexpected errors, ``middleware``, errors of the table, routes."""
+    return Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={
+            BatonError: _render,
+            HTTPException: _render_http,
+            Exception: _render_unexpected,
+        },
+    )
+
+
+async def _render(_: Request, error: Exception) -> Response:
+    """An error of the table, before the first byte of an answer."""
+    assert isinstance(error, BatonError)
+    headers = {"Retry-After": str(RETRY_AFTER)} if error.http_status in (429, 503) else None
+    return JSONResponse(error.to_openai(), status_code=error.http_status, headers=headers)
+
+
+async def _render_http(http: Request, error: Exception) -> Response:
+    """What Starlette itself refuses, in the same shape."""
+    assert isinstance(error, HTTPException)
+    where = f"{http.method} {http.url.path}"
+    if error.status_code == RouteNotFound.http_status:
+        return await _render(http, RouteNotFound(f"{where}: no such route"))
+    if error.status_code == MethodNotAllowed.http_status:
+        refused = await _render(http, MethodNotAllowed(f"{where}: method not allowed"))
+        refused.headers.update(error.headers or {})
+        return refused
+    return await _render(http, InvalidRequest(f"{where}: {error.detail}"))
+
+
+async def _render_unexpected(http: Request, _: Exception) -> Response:
+    """A defect: the log has the traceback, the client learns only that it is not its fault."""
+    return await _render(http, InternalError("the gateway failed; see its log"))

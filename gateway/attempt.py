@@ -1,0 +1,75 @@
+"""One attempt as the gateway holds it: the fence for its tokens, and the queue they wait in."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from baton.errors import BatonError
+from baton.generation import AttemptKey, FinishReason, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The attempt generated all there was to generate."""
+
+    reason: FinishReason
+    timings: Timings
+
+
+class Attempt:
+    """Tokens of one attempt, between the session that reads them and the request that takes them.
+
+    The queue needs no limit of its own: indices only go up, one token each, and never past
+    ``limit`` (the request's max_tokens), so a client that does not read costs that many integers
+    at most. Putting never waits.
+    """
+
+    def __init__(
+        self, key: AttemptKey, next_index: int, limit: int, cancel: Callable[[], None]
+    ) -> None:
+        self.key = key
+        self.ended: Finished | BatonError | None = None
+        self._next = next_index
+        self._limit = limit
+        self._cancel = cancel
+        self._tokens: list[int] = []
+        self._news = asyncio.Event()
+
+    def put(self, index: int, token_ids: Sequence[int]) -> bool:
+        """Accept the tokens only if they are the next ones; False when they are not."""
+        if index != self._next or index + len(token_ids) > self._limit or self.ended is not None:
+            return False
+        self._next += len(token_ids)
+        self._tokens.extend(token_ids)
+        self._news.set()
+        return True
+
+    def end(self, how: Finished | BatonError) -> None:
+        """No more tokens; those received stay to be taken. The first end counts."""
+        if self.ended is None:
+            self.ended = how
+            self._news.set()
+
+    @property
+    def finished(self) -> Finished | None:
+        """How generation ended, once it has by itself and every token was taken."""
+        return self.ended if isinstance(self.ended, Finished) and not self._tokens else None
+
+    async def take(self) -> list[int]:
+        """Wait for tokens; empty when the attempt has finished without more.
+
+        Raises what ended the attempt early, once all tokens before it were taken.
+        """
+        await self._news.wait()
+        tokens, self._tokens = self._tokens, []
+        if self.ended is None:
+            self._news.clear()
+        elif not tokens and isinstance(self.ended, BatonError):
+            raise self.ended
+        return tokens
+
+    def cancel(self) -> None:
+        """End the attempt on the worker too, unless it has ended. Idempotent, never waits."""
+        self._cancel()

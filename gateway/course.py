@@ -1,0 +1,119 @@
+"""Where a request stands between its attempts: all that the next one needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baton.errors import (
+    BatonError,
+    DecodeLost,
+    HandoffFailed,
+    IncompatiblePeer,
+    Preempted,
+    PrefillLost,
+    WorkerFull,
+)
+from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
+from baton.identity import CompatibilityClass
+from gateway.attempt import Attempt
+from gateway.fleet import Booking
+from gateway.patience import Patience
+from gateway.placement import Need, Place
+from gateway.requests import ValidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An attempt that is running, where, and what it takes up there."""
+
+    attempt: Attempt
+    place: Place
+    booking: Booking
+
+
+@dataclass(slots=True)
+class Course:
+    """One request over all its attempts."""
+
+    request: ValidRequest
+    arrival: int  #: order among this gateway's requests
+    patience: Patience
+    #: Every token received, those not yet shown included: what the next attempt continues.
+    generated: list[int] = field(default_factory=list)
+    attempts: int = 0
+    run: Run | None = None
+    #: Where the last attempt was: its cache may still hold the blocks.
+    last: Place | None = None
+    compatibility: CompatibilityClass | None = None
+    #: Instances that failed this request since its last token.
+    avoid: set[str] = field(default_factory=set)
+    #: Decode workers whose session broke once since then; they may live.
+    lost: set[str] = field(default_factory=set)
+
+    @property
+    def need(self) -> Need:
+        """What placement has to find."""
+        request = self.request
+        return Need(
+            model=request.model,
+            tokens=len(request.prompt_ids) + len(self.generated),
+            longest=len(request.prompt_ids) + request.sampling.max_tokens,
+            compatibility=self.compatibility,
+            avoid=frozenset(self.avoid),
+            prefer=self.last.decode.instance_id if self.last is not None else "",
+            local_prefill=self.attempts > 0,
+        )
+
+    def next_generation(self) -> Generation:
+        """The attempt to submit now. No attempt number is used twice."""
+        request = self.request
+        key = AttemptKey(request.request_id, self.attempts)
+        self.attempts += 1
+        return Generation(
+            key=key,
+            prompt_ids=request.prompt_ids,
+            generated_ids=tuple(self.generated),
+            sampling=request.sampling,
+            deadlines=request.deadlines.after(self.patience.elapsed),
+            priority=request.priority,
+            cache_salt=request.cache_salt,
+            traceparent=request.traceparent,
+        )
+
+    def started(self, run: Run) -> None:
+        """From now on the request stays in this class: only there is a replay exact."""
+        self.run = run
+        self.last = run.place
+        self.compatibility = run.place.decode.report.compatibility
+
+    def received(self, tokens: list[int]) -> None:
+        """Progress: what failed before is forgiven."""
+        self.generated += tokens
+        if self.avoid or self.lost:
+            self.avoid.clear()
+            self.lost.clear()
+
+    def complete(self) -> FinishReason | None:
+        """Whether the tokens received are all there will be, though the worker died unsaid."""
+        if not self.generated:
+            return None
+        return finish_reason(len(self.generated), self.generated[-1], self.request.sampling)
+
+    def learn(self, error: BatonError) -> None:
+        """Note what the next placement should avoid, after what went wrong."""
+        if self.last is None:
+            return
+        decode, prefill = self.last.decode, self.last.prefill
+        match error:
+            case WorkerFull():
+                decode.refused()
+                if prefill is not None:
+                    prefill.refused()
+            case PrefillLost() | HandoffFailed() | IncompatiblePeer() if prefill is not None:
+                self.avoid.add(prefill.instance_id)
+            case Preempted():
+                pass  # the same worker first: its cache may still hold the blocks
+            case DecodeLost() if decode.instance_id not in self.lost:
+                self.lost.add(decode.instance_id)
+            case _:
+                self.avoid.add(decode.instance_id)

@@ -1,0 +1,109 @@
+"""The endpoints that generate: body to valid request to answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from baton.errors import BatonError, ClientGone, InternalError
+from gateway import openai_api
+from gateway.disconnect import unless_gone
+from gateway.metrics import Metrics
+from gateway.orchestrator import Orchestrator
+from gateway.placement import longest_prompt, longest_sequence
+from gateway.registry import Registry
+from gateway.requests import Limits, Validator, ValidRequest
+from gateway.schemas import ChatRequest, CompletionRequest, parse
+from gateway.streams import AnswerStream
+from gateway.tokenizer import ModelTokenizer
+from gateway.transcript import Piece, Transcript, transcribe
+
+log = structlog.get_logger(__name__)
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Generation:
+    """POST /v1/chat/completions and /v1/completions."""
+
+    def __init__(
+        self,
+        validator: Validator,
+        tokenizer: ModelTokenizer,
+        registry: Registry,
+        orchestrator: Orchestrator,
+        metrics: Metrics,
+        write_timeout: float,
+    ) -> None:
+        self._validator = validator
+        self._tokenizer = tokenizer
+        self._registry = registry
+        self._orchestrator = orchestrator
+        self._metrics = metrics
+        self._write_timeout = write_timeout
+
+    async def chat(self, http: Request) -> Response:
+        return await self._counted(http, self._validate_chat)
+
+    async def completion(self, http: Request) -> Response:
+        return await self._counted(http, self._validate_completion)
+
+    async def _validate_chat(self, http: Request) -> ValidRequest:
+        wire = parse(ChatRequest, await http.body())
+        return await self._validator.chat(wire, self._limits(), _traceparent(http))
+
+    async def _validate_completion(self, http: Request) -> ValidRequest:
+        wire = parse(CompletionRequest, await http.body())
+        return await self._validator.completion(wire, self._limits(), _traceparent(http))
+
+    async def _counted(
+        self, http: Request, validate: Callable[[Request], Awaitable[ValidRequest]]
+    ) -> Response:
+        """Every request is counted once: here, unless its stream begins and counts itself."""
+        try:
+            return await self._answer(http, await validate(http))
+        except ClientDisconnect:
+            self._count(ClientGone.http_status)
+            raise ClientGone("the client closed the connection within the body") from None
+        except BatonError as error:
+            self._count(error.http_status)
+            raise
+        except Exception:
+            self._count(InternalError.http_status)
+            raise
+
+    async def _answer(self, http: Request, request: ValidRequest) -> Response:
+        transcript = Transcript(request, self._tokenizer.detokenizer())
+        pieces = transcribe(self._orchestrator.generate(request), transcript)
+        if not request.stream:
+            body = await unless_gone(http.receive, openai_api.whole(request, pieces))
+            self._count(200)
+            return JSONResponse(body, headers={"X-Request-Id": request.request_id})
+        # Until the first token is here, what goes wrong still has an HTTP status.
+        first = await unless_gone(http.receive, _first(pieces))
+        return AnswerStream(request, first, pieces, self._write_timeout, self._count)
+
+    def _limits(self) -> Limits:
+        workers = self._registry.workers
+        return Limits(
+            context=self._tokenizer.context_length,
+            sequence=longest_sequence(workers),
+            prompt=longest_prompt(workers),
+        )
+
+    def _count(self, status: int) -> None:
+        self._metrics.requests.labels(code=str(status)).inc()
+
+
+async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
+    return await anext(pieces)
+
+
+def _traceparent(http: Request) -> str:
+    """The W3C trace context, if it is one."""
+    given = http.headers.get("traceparent", "")
+    return given if _TRACEPARENT.fullmatch(given) else ""

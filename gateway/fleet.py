@@ -1,0 +1,214 @@
+"""The workers as this gateway sees them: what each last reported, and what was placed since."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from baton import wire
+from baton.errors import IncompatiblePeer
+from baton.identity import CompatibilityClass, Identity
+from baton.v1 import worker_pb2
+
+#: Seconds after which a placement shows in the worker's own reports: one trip from gateway over
+#: decode to prefill worker. Until then it is counted on top of them.
+SETTLING = 0.1
+
+
+class Role(Enum):
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Health(Enum):
+    """How a worker stands. Only HEALTHY and, failing that, SUSPECT ones get work."""
+
+    CONNECTING = "connecting"  #: no report yet
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"  #: one beat missed
+    OUT = "out"  #: silent, or the connection broke
+    REFUSED = "refused"  #: speaks another protocol version, or is not a worker
+
+
+_ROLES: Mapping[int, Role] = {
+    worker_pb2.ROLE_PREFILL: Role.PREFILL,
+    worker_pb2.ROLE_DECODE: Role.DECODE,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What a worker has to do, as it counts it."""
+
+    queued_tokens: int = 0  #: prompt tokens waiting for compute, less cached ones
+    running: int = 0  #: sequences in the batch
+    waiting: int = 0  #: sequences waiting for compute or KV
+    blocks_free: int = 0
+    blocks_cached: int = 0
+    blocks_owned: int = 0
+    blocks_quarantined: int = 0
+    steps: int = 0  #: engine steps since start
+    last_step: float = 0.0  #: seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """A way to move KV, and why it cannot be used (empty when it can)."""
+
+    name: str
+    version: int
+    unavailable: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A worker's status message as a value."""
+
+    identity: Identity
+    compatibility: CompatibilityClass
+    roles: frozenset[Role]
+    local_prefill: bool  #: a decode worker that prefills every prompt itself
+    model: str
+    max_model_len: int  #: tokens of the longest sequence it can hold
+    vocab_size: int
+    load: Load
+    transports: tuple[Transport, ...]
+    draining: bool
+
+    @classmethod
+    def from_wire(cls, status: worker_pb2.WorkerStatus) -> Report:
+        """Raises IncompatiblePeer for another protocol version, or without a class."""
+        identity = wire.identity_from_wire(status.identity)
+        if identity.compatibility is None:
+            raise IncompatiblePeer("the status names no compatibility class: not a worker")
+        load = status.load
+        return cls(
+            identity=identity,
+            compatibility=identity.compatibility,
+            roles=frozenset(_ROLES[role] for role in status.roles if role in _ROLES),
+            local_prefill=status.local_prefill,
+            model=status.model,
+            max_model_len=status.max_model_len,
+            vocab_size=status.vocab_size,
+            load=Load(
+                queued_tokens=load.queued_tokens,
+                running=load.running,
+                waiting=load.waiting,
+                blocks_free=load.blocks_free,
+                blocks_cached=load.blocks_cached,
+                blocks_owned=load.blocks_owned,
+                blocks_quarantined=load.blocks_quarantined,
+                steps=load.steps,
+                last_step=load.last_step_us / 1e6,
+            ),
+            transports=tuple(
+                Transport(name=t.name, version=t.version, unavailable=t.unavailable)
+                for t in status.transports
+            ),
+            draining=status.draining,
+        )
+
+
+@dataclass(slots=True)
+class Worker:
+    """One instance of a worker process; a restarted one is another ``Worker``.
+
+    Changed only by the registry (report, health) and the orchestrator (placements and what came
+    of them), all on the event loop.
+    """
+
+    address: str  #: host:port
+    report: Report
+    health: Health = Health.HEALTHY
+    #: Not tried before it reports again, or something of ours leaves it.
+    full: bool = False
+    #: It said ``worker_full`` where its report shows room: tried with one request at a time.
+    doubted: bool = False
+    _unseen_tokens: int = 0
+    _unseen_blocks: int = 0
+    _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    @property
+    def instance_id(self) -> str:
+        return self.report.identity.instance_id
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens waiting for compute there, placements not yet reported included."""
+        return max(0, self.report.load.queued_tokens + self._unseen_tokens)
+
+    @property
+    def room_blocks(self) -> int:
+        """KV blocks a new sequence could take, less what was placed and is not yet reported."""
+        load = self.report.load
+        return load.blocks_free + load.blocks_cached - self._unseen_blocks
+
+    def blocks(self, tokens: int) -> int:
+        """KV blocks that a sequence of so many tokens takes here."""
+        return -(-tokens // self.report.compatibility.block_size)
+
+    def has_room(self, tokens: int) -> bool:
+        return not self.full and self.room_blocks >= self.blocks(tokens)
+
+    def reported(self, report: Report, now: float) -> None:
+        """Take in a new report; what was placed long enough before it is in it."""
+        self.report = report
+        self.full = False
+        while self._unseen and self._unseen[0][0] < now - SETTLING:
+            _, tokens, blocks = self._unseen.popleft()
+            self._unseen_tokens -= tokens
+            self._unseen_blocks -= blocks
+
+    def placed(self, tokens: int, blocks: int, now: float) -> None:
+        """Count a placement until reports show it; negative numbers count one that has left."""
+        self._unseen.append((now, tokens, blocks))
+        self._unseen_tokens += tokens
+        self._unseen_blocks += blocks
+        if blocks < 0:
+            self.full = False
+        elif blocks > 0 and self.doubted:
+            self.full = True
+
+    def refused(self) -> None:
+        """It answered that it is full."""
+        self.full = self.doubted = True
+
+    def accepted(self) -> None:
+        """It took a request after all."""
+        if self.doubted:
+            self.full = self.doubted = False
+
+
+class Booking:
+    """What one attempt takes up on its workers, counted there until their own reports show it."""
+
+    def __init__(self, decode: Worker, prefill: Worker | None, tokens: int, now: float) -> None:
+        self._decode = decode
+        self._prefill = prefill
+        self._tokens = tokens
+        self._blocks = decode.blocks(tokens + 1)
+        self._computed = False
+        decode.placed(0, self._blocks, now)
+        self._count_compute(1, now)
+
+    def started(self, now: float) -> None:
+        """The first token is here: the workers took the attempt, and the prompt is computed."""
+        self._computed = True
+        self._count_compute(-1, now)
+        self._decode.accepted()
+        if self._prefill is not None:
+            self._prefill.accepted()
+
+    def ended(self, now: float) -> None:
+        """The attempt has left its workers; call once."""
+        if not self._computed:
+            self._count_compute(-1, now)
+        self._decode.placed(0, -self._blocks, now)
+
+    def _count_compute(self, sign: int, now: float) -> None:
+        if self._prefill is None:
+            self._decode.placed(sign * self._tokens, 0, now)
+        else:
+            self._prefill.placed(sign * self._tokens, sign * self._blocks, now)

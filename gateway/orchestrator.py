@@ -1,0 +1,217 @@
+"""A request from admission to its last token, over as many attempts as it takes.
+
+The one recovery path: whatever ends an attempt early in a way that another could mend (prefill
+or decode worker lost, preempted, draining, full) leads back to ``_restart``, which places the
+request again with the tokens received so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+import tenacity
+
+from baton import tasks
+from baton.errors import (
+    BatonError,
+    InternalError,
+    NoWorker,
+    WorkerFull,
+    from_code,
+)
+from baton.generation import FinishReason, Timings
+from gateway.admission import Admission
+from gateway.course import Course, Run
+from gateway.fleet import Booking
+from gateway.metrics import Metrics
+from gateway.patience import Patience
+from gateway.placement import Placement
+from gateway.registry import Registry
+from gateway.requests import ValidRequest
+from gateway.session import Sessions
+from gateway.waiting import WaitingRoom
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How fast and how long a lost request is placed again, in seconds."""
+
+    initial: float  #: longest pause before the second try; doubles each time
+    longest: float  #: longest pause of all
+    budget: float  #: without a token before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens, in order and each exactly once; the last delta says how generation ended."""
+
+    token_ids: list[int]
+    finish: FinishReason | None = None
+    timings: Timings | None = None
+
+
+class Orchestrator:
+    """Admits, places, fences, recovers and times every request."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        sessions: Sessions,
+        placement: Placement,
+        waiting: WaitingRoom,
+        admission: Admission,
+        retry: RetryPolicy,
+        metrics: Metrics,
+    ) -> None:
+        self._registry = registry
+        self._sessions = sessions
+        self._placement = placement
+        self._waiting = waiting
+        self._admission = admission
+        self._retry = retry
+        self._metrics = metrics
+        self._arrivals = itertools.count()
+
+    async def generate(self, request: ValidRequest) -> AsyncGenerator[Delta, None]:
+        """Yield every token once. Closing the iterator cancels the request down the tree.
+
+        Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
+        an error that no other attempt could mend, as it came; one that it could, when the retry
+        budget is spent.
+        """
+        course = Course(request, next(self._arrivals), Patience(request.deadlines))
+        finish: FinishReason | None = None
+        with self._admission.admit(len(request.prompt_ids)) as ticket:
+            while finish is None:
+                try:
+                    run, tokens = await self._restart(course)
+                    ticket.give_back()
+                    async with aclosing(self._flow(course, run, tokens)) as deltas:
+                        async for delta in deltas:
+                            finish = delta.finish
+                            yield delta
+                finally:
+                    self._leave(course)
+                if finish is None and (finish := course.complete()) is not None:
+                    yield Delta([], finish)
+
+    async def _flow(
+        self, course: Course, run: Run, tokens: list[int]
+    ) -> AsyncGenerator[Delta, None]:
+        """The rest of an attempt that has given its first tokens.
+
+        Ends without a finish when the attempt is lost and another could go on from here.
+        """
+        try:
+            while (finished := run.attempt.finished) is None:
+                yield Delta(tokens)
+                async with course.patience:
+                    tokens = await run.attempt.take()
+                self._received(course, tokens)
+            yield Delta(tokens, finished.reason, finished.timings)
+        except BatonError as error:
+            if not _mendable(error):
+                raise
+            self._lost(course, error)
+
+    async def _restart(self, course: Course) -> tuple[Run, list[int]]:
+        """Try until an attempt gives tokens: that is progress, and resets the budget."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(lambda error: _again(course, error)),
+            wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
+            stop=tenacity.stop_after_delay(self._retry.budget),
+        )
+        try:
+            async with course.patience:
+                return await retrying(self._try, course)
+        except tenacity.RetryError as spent:
+            raise self._given_up(course, spent.last_attempt.exception()) from spent
+
+    async def _try(self, course: Course) -> tuple[Run, list[int]]:
+        """One attempt up to its first tokens; a full worker sends it back to wait for room."""
+        while True:
+            run = await self._wait_for_place(course)
+            try:
+                tokens = await run.attempt.take()
+            except BatonError as error:
+                self._leave(course)
+                if _mendable(error):
+                    self._lost(course, error)
+                if not isinstance(error, WorkerFull):
+                    raise
+            else:
+                self._received(course, tokens)
+                run.booking.started(asyncio.get_running_loop().time())
+                self._waiting.changed()
+                return run, tokens
+
+    async def _wait_for_place(self, course: Course) -> Run:
+        async with tasks.within("queue", course.request.deadlines.queue):
+            return await self._waiting.take_turn(course.arrival, lambda: self._start(course))
+
+    def _start(self, course: Course) -> Run | None:
+        """Place and submit in one go, so that the next in line sees the room that is left."""
+        need = course.need
+        place = self._placement.choose(self._registry.workers, need)
+        if place is None:
+            return None
+        attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
+        now = asyncio.get_running_loop().time()
+        course.started(Run(attempt, place, Booking(place.decode, place.prefill, need.tokens, now)))
+        return course.run
+
+    def _received(self, course: Course, tokens: list[int]) -> None:
+        if not tokens:
+            return
+        first = not course.generated
+        course.received(tokens)
+        waited = course.patience.progress()
+        if first:
+            self._metrics.time_to_first_token.observe(waited)
+        else:
+            self._metrics.inter_token_latency.observe(waited)
+
+    def _lost(self, course: Course, error: BatonError) -> None:
+        course.learn(error)
+        self._metrics.migrations.labels(reason=error.code).inc()
+        log.info(
+            "attempt lost",
+            request_id=course.request.request_id,
+            attempt=course.attempts - 1,
+            reason=error.code,
+            detail=error.message,
+            generated=len(course.generated),
+        )
+
+    def _leave(self, course: Course) -> None:
+        """Cancel what still runs, and let the next in line look for the room. Idempotent."""
+        run, course.run = course.run, None
+        if run is not None:
+            run.attempt.cancel()
+            run.booking.ended(asyncio.get_running_loop().time())
+            self._waiting.changed()
+
+    def _given_up(self, course: Course, last: BaseException | None) -> BatonError:
+        if not isinstance(last, BatonError):
+            return InternalError(f"retries ended with {last!r}")
+        return from_code(
+            last.code,
+            f"gave up after {course.attempts} attempts and {self._retry.budget:g} s without a "
+            f"token; the last ended with: {last.message}",
+        )
+
+
+def _mendable(error: BaseException) -> bool:
+    return isinstance(error, BatonError) and error.retryable
+
+
+def _again(course: Course, error: BaseException) -> bool:
+    """A new request is refused at once when there is no worker; one under way hopes for a while."""
+    return _mendable(error) and not (isinstance(error, NoWorker) and course.attempts == 0)

@@ -1,0 +1,252 @@
+"""The request type the gateway works with, made from a wire request that keeps every limit."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from baton.deadlines import Deadlines
+from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from baton.sampling import SamplingSpec
+from gateway.schemas import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Texts,
+    TokenIdLists,
+    TokenIds,
+)
+from gateway.tokenizer import ModelTokenizer
+
+Kind = Literal["chat", "completion"]
+
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+#: Seeds drawn here survive any JSON reader, which may know only doubles.
+_DRAWN_SEED_BITS = 53
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidRequest:
+    """One answer to generate. Everything is in range and fits the fleet."""
+
+    request_id: str
+    created: int  #: seconds since 1970
+    kind: Kind
+    model: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingSpec
+    stop: tuple[str, ...]
+    deadlines: Deadlines
+    stream: bool = False
+    include_usage: bool = False
+    return_token_ids: bool = False
+    priority: int = 0
+    cache_salt: bytes = b""
+    traceparent: str = ""
+
+    @property
+    def prompt_digest(self) -> str:
+        """blake2b-128 of the prompt's ids as 32-bit little endian, hex: proves a resumed prompt."""
+        packed = struct.pack(f"<{len(self.prompt_ids)}I", *self.prompt_ids)
+        return hashlib.blake2b(packed, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the model and the fleet can hold, in tokens; None where no worker has said it yet."""
+
+    context: int  #: prompt and answer, by the model
+    sequence: int | None = None  #: prompt and answer, by the decode workers' KV pools
+    prompt: int | None = None  #: prompt, by the prefill workers' KV pools
+
+    def fill(self, prompt: int, max_tokens: int | None) -> int:
+        """max_tokens; what is left below the limits when it was not given.
+
+        Raises ContextLengthExceeded naming both numbers.
+        """
+        for limit, what in (
+            (self.context, "the model's context length"),
+            (self.sequence, "the decode workers' KV pool, in tokens,"),
+        ):
+            if limit is not None and prompt + (max_tokens or 1) > limit:
+                raise ContextLengthExceeded(_too_long(prompt, max_tokens, what, limit))
+        if self.prompt is not None and prompt > self.prompt:
+            what = "the prefill workers' KV pool, in tokens,"
+            raise ContextLengthExceeded(_too_long(prompt, None, what, self.prompt))
+        if max_tokens is not None:
+            return max_tokens
+        return min(self.context, self.sequence or self.context) - prompt
+
+
+def _too_long(prompt: int, max_tokens: int | None, what: str, limit: int) -> str:
+    if max_tokens is None:
+        return (
+            f"the prompt has {prompt} tokens, which leaves no room for an answer: {what} is {limit}"
+        )
+    return (
+        f"the prompt has {prompt} tokens and max_tokens is {max_tokens}, together "
+        f"{prompt + max_tokens}, but {what} is {limit}"
+    )
+
+
+class Validator:
+    """Makes valid requests of wire requests."""
+
+    def __init__(self, served_model: str, tokenizer: ModelTokenizer, deadlines: Deadlines) -> None:
+        self._served_model = served_model
+        self._tokenizer = tokenizer
+        self._deadlines = deadlines
+
+    async def chat(self, wire: ChatRequest, limits: Limits, traceparent: str) -> ValidRequest:
+        """Raises a RequestError that names the field, the value and the limit."""
+        self._require_model(wire.model)
+        if not wire.messages:
+            raise InvalidRequest("'messages' is empty", param="messages")
+        prompt_ids = await self._tokenizer.encode_chat([_as_dict(m) for m in wire.messages])
+        if wire.max_tokens is not None and wire.max_completion_tokens is not None:
+            raise InvalidRequest(
+                "'max_tokens' and 'max_completion_tokens' are the same; give one",
+                param="max_completion_tokens",
+            )
+        asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
+        return self._finish("chat", wire, prompt_ids, asked, limits, traceparent)
+
+    async def completion(
+        self, wire: CompletionRequest, limits: Limits, traceparent: str
+    ) -> ValidRequest:
+        """Raises a RequestError that names the field, the value and the limit."""
+        self._require_model(wire.model)
+        prompt = _single(wire.prompt)
+        if isinstance(prompt, str):
+            prompt_ids = await self._tokenizer.encode(prompt)
+        else:
+            prompt_ids = tuple(prompt)
+            self._check_ids(prompt_ids)
+        return self._finish("completion", wire, prompt_ids, wire.max_tokens, limits, traceparent)
+
+    def _finish(
+        self,
+        kind: Kind,
+        wire: GenerationRequest,
+        prompt_ids: tuple[int, ...],
+        max_tokens: int | None,
+        limits: Limits,
+        traceparent: str,
+    ) -> ValidRequest:
+        if not prompt_ids:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if max_tokens is not None and max_tokens < 1:
+            raise InvalidRequest(
+                f"max_tokens is {max_tokens}, but must be at least 1", param="max_tokens"
+            )
+        if wire.stream_options is not None and not wire.stream:
+            raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
+        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+        return ValidRequest(
+            request_id=prefix + secrets.token_hex(12),
+            created=int(time.time()),
+            kind=kind,
+            model=wire.model,
+            prompt_ids=prompt_ids,
+            sampling=self._sampling(wire, limits.fill(len(prompt_ids), max_tokens)),
+            stop=_stops(wire.stop),
+            deadlines=self._deadlines,
+            stream=bool(wire.stream),
+            include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
+            return_token_ids=wire.return_token_ids,
+            traceparent=traceparent,
+        )
+
+    def _sampling(self, wire: GenerationRequest, max_tokens: int) -> SamplingSpec:
+        given = {
+            name: value
+            for name in (
+                "temperature",
+                "top_p",
+                "top_k",
+                "min_p",
+                "presence_penalty",
+                "frequency_penalty",
+                "repetition_penalty",
+                "min_tokens",
+            )
+            if (value := getattr(wire, name)) is not None
+        }
+        return SamplingSpec(
+            **given,
+            seed=secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed,
+            logit_bias=self._logit_bias(wire.logit_bias or {}),
+            max_tokens=max_tokens,
+            ignore_eos=wire.ignore_eos,
+            eos_ids=self._tokenizer.eos_ids,
+        )
+
+    def _logit_bias(self, wire: dict[str, float]) -> dict[int, float]:
+        for key in wire:
+            if not (key.isascii() and key.isdigit() and int(key) < self._tokenizer.vocab_size):
+                raise InvalidRequest(
+                    f"logit_bias names token {key!r}, but ids are 0 to "
+                    f"{self._tokenizer.vocab_size - 1}",
+                    param="logit_bias",
+                )
+        return {int(key): bias for key, bias in wire.items()}
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        size = self._tokenizer.vocab_size
+        for token_id in ids:
+            if not 0 <= token_id < size:
+                raise InvalidRequest(
+                    f"prompt has token id {token_id}, but ids are 0 to {size - 1}", param="prompt"
+                )
+
+    def _require_model(self, name: str) -> None:
+        if name != self._served_model:
+            raise ModelNotFound(
+                f"model {name!r} is not served here; {self._served_model!r} is", param="model"
+            )
+
+
+def _as_dict(message: ChatMessage) -> dict[str, str]:
+    """As templates know it: they have no ``developer``, which is the newer name of ``system``."""
+    role = "system" if message.role == "developer" else message.role
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": role, "content": message.text, **named}
+
+
+def _single(prompt: str | TokenIds | Texts | TokenIdLists) -> str | list[int]:
+    """The one prompt meant. Raises InvalidRequest for several."""
+    match prompt:
+        case str():
+            return prompt
+        case TokenIds():
+            return prompt.root
+    if len(prompt.root) != 1:
+        raise InvalidRequest(
+            f"'prompt' has {len(prompt.root)} prompts, but one per request is served",
+            param="prompt",
+        )
+    only = prompt.root[0]
+    return only if isinstance(only, str) else only.root
+
+
+def _stops(stop: str | Texts | None) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop.root if stop is not None else ())
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(
+            f"'stop' has {len(stops)} strings, but {MAX_STOPS} are allowed", param="stop"
+        )
+    for text in stops:
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"'stop' has a string of {len(text)} characters, but must be 1 to "
+                f"{MAX_STOP_CHARACTERS}",
+                param="stop",
+            )
+    return stops

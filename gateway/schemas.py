@@ -1,0 +1,169 @@
+"""The wire types of the OpenAI endpoints, and how their mistakes read.
+
+Only shapes are checked here. A field this build does not implement is refused by name, or
+accepted at the one value that means "off". Ranges are ``SamplingSpec``'s, limits are
+``requests``'s.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FailFast, RootModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StreamOptions(_Wire):
+    include_usage: bool = False
+
+
+class TextFormat(_Wire):
+    type: Literal["text"]
+
+
+class TextPart(_Wire):
+    type: Literal["text"]
+    text: str
+
+
+class TextParts(RootModel[Annotated[list[TextPart], FailFast()]]):
+    """Looked at up to the first mistake only, as every list here: bodies are long."""
+
+
+class Texts(RootModel[Annotated[list[str], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class TokenIds(RootModel[Annotated[list[int], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class TokenIdLists(RootModel[Annotated[list[TokenIds], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class ChatMessage(_Wire):
+    """One message. The fields that are only ever null come back from earlier answers."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | TextParts
+    name: str | None = None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content.root)
+
+
+class GenerationRequest(_Wire):
+    """What both endpoints take."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool = False
+    stop: str | Texts | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
+    #: Taken note of by no one: an end-user's name for the caller's own books.
+    user: str | None = None
+    n: Literal[1] | None = None
+
+
+class ChatRequest(GenerationRequest):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], FailFast()]
+    max_completion_tokens: int | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    response_format: TextFormat | None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    functions: None = None
+    function_call: Literal["none"] | None = None
+    modalities: None = None
+    audio: None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """Body of POST /v1/completions. Of a list of prompts, one is served."""
+
+    prompt: str | TokenIds | Texts | TokenIdLists
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    logprobs: None = None
+    suffix: Literal[""] | None = None
+
+
+R = TypeVar("R", bound=GenerationRequest)
+
+#: Only "off" is accepted of these: another value asks for what this build cannot do.
+_UNSUPPORTED = frozenset({"extra_forbidden", "literal_error", "none_required"})
+#: Fields whose values are a choice, not an unimplemented feature.
+_CHOICES = frozenset({"role"})
+#: Listing many mistakes would take longer than finding them.
+_MOST_MISTAKES = 100
+
+
+def parse(schema: type[R], body: bytes) -> R:
+    """Raises UnsupportedParameter or InvalidRequest, naming the field, for the first mistake."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        if error.error_count() > _MOST_MISTAKES:
+            raise InvalidRequest(f"the body has {error.error_count()} mistakes") from None
+        mistakes = error.errors(include_url=False)
+        field = mistakes[0]["loc"][:1]
+        alike = [mistake for mistake in mistakes if mistake["loc"][:1] == field]
+        raise _explain(mistakes[0], alike) from None
+
+
+def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonError:
+    kind, message = mistake["type"], mistake["msg"]
+    if kind == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
+    place = [part for part in mistake["loc"] if not _names_a_type(part)]
+    name = ".".join(str(part) for part in place)
+    if not place:
+        return InvalidRequest(f"the body is not a JSON object: {message}")
+    if kind == "missing":
+        return InvalidRequest(f"'{name}' is missing", param=name)
+    given = reprlib.repr(mistake["input"])
+    if kind == "extra_forbidden":
+        return UnsupportedParameter(f"'{name}' is not supported", param=name)
+    if kind in _UNSUPPORTED and place[-1] not in _CHOICES:
+        return UnsupportedParameter(f"'{name}' is {given}, which is not supported", param=name)
+    wanted = " or ".join(dict.fromkeys(m["msg"] for m in alternatives)) or message
+    return InvalidRequest(f"'{name}' is {given}: {wanted}", param=name)
+
+
+_TYPES = frozenset({"str", "TextParts", "Texts", "TokenIds", "TokenIdLists"})
+
+
+def _names_a_type(part: int | str) -> bool:
+    """pydantic adds the member of a union to the place of a mistake."""
+    return isinstance(part, str) and part in _TYPES

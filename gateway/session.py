@@ -1,0 +1,215 @@
+"""One long-lived stream per decode worker, shared by all requests placed there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+
+import grpc
+import structlog
+from prometheus_client import Counter
+
+from baton import channels, tasks, wire
+from baton.errors import BatonError, DecodeLost
+from baton.generation import AttemptKey, Generation
+from baton.identity import Identity
+from baton.liveness import Beat, Liveness, PeerSilent
+from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
+from gateway.attempt import Attempt, Finished
+from gateway.fleet import Worker
+
+log = structlog.get_logger(__name__)
+
+#: Disowned attempts remembered, so that each is answered with one cancel, not one per token.
+_REMEMBERED = 4096
+
+
+class Session:
+    """Submits and cancels up, tokens and ends down.
+
+    The reader hands every token to its attempt without waiting; what is not the next token of a
+    current attempt is dropped, counted and answered with a cancel. When the session ends, however
+    it ends, every attempt on it ends with a retryable error.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        identity: Identity,
+        beat: Beat,
+        stale_tokens: Counter,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._address = worker.address
+        self._instance_id = worker.instance_id
+        self._identity = identity
+        self._liveness = Liveness(beat)
+        self._stale_tokens = stale_tokens
+        self._on_end = on_end
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._disowned: OrderedDict[AttemptKey, None] = OrderedDict()
+        self._outgoing: asyncio.Queue[decode_pb2.SessionRequest] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run(), name=f"session {worker.address}")
+
+    def submit(self, generation: Generation, prefill: Worker | None) -> Attempt:
+        """Start an attempt. Returns at once; whatever goes wrong ends the attempt."""
+        key = generation.key
+        attempt = Attempt(
+            key,
+            len(generation.generated_ids),
+            generation.sampling.max_tokens,
+            lambda: self._cancel(key),
+        )
+        self._attempts[key] = attempt
+        submit = decode_pb2.Submit(generation=wire.generation_to_wire(generation))
+        if prefill is not None:
+            submit.prefill.address = prefill.address
+            submit.prefill.instance_id = prefill.instance_id
+        self._outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
+        return attempt
+
+    async def close(self) -> None:
+        """End the session, and with it all that it submitted."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _cancel(self, key: AttemptKey) -> None:
+        attempt = self._attempts.pop(key, None)
+        if attempt is not None and attempt.ended is None:
+            self._disown(key)
+
+    def _disown(self, key: AttemptKey) -> None:
+        """Tell the worker to stop an attempt that is not (or no longer) ours; once each."""
+        if key in self._disowned:
+            return
+        self._disowned[key] = None
+        if len(self._disowned) > _REMEMBERED:
+            self._disowned.popitem(last=False)
+        cancel = decode_pb2.Cancel(
+            request_id=key.request_id, attempt=key.attempt, choice_index=key.choice_index
+        )
+        self._outgoing.put_nowait(decode_pb2.SessionRequest(cancel=cancel))
+
+    async def _run(self) -> None:
+        error: BatonError = DecodeLost(f"the session with {self._address} was closed")
+        try:
+            async with channels.connect(self._address) as channel:
+                error = await self._converse(decode_pb2_grpc.DecodeServiceStub(channel))
+        finally:
+            self._on_end()
+            attempts, self._attempts = self._attempts, {}
+            log.info("session ended", address=self._address, reason=error.message)
+            for attempt in attempts.values():
+                attempt.end(error)
+
+    async def _converse(self, stub: decode_pb2_grpc.DecodeServiceAsyncStub) -> BatonError:
+        """Talk until one side stops; returns why it did."""
+        call = stub.Session(self._requests())
+        try:
+            async with tasks.group() as beside:
+                beside.create_task(self._liveness.run(self._send_beat))
+                await self._read(call)
+                raise DecodeLost(f"decode worker {self._address} closed the session")
+        except BatonError as error:
+            return error
+        except PeerSilent as silence:
+            return DecodeLost(f"decode worker {self._address} is silent: {silence}")
+        except grpc.aio.AioRpcError as error:
+            return DecodeLost(
+                f"the session with {self._address} broke: "
+                f"{error.code().name.lower()}: {error.details()}"
+            )
+        finally:
+            call.cancel()
+
+    async def _requests(self) -> AsyncIterator[decode_pb2.SessionRequest]:
+        yield decode_pb2.SessionRequest(hello=wire.identity_to_wire(self._identity))
+        while True:
+            yield await self._outgoing.get()
+
+    def _send_beat(self, sequence: int) -> None:
+        beat = common_pb2.Heartbeat(sequence=sequence)
+        self._outgoing.put_nowait(decode_pb2.SessionRequest(heartbeat=beat))
+
+    async def _read(self, events: AsyncIterable[decode_pb2.SessionEvent]) -> None:
+        """Raises the error that the worker ends the session with, or IncompatiblePeer."""
+        async for event in events:
+            self._liveness.heard()
+            match event.WhichOneof("message"):
+                case "step":
+                    self._deliver(event.step)
+                case "hello":
+                    self._check(wire.identity_from_wire(event.hello))
+                case "error":
+                    raise wire.error_from_wire(event.error)
+
+    def _check(self, theirs: Identity) -> None:
+        if theirs.instance_id != self._instance_id:
+            raise DecodeLost(
+                f"decode worker {self._address} was restarted: instance {theirs.instance_id} "
+                f"answers, {self._instance_id} was expected"
+            )
+
+    def _deliver(self, step: decode_pb2.StepOutput) -> None:
+        for delta in step.tokens:
+            key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
+            attempt = self._attempts.get(key)
+            if attempt is not None and attempt.put(delta.token_index, delta.token_ids):
+                continue
+            self._stale_tokens.inc(len(delta.token_ids))
+            if attempt is not None:
+                attempt.end(
+                    DecodeLost(
+                        f"decode worker {self._address} sent token {delta.token_index} out of order"
+                    )
+                )
+                del self._attempts[key]
+            self._disown(key)
+        for ended in step.ended:
+            key = AttemptKey(ended.request_id, ended.attempt, ended.choice_index)
+            attempt = self._attempts.pop(key, None)
+            self._disowned.pop(key, None)
+            if attempt is not None:
+                attempt.end(_how(ended))
+
+
+def _how(ended: decode_pb2.Ended) -> Finished | BatonError:
+    if ended.HasField("error"):
+        return wire.error_from_wire(ended.error)
+    try:
+        reason = wire.finish_from_wire(ended.finish_reason)
+    except KeyError:
+        return DecodeLost(f"unknown finish reason {ended.finish_reason}")
+    return Finished(reason, wire.timings_from_wire(ended.timings))
+
+
+class Sessions:
+    """At most one live session per decode worker instance, opened when first needed."""
+
+    def __init__(self, identity: Identity, beat: Beat, stale_tokens: Counter) -> None:
+        self._identity = identity
+        self._beat = beat
+        self._stale_tokens = stale_tokens
+        self._live: dict[str, Session] = {}
+
+    def to(self, worker: Worker) -> Session:
+        """The session with this instance; one that has ended is replaced by a new one."""
+        instance = worker.instance_id
+        session = self._live.get(instance)
+        if session is None:
+            session = self._live[instance] = Session(
+                worker,
+                self._identity,
+                self._beat,
+                self._stale_tokens,
+                on_end=lambda: self._forget(instance),
+            )
+        return session
+
+    def _forget(self, instance: str) -> None:
+        del self._live[instance]
+
+    async def close(self) -> None:
+        """End every session."""
+        await asyncio.gather(*(session.close() for session in list(self._live.values())))

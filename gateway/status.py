@@ -1,0 +1,125 @@
+"""The endpoints that tell how things stand: health, readiness, models, metrics, the cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from baton.errors import ModelNotFound, NoWorker
+from baton.identity import Identity
+from gateway.admission import Admission
+from gateway.metrics import Metrics
+from gateway.placement import Need, Placement
+from gateway.registry import Member, Registry
+from gateway.waiting import WaitingRoom
+
+
+class Status:
+    """Reads everything, changes nothing."""
+
+    def __init__(
+        self,
+        served_model: str,
+        identity: Identity,
+        registry: Registry,
+        placement: Placement,
+        waiting: WaitingRoom,
+        admission: Admission,
+        metrics: Metrics,
+    ) -> None:
+        self._served_model = served_model
+        self._identity = identity
+        self._registry = registry
+        self._placement = placement
+        self._waiting = waiting
+        self._admission = admission
+        self._metrics = metrics
+        self._started = int(time.time())
+
+    async def health(self, _: Request) -> Response:
+        """Alive: the event loop answers."""
+        return JSONResponse({"status": "alive"})
+
+    async def ready(self, _: Request) -> Response:
+        """Whether a request would find workers, full or not; 503 and why when it would not."""
+        need = Need(model=self._served_model, tokens=1, longest=1)
+        try:
+            self._placement.choose(self._registry.workers, need)
+        except NoWorker as error:
+            reasons = [error.message] + [
+                f"{member.address}: {member.health.value}: {member.reason}"
+                for member in self._registry.members
+                if member.reason
+            ]
+            return JSONResponse({"status": "not ready", "reasons": reasons}, status_code=503)
+        return JSONResponse({"status": "ready"})
+
+    async def metrics(self, _: Request) -> Response:
+        return Response(
+            generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, http: Request) -> Response:
+        """Raises ModelNotFound."""
+        name = http.path_params["name"]
+        if name != self._served_model:
+            raise ModelNotFound(
+                f"model {name!r} is not served here; {self._served_model!r} is", param="model"
+            )
+        return JSONResponse(self._model())
+
+    async def cluster(self, _: Request) -> Response:
+        """Every worker as this gateway sees it."""
+        return JSONResponse(
+            {
+                "gateway": {
+                    "instance_id": self._identity.instance_id,
+                    "protocol": self._identity.protocol,
+                    "model": self._served_model,
+                    "queued_tokens": self._admission.tokens,
+                    "waiting_requests": len(self._waiting),
+                },
+                "workers": [_describe(member) for member in self._registry.members],
+            }
+        )
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self._served_model,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "baton",
+        }
+
+
+def _describe(member: Member) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "address": member.address,
+        "state": member.health.value,
+        "reason": member.reason,
+    }
+    if member.worker is None:
+        return described
+    report = member.worker.report
+    return {
+        **described,
+        "instance_id": report.identity.instance_id,
+        "protocol": report.identity.protocol,
+        "numerics_id": report.identity.numerics_id,
+        "roles": sorted(role.value for role in report.roles),
+        "local_prefill": report.local_prefill,
+        "draining": report.draining,
+        "model": report.model,
+        "max_model_len": report.max_model_len,
+        "compatibility": asdict(report.compatibility),
+        "load": asdict(report.load),
+        "transports": [asdict(transport) for transport in report.transports],
+    }

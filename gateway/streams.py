@@ -1,0 +1,85 @@
+"""An answer as server-sent events, cut when its client leaves or does not read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+
+import structlog
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from baton.errors import BatonError, ClientGone, InternalError
+from gateway.openai_api import Chunks, error_event
+from gateway.requests import ValidRequest
+from gateway.transcript import Piece
+
+log = structlog.get_logger(__name__)
+
+#: Seconds between comments that keep a silent stream's connection open in proxies.
+PING_INTERVAL = 15
+
+
+class AnswerStream(EventSourceResponse):
+    """Sends the pieces of an answer whose first one is here.
+
+    sse-starlette watches for the client's departure whatever the ASGI version says, and bounds
+    every send. ``on_end`` is called once, with the HTTP status that the whole came to.
+    """
+
+    def __init__(
+        self,
+        request: ValidRequest,
+        first: Piece,
+        rest: AsyncGenerator[Piece, None],
+        write_timeout: float,
+        on_end: Callable[[int], None],
+    ) -> None:
+        self._request = request
+        self._rest = rest
+        self._on_end = on_end
+        self._status = ClientGone.http_status
+        super().__init__(
+            self._events(first),
+            headers={"X-Request-Id": request.request_id},
+            sep="\n",
+            ping=PING_INTERVAL,
+            send_timeout=write_timeout,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.warning(
+                "client reads too slowly",
+                request_id=self._request.request_id,
+                seconds=self.send_timeout,
+            )
+        finally:
+            await self._rest.aclose()
+            self._on_end(self._status)
+
+    async def _events(self, first: Piece) -> AsyncGenerator[bytes, None]:
+        chunks = Chunks(self._request)
+        tokens = 0
+        piece = first
+        try:
+            yield chunks.first() + chunks.piece(first)
+            while piece.finish is None:
+                tokens += len(piece.token_ids)
+                piece = await anext(self._rest)
+                if event := chunks.piece(piece):
+                    yield event
+            tokens += len(piece.token_ids)
+            # What runs is cancelled before the client is told that all is done.
+            await self._rest.aclose()
+            self._status = 200
+            yield chunks.last(piece.finish, tokens, piece.timings)
+        except BatonError as error:
+            self._status = error.http_status
+            yield error_event(error)
+        except Exception:
+            log.exception("answer failed", request_id=self._request.request_id)
+            self._status = InternalError.http_status
+            yield error_event(InternalError("the gateway failed; see its log"))
+            raise

@@ -1,0 +1,72 @@
+"""The text of one answer: every token seen once, in order, never reset between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from baton.generation import FinishReason, Timings
+from gateway.detokenizer import Detokenizer
+from gateway.orchestrator import Delta
+from gateway.requests import ValidRequest
+from gateway.stopper import Stopper
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became certain, and the tokens seen since the last piece.
+
+    The last piece has ``finish``. The token lists of all pieces are the tokens of the answer; a
+    token's text may come with a later piece, or not at all behind a stop string.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish: Finish | None = None
+    timings: Timings | None = None
+
+
+class Transcript:
+    """Detokenises, ends at a stop string, counts."""
+
+    def __init__(self, request: ValidRequest, detokenizer: Detokenizer) -> None:
+        spec = request.sampling
+        self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
+        self._detokenizer = detokenizer
+        self._stopper = Stopper(request.stop)
+        #: Tokens generated, up to the one that completed a stop string.
+        self.tokens = 0
+
+    def add(self, delta: Delta) -> Piece:
+        """The piece that the delta gives. Tokens behind a completed stop string are dropped."""
+        text = ""
+        for count, token_id in enumerate(delta.token_ids, start=1):
+            self.tokens += 1
+            if token_id in self._silent:
+                continue
+            text += self._stopper.push(self._detokenizer.push(token_id))
+            if self._stopper.stopped:
+                return Piece(text, delta.token_ids[:count], "stop", delta.timings)
+        if delta.finish is None:
+            return Piece(text, delta.token_ids)
+        text += self._stopper.push(self._detokenizer.flush()) + self._stopper.flush()
+        finish: Finish = "length"
+        if self._stopper.stopped or delta.finish is FinishReason.STOP:
+            finish = "stop"
+        return Piece(text, delta.token_ids, finish, delta.timings)
+
+
+async def transcribe(
+    deltas: AsyncGenerator[Delta, None], transcript: Transcript
+) -> AsyncGenerator[Piece, None]:
+    """Pieces to the first that finishes; then ``deltas`` is closed, which cancels what runs."""
+    async with aclosing(deltas) as source:
+        async for delta in source:
+            piece = transcript.add(delta)
+            yield piece
+            if piece.finish is not None:
+                return

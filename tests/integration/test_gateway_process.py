@@ -1,0 +1,112 @@
+"""``python -m gateway`` as a process: how it starts, how it stops, how it refuses to start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes import MODEL, FakeWorker, answering, eventually, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "--port", "0", "--admin-port", "0", *arguments),
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def ready_urls(process: asyncio.subprocess.Process) -> tuple[str, str]:
+    """Public and admin URL from the one line that says so."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while line := (await process.stderr.readline()).decode():
+            event = json.loads(line)
+            if event["event"] == "ready":
+                return event["url"], event["admin"]
+    raise AssertionError("it ended before it was ready")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_serves_until_a_signal(checkpoint: Path, number: signal.Signals) -> None:
+    async with FakeWorker(local_prefill=True, script=answering("hello")) as worker:
+        process = await start(
+            *("--model", str(checkpoint), "--served-model-name", MODEL),
+            *("--decode", worker.address, "--log-format", "json"),
+        )
+        url, admin = await ready_urls(process)
+        async with httpx.AsyncClient(timeout=10) as client:
+            async with asyncio.timeout(10):
+                while (await client.get(f"{url}/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+            body = {"model": MODEL, "prompt": "hi"}
+            answer = await client.post(f"{url}/v1/completions", json=body)
+            assert answer.json()["choices"][0]["text"] == "hello"
+            cluster = (await client.get(f"{admin}/cluster")).json()
+            assert cluster["workers"][0]["state"] == "healthy"
+        process.send_signal(number)
+        rest = await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 0
+        assert "Traceback" not in rest[1].decode()
+
+
+async def test_a_kill_frees_what_runs(checkpoint: Path) -> None:
+    script = answering("hello", stop_after=2)
+    async with FakeWorker(local_prefill=True, script=script) as worker:
+        process = await start(
+            *("--model", str(checkpoint), "--served-model-name", MODEL),
+            *("--decode", worker.address, "--log-format", "json"),
+        )
+        url, _ = await ready_urls(process)
+        async with httpx.AsyncClient(timeout=10) as client:
+            async with asyncio.timeout(10):
+                while (await client.get(f"{url}/ready")).status_code != 200:
+                    await asyncio.sleep(0.05)
+            body = {"model": MODEL, "prompt": "hi"}
+            asking = asyncio.create_task(client.post(f"{url}/v1/completions", json=body))
+            submitted = await worker.submitted(1)
+            process.kill()
+            with pytest.raises(httpx.HTTPError):
+                await asking
+        await process.wait()
+        running = worker.sessions[0].scripts[submitted.key]
+        await eventually(running.done)
+        assert running.cancelled()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "/nowhere", "--decode", "x:1"], r"gateway: /nowhere: neither a directory"),
+        (["--model", "CHECKPOINT", "--decode", "x:1", "--retry-max", "0"], r"--retry-max"),
+        (
+            ["--model", "CHECKPOINT", "--decode", "x:1", "--port", "TAKEN"],
+            r"cannot listen on .*TAKEN",
+        ),
+    ],
+)
+async def test_it_says_why_it_cannot_start(
+    checkpoint: Path, arguments: list[str], words: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = await start(
+            *(a.replace("CHECKPOINT", str(checkpoint)).replace("TAKEN", port) for a in arguments)
+        )
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    said = errors.decode().strip()
+    assert len(said.splitlines()) == 1, said
+    assert re.search(words.replace("TAKEN", port), said), said

@@ -1,0 +1,303 @@
+"""The one recovery path, and every deadline: no token lost, repeated or changed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baton.errors import (
+    BatonError,
+    DecodeLost,
+    Draining,
+    KvOverflow,
+    Preempted,
+    PrefillLost,
+    WorkerFull,
+)
+from baton.generation import AttemptKey
+from baton.v1 import worker_pb2
+from tests.fakes import (
+    EOS,
+    FakeSession,
+    FakeWorker,
+    Script,
+    Submitted,
+    answering,
+    eventually,
+    failing,
+    ids,
+    write_checkpoint,
+)
+from tests.gateways import Gateway, events, serving
+
+PREFILL = (worker_pb2.ROLE_PREFILL,)
+TEXT = "one two thrée four five six"
+TOKENS = [*ids(TEXT), EOS]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+def colocated(script: Script | None = None, **worker: Any) -> FakeWorker:
+    return FakeWorker(script=script or answering(TEXT), local_prefill=True, **worker)
+
+
+def breaking(*errors: BatonError | None, after: int = 5, text: str = TEXT) -> Script:
+    """The n-th submit ends with the n-th error after some tokens (None closes the session);
+    later ones go well."""
+    left = list(errors)
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if not left:
+            await answering(text)(session, submitted)
+            return
+        start = len(submitted.generation.generated_ids)
+        for index in range(start, start + after):
+            session.tokens(submitted.key, index, [[*ids(text), EOS][index]])
+        error = left.pop(0)
+        if error is None:
+            session.close()
+        else:
+            session.fail(submitted.key, error)
+
+    return script
+
+
+async def streamed(gateway: Gateway, **body: Any) -> tuple[list[int], str, list[str]]:
+    """Token ids, text and raw events of a stream."""
+    data = await events(await gateway.complete(stream=True, return_token_ids=True, **body))
+    chunks = [json.loads(line) for line in data if line != "[DONE]"]
+    choices = [choice for chunk in chunks for choice in chunk.get("choices", [])]
+    tokens = [i for choice in choices for i in choice.get("token_ids", [])]
+    return tokens, "".join(choice["text"] for choice in choices), data
+
+
+async def test_a_broken_session_goes_on_with_the_same_worker(checkpoint: Path) -> None:
+    worker = colocated(breaking(None))
+    other = colocated()
+    other.blocks_free = 1  # never chosen while the first is there
+    async with serving(checkpoint, [worker, other]) as gateway:
+        tokens, text, data = await streamed(gateway)
+        assert gateway.metric("baton_migrations_total", reason="decode_lost") == 1
+    assert (tokens, text, data[-1]) == (TOKENS, TEXT, "[DONE]")
+    first, second = (submitted.generation for submitted in worker.submits)
+    assert second.generated_ids == tuple(TOKENS[:5])
+    assert second.prompt_ids == first.prompt_ids
+    assert (first.key.attempt, second.key.attempt) == (0, 1)
+    assert first.key.request_id == second.key.request_id
+    assert second.sampling == first.sampling
+
+
+async def test_a_dead_decode_worker_is_replaced(checkpoint: Path) -> None:
+    dying = colocated(answering(TEXT, stop_after=7), blocks_free=2000)
+    other = colocated()
+    async with serving(checkpoint, [dying, other]) as gateway:
+        asking = asyncio.create_task(streamed(gateway))
+        await dying.submitted(1)
+        await asyncio.sleep(0.05)
+        await dying.kill()
+        tokens, text, _ = await asking
+    assert (tokens, text) == (TOKENS, TEXT)
+    assert other.submits[0].generation.generated_ids == tuple(TOKENS[:7])
+
+
+async def test_a_silent_decode_worker_is_given_up_and_cannot_repeat(checkpoint: Path) -> None:
+    stopped = colocated(answering(TEXT, stop_after=4), blocks_free=2000)
+    other = colocated(answering(TEXT, pause=0.03))
+    async with serving(checkpoint, [stopped, other]) as gateway:
+        asking = asyncio.create_task(streamed(gateway))
+        submitted = await stopped.submitted(1)
+        await asyncio.sleep(0.05)
+        stopped.silent = True
+        await other.submitted(1)
+        stopped.silent = False
+        stopped.sessions[0].tokens(submitted.key, 4, TOKENS[4:9])
+        tokens, text, _ = await asking
+        await gateway.until_healthy(2)
+    assert (tokens, text) == (TOKENS, TEXT)
+
+
+async def test_stale_tokens_are_dropped_counted_and_answered(checkpoint: Path) -> None:
+    stale = AttemptKey("nobody's", 3)
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        session.tokens(stale, 0, [1, 2])
+        session.tokens(stale, 2, [3])
+        await answering(TEXT)(session, submitted)
+
+    worker = colocated(script)
+    async with serving(checkpoint, [worker]) as gateway:
+        tokens, _, _ = await streamed(gateway)
+        assert await worker.cancelled() == stale
+        assert gateway.metric("baton_stale_tokens_total") == 3
+    assert tokens == TOKENS
+    assert worker.cancels == [stale]
+
+
+@pytest.mark.parametrize("index", [2, 4, 7])
+async def test_tokens_out_of_order_are_never_sent(checkpoint: Path, index: int) -> None:
+    good = answering(TEXT)
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if submitted.key.attempt == 0:
+            session.tokens(submitted.key, 0, TOKENS[:5])
+            session.tokens(submitted.key, index, [0, 0])
+        else:
+            await good(session, submitted)
+
+    worker = colocated(script)
+    async with serving(checkpoint, [worker]) as gateway:
+        tokens, _, _ = await streamed(gateway)
+        assert gateway.metric("baton_stale_tokens_total") == 2
+    assert tokens == TOKENS
+    assert worker.cancels == [worker.submits[0].key]
+    assert worker.submits[1].generation.generated_ids == tuple(TOKENS[:5])
+
+
+async def test_preempted_goes_back_to_the_same_worker(checkpoint: Path) -> None:
+    worker = colocated(breaking(Preempted("older goes first"), Preempted("again")))
+    other = colocated()
+    other.blocks_free = 1
+    async with serving(checkpoint, [worker, other]) as gateway:
+        tokens, _, _ = await streamed(gateway)
+        assert gateway.metric("baton_migrations_total", reason="preempted") == 2
+    assert tokens == TOKENS
+    assert [len(s.generation.generated_ids) for s in worker.submits] == [0, 5, 10]
+
+
+async def test_draining_goes_elsewhere(checkpoint: Path) -> None:
+    leaving = colocated(breaking(Draining("leaving"), after=3), blocks_free=2000)
+    other = colocated()
+    async with serving(checkpoint, [leaving, other]) as gateway:
+        tokens, _, _ = await streamed(gateway)
+    assert tokens == TOKENS
+    assert len(leaving.submits) == len(other.submits) == 1
+
+
+async def test_a_lost_prefill_worker_is_replaced_then_done_without(checkpoint: Path) -> None:
+    decode = FakeWorker(script=breaking(PrefillLost("gone"), PrefillLost("gone too"), after=0))
+    prefills = [FakeWorker(roles=PREFILL), FakeWorker(roles=PREFILL)]
+    async with serving(checkpoint, [decode, *prefills]) as gateway:
+        answer = await gateway.complete()
+    assert answer.status_code == 200
+    used = [submitted.prefill_instance_id for submitted in decode.submits]
+    assert sorted(used[:2]) == sorted(prefill.instance_id for prefill in prefills)
+    assert used[2] == ""
+
+
+async def test_the_last_token_before_a_loss_ends_the_answer(checkpoint: Path) -> None:
+    worker = colocated(breaking(None, after=len(TOKENS)))
+    async with serving(checkpoint, [worker]) as gateway:
+        tokens, text, data = await streamed(gateway)
+    assert (tokens, text, data[-1]) == (TOKENS, TEXT, "[DONE]")
+    assert len(worker.submits) == 1
+
+
+async def test_what_cannot_be_mended_is_told_in_the_stream(checkpoint: Path) -> None:
+    worker = colocated(breaking(KvOverflow("layer 3: 1e9")))
+    async with serving(checkpoint, [worker]) as gateway:
+        tokens, _, data = await streamed(gateway)
+        await eventually(lambda: gateway.metric("baton_requests_total", code="422") == 1)
+    assert tokens == TOKENS[:5]
+    assert json.loads(data[-1])["error"]["code"] == "kv_overflow"
+    assert len(worker.submits) == 1
+
+
+async def test_the_retry_budget_ends_in_a_clear_error(checkpoint: Path) -> None:
+    worker = colocated(failing(DecodeLost("broken engine")))
+    async with serving(checkpoint, [worker], retry_budget=0.3) as gateway:
+        answer = await gateway.complete()
+    assert answer.status_code == 502
+    message = answer.json()["error"]["message"]
+    assert "gave up after" in message
+    assert "0.3 s" in message
+    assert "broken engine" in message
+
+
+async def test_no_worker_in_mid_stream_waits_for_one(checkpoint: Path) -> None:
+    dying = colocated(answering(TEXT, stop_after=7))
+    async with serving(checkpoint, [dying]) as gateway:
+        asking = asyncio.create_task(streamed(gateway))
+        await dying.submitted(1)
+        await asyncio.sleep(0.05)
+        await dying.kill()
+        await asyncio.sleep(0.2)
+        async with colocated(port=dying.port) as restarted:
+            tokens, text, _ = await asking
+            assert restarted.submits[0].generation.generated_ids == tuple(TOKENS[:7])
+    assert (tokens, text) == (TOKENS, TEXT)
+
+
+async def test_full_workers_are_not_hammered_and_the_oldest_goes_first(checkpoint: Path) -> None:
+    full = True
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if full:
+            session.fail(submitted.key, WorkerFull("0 blocks free, 1 needed"))
+        else:
+            await answering(TEXT)(session, submitted)
+
+    worker = colocated(script, beat=0.1)
+    async with serving(checkpoint, [worker]) as gateway:
+        asking = []
+        for number in range(5):
+            asking.append(asyncio.create_task(gateway.complete(prompt=[number])))
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        refused = len(worker.submits)
+        full = False
+        assert {(await answer).status_code for answer in asking} == {200}
+    assert refused <= 15, "one try per report, not per waiting request"
+    served = [submitted.generation.prompt_ids[0] for submitted in worker.submits[refused:]]
+    assert served == sorted(served)
+
+
+async def test_room_is_counted_before_the_worker_reports_it(checkpoint: Path) -> None:
+    worker = colocated(answering(TEXT, pause=0.01), blocks_free=4, beat=30)
+    async with serving(checkpoint, [worker], heartbeat_interval=20) as gateway:
+        answers = await asyncio.gather(*(gateway.complete(prompt=[1] * 20) for _ in range(6)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert gateway.metric("baton_migrations_total", reason="worker_full") == 0
+
+
+async def test_queue_deadline(checkpoint: Path) -> None:
+    worker = colocated(blocks_free=0)
+    async with serving(checkpoint, [worker], queue_timeout=0.2) as gateway:
+        answer = await gateway.complete()
+    assert answer.status_code == 504
+    assert "phase 'queue': 0.2 s" in answer.json()["error"]["message"]
+    assert worker.submits == []
+
+
+@pytest.mark.parametrize("phase", ["first_token", "total"])
+async def test_deadlines_before_the_first_token(checkpoint: Path, phase: str) -> None:
+    worker = colocated(answering(TEXT, stop_after=0))
+    async with serving(checkpoint, [worker], **{f"{phase}_timeout": 0.2}) as gateway:
+        answer = await gateway.complete(stream=True)
+        assert await worker.cancelled() == worker.submits[0].key
+    assert answer.status_code == 504
+    assert f"phase '{phase}': 0.2 s" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("phase", ["inter_token", "total"])
+async def test_deadlines_in_mid_stream(checkpoint: Path, phase: str) -> None:
+    worker = colocated(answering(TEXT, stop_after=3))
+    async with serving(checkpoint, [worker], **{f"{phase}_timeout": 0.4}) as gateway:
+        tokens, _, data = await streamed(gateway)
+        assert await worker.cancelled() == worker.submits[0].key
+    assert tokens == TOKENS[:3]
+    assert f"phase '{phase}': 0.4 s" in json.loads(data[-1])["error"]["message"]
+
+
+async def test_remaining_time_is_sent_with_every_attempt(checkpoint: Path) -> None:
+    worker = colocated(breaking(None))
+    async with serving(checkpoint, [worker], total_timeout=50) as gateway:
+        await streamed(gateway)
+    first, second = (submitted.generation.deadlines for submitted in worker.submits)
+    assert second.total < first.total <= 50

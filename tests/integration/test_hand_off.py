@@ -1,0 +1,337 @@
+"""Prefill here, decode there: the tokens must be those of one process, whatever happens between.
+
+The mock's KV is a hash chain read back from the pool, so a block that is wrong, missing, stale
+or misplaced changes the tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from baton.errors import (
+    DeadlineExceeded,
+    HandoffFailed,
+    IncompatiblePeer,
+    PrefillLost,
+    WorkerFull,
+)
+from baton.generation import FinishReason
+from model.engine.mock_runner import CostModel
+from tests.workers import (
+    BLOCK,
+    LAYOUT,
+    UNLIMITED,
+    cluster,
+    expected,
+    generation,
+    kv_relay,
+    prompt,
+    session,
+)
+
+
+@pytest.mark.parametrize("length", [1, BLOCK - 1, BLOCK, BLOCK + 1, 61, 64, 65])
+async def test_tokens_are_those_of_one_process(length: int) -> None:
+    asked = generation(prompt(length))
+    async with cluster() as c, session(c.decode[0]) as s:
+        stream = s.submit(asked, c.prefill[0])
+        assert await stream.finished() == expected(asked)
+        assert stream.reason is FinishReason.LENGTH
+        assert stream.timings.prefill_instance_id == c.prefill[0].instance_id
+        assert stream.timings.transfer_bytes == -(-length // BLOCK) * 3 * LAYOUT.block_bytes
+
+
+async def test_local_prefill_gives_the_same() -> None:
+    asked = generation(prompt(50), temperature=1.0, seed=7)
+    async with cluster(prefill=0) as c, session(c.decode[0]) as s:
+        stream = s.submit(asked)
+        assert await stream.finished() == expected(asked)
+        assert stream.timings.prefill_instance_id == c.decode[0].instance_id
+
+
+async def test_colocated_worker_prefills_whatever_it_is_told() -> None:
+    asked = generation(prompt(20))
+    async with cluster(local_prefill=True) as c, session(c.decode[0]) as s:
+        stream = s.submit(asked, c.prefill[0])
+        assert await stream.finished() == expected(asked)
+        assert c.prefill[0].runtime.engine.load().steps == 0
+
+
+async def test_only_what_decode_lacks_is_sent() -> None:
+    first = generation(prompt(40), request_id="first")
+    longer = generation(prompt(57), request_id="longer")
+    again = generation(prompt(56), request_id="again")  # whole blocks: nothing is missing
+    async with cluster() as c, session(c.decode[0]) as s:
+        await s.submit(first, c.prefill[0]).finished()
+        stream = s.submit(longer, c.prefill[0])
+        assert await stream.finished() == expected(longer)
+        assert stream.timings.decode_cached_tokens == 40
+        assert stream.timings.prefill_cached_tokens == 40
+        assert stream.timings.transfer_bytes == 5 * 3 * LAYOUT.block_bytes
+        stream = s.submit(again, c.prefill[0])
+        assert await stream.finished() == expected(again)
+        assert stream.timings.transfer_bytes == 0
+
+
+async def test_a_cache_hit_on_prefill_alone_is_sent_from_there() -> None:
+    asked = [generation(prompt(45), request_id=str(i)) for i in range(2)]
+    async with cluster(decode=2) as c, session(c.decode[0]) as one, session(c.decode[1]) as two:
+        await one.submit(asked[0], c.prefill[0]).finished()
+        stream = two.submit(asked[1], c.prefill[0])
+        assert await stream.finished() == expected(asked[1])
+        assert stream.timings.prefill_cached_tokens == 44
+        assert stream.timings.decode_cached_tokens == 0
+
+
+async def test_without_prefix_cache_nothing_is_reused() -> None:
+    asked = [generation(prompt(40), request_id=str(i)) for i in range(2)]
+    async with cluster(prefix_cache=False) as c, session(c.decode[0]) as s:
+        for each in asked:
+            stream = s.submit(each, c.prefill[0])
+            assert await stream.finished() == expected(each)
+            assert stream.timings.decode_cached_tokens == 0
+            assert stream.timings.prefill_cached_tokens == 0
+
+
+async def test_a_replay_goes_on_exactly() -> None:
+    whole = generation(prompt(30), temperature=0.8, seed=11, presence_penalty=0.5, max_tokens=12)
+    tokens = expected(whole)
+    async with cluster() as c, session(c.decode[0]) as s:
+        for attempt in range(1, 11):
+            key = replace(whole.key, attempt=attempt)
+            rest = replace(whole, key=key, generated_ids=tuple(tokens[:attempt]))
+            target = c.prefill[0] if attempt % 2 else None
+            assert await s.submit(rest, target).finished() == tokens[attempt:]
+
+
+async def test_the_first_token_may_be_the_last() -> None:
+    asked = generation(prompt(30), max_tokens=1)
+    tokens = expected(asked)
+    stops = generation(prompt(30), request_id="eos", eos_ids=(tokens[0],))
+    async with cluster() as c, session(c.decode[0]) as s:
+        stream, stopped = s.submit(asked, c.prefill[0]), s.submit(stops, c.prefill[0])
+        assert await stream.finished() == tokens
+        assert stream.reason is FinishReason.LENGTH
+        assert await stopped.finished() == tokens
+        assert stopped.reason is FinishReason.STOP
+
+
+async def test_many_at_once() -> None:
+    asked = [generation(prompt(5 + 9 * i, first=i), request_id=str(i)) for i in range(12)]
+    async with cluster(prefill=2, decode=2, num_blocks=512) as c:
+        async with session(c.decode[0]) as one, session(c.decode[1]) as two:
+            streams = [
+                (one, two)[i % 2].submit(each, c.prefill[i // 2 % 2])
+                for i, each in enumerate(asked)
+            ]
+            for stream in streams:
+                assert await stream.finished() == expected(stream.asked)
+
+
+# -- the first token and the KV travel apart -------------------------------------------------
+
+
+class Gate:
+    """A tamper that passes so many frames, then waits until it is opened."""
+
+    def __init__(self, passes: int = 1) -> None:
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+        self._passes = passes
+
+    async def __call__(self, frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        count = 0
+        async for frame in frames:
+            if count == self._passes:
+                self.reached.set()
+                await self.open.wait()
+            count += 1
+            yield frame
+
+
+async def test_the_first_token_does_not_wait_for_kv() -> None:
+    gate, asked = Gate(), generation(prompt(50))
+    async with (
+        kv_relay(gate, lambda: c.prefill[0].address) as address,
+        cluster(kv_address=address) as c,
+        session(c.decode[0]) as s,
+    ):
+        stream = s.submit(asked, c.prefill[0])
+        await stream.progress.wait()
+        await gate.reached.wait()
+        await asyncio.sleep(0.1)
+        assert stream.token_ids == expected(asked)[:1]
+        gate.open.set()
+        assert await stream.finished() == expected(asked)
+        assert stream.timings.transfer_tail > 0.1
+
+
+# -- faults ----------------------------------------------------------------------------------
+
+SLOW = CostModel(step_s=0.03)  # a chunk at a time, so that each layer comes in several frames
+
+
+async def _drop(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    await anext(frames)
+    async for frame in frames:
+        yield frame
+
+
+async def _stop_early(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield await anext(frames)
+
+
+async def _repeat(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        yield frame
+        yield frame
+
+
+async def _truncate(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        yield frame[:-5]
+
+
+async def _garbage(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        yield b"\xff" * len(frame)
+
+
+async def _reorder(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    held = [await anext(frames) for _ in range(4)]  # three layers: the fourth is layer 0 again
+    for frame in (held[3], held[0]):
+        yield frame
+    async for frame in frames:
+        yield frame
+
+
+@pytest.mark.parametrize("tamper", [_drop, _stop_early, _repeat, _truncate, _garbage, _reorder])
+async def test_kv_that_is_not_whole_is_never_decoded_from(tamper: object) -> None:
+    asked = generation(prompt(61))
+    async with (
+        kv_relay(tamper, lambda: c.prefill[0].address) as address,  # type: ignore[arg-type]
+        cluster(kv_address=address, cost=SLOW) as c,
+        session(c.decode[0]) as s,
+    ):
+        stream = s.submit(asked, c.prefill[0])
+        error = await stream.failed()
+        assert isinstance(error, HandoffFailed), error
+        assert error.retryable
+        assert stream.token_ids == expected(asked)[: len(stream.token_ids)]
+        assert len(stream.token_ids) <= 1
+        # The same worker, by itself, from what it has received so far.
+        rest = replace(
+            asked, key=replace(asked.key, attempt=1), generated_ids=tuple(stream.token_ids)
+        )
+        assert stream.token_ids + await s.submit(rest).finished() == expected(asked)
+
+
+async def test_a_prefill_worker_killed_in_mid_transfer() -> None:
+    gate, asked = Gate(2), generation(prompt(61))
+    async with (
+        kv_relay(gate, lambda: c.prefill[0].address) as address,
+        cluster(prefill=2, kv_address=address) as c,
+        session(c.decode[0]) as s,
+    ):
+        stream = s.submit(asked, c.prefill[0])
+        await gate.reached.wait()
+        await c.prefill[0].kill()
+        gate.open.set()
+        error = await stream.failed()
+        assert isinstance(error, PrefillLost) and error.retryable
+
+
+async def test_a_prefill_worker_that_is_not_there() -> None:
+    async with cluster() as c, session(c.decode[0]) as s:
+        await c.prefill[0].kill()
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, PrefillLost)
+        assert c.prefill[0].address in error.message
+
+
+async def test_another_instance_at_the_address() -> None:
+    async with cluster() as c, session(c.decode[0]) as s:
+        stream = s.submit(generation(prompt(20)), c.prefill[0], instance_id="f" * 32)
+        error = await stream.failed()
+        assert isinstance(error, PrefillLost)
+        assert "f" * 32 in error.message and c.prefill[0].instance_id in error.message
+
+
+async def test_workers_of_different_classes_do_not_pair() -> None:
+    other = replace(LAYOUT, layers=5, model_revision="other")
+    async with cluster() as c, cluster(layout=other) as d, session(d.decode[0]) as s:
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, IncompatiblePeer)
+        assert "layers 3 here, 5 there" in error.message
+        assert "'mock' here, 'other' there" in error.message
+
+
+async def test_a_full_prefill_worker_is_lost_to_this_attempt() -> None:
+    async with cluster(decode=2, num_blocks=16, cost=CostModel(step_s=0.2)) as c:
+        async with session(c.decode[0]) as one, session(c.decode[1]) as two:
+            first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
+            await asyncio.sleep(0.1)
+            error = await two.submit(generation(prompt(40, 3), max_tokens=2), c.prefill[0]).failed()
+            assert isinstance(error, PrefillLost) and "worker_full" in error.message
+            await first.finished()
+
+
+async def test_a_full_decode_worker_says_so() -> None:
+    async with cluster(num_blocks=16, cost=CostModel(step_s=0.1)) as c, session(c.decode[0]) as s:
+        first = s.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
+        await asyncio.sleep(0.05)
+        second = s.submit(generation(prompt(40, 3), request_id="2", max_tokens=2), c.prefill[0])
+        assert isinstance(await second.failed(), WorkerFull)
+        await first.finished()
+
+
+async def test_the_prefill_deadline() -> None:
+    deadlines = replace(UNLIMITED, prefill=0.1)
+    async with cluster(cost=CostModel(step_s=0.3)) as c, session(c.decode[0]) as s:
+        for target in (c.prefill[0], None):
+            asked = generation(prompt(20), request_id=str(target), deadlines=deadlines)
+            error = await s.submit(asked, target).failed()
+            assert isinstance(error, DeadlineExceeded) and "'prefill'" in error.message
+
+
+async def test_the_transfer_deadline() -> None:
+    gate = Gate()
+    async with (
+        kv_relay(gate, lambda: c.prefill[0].address) as address,
+        cluster(kv_address=address) as c,
+        session(c.decode[0]) as s,
+    ):
+        asked = generation(prompt(50), deadlines=replace(UNLIMITED, transfer=0.1))
+        error = await s.submit(asked, c.prefill[0]).failed()
+        assert isinstance(error, DeadlineExceeded) and "'transfer'" in error.message
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4])
+async def test_cancelled_at_any_stage_frees_both_sides(delay: float) -> None:
+    """Queued, computing, transferring, decoding: ``cluster`` checks the books at the end."""
+    async with cluster(cost=CostModel(step_s=0.03)) as c, session(c.decode[0]) as s:
+        streams = [
+            s.submit(generation(prompt(50, i), request_id=str(i)), c.prefill[0]) for i in range(3)
+        ]
+        await asyncio.sleep(delay)
+        for stream in streams:
+            s.cancel(stream)
+        await c.settle()
+        assert not any(stream.ended.done() for stream in streams)
+
+
+async def test_cancelled_while_kv_is_held_up() -> None:
+    gate = Gate()
+    async with (
+        kv_relay(gate, lambda: c.prefill[0].address) as address,
+        cluster(kv_address=address) as c,
+        session(c.decode[0]) as s,
+    ):
+        stream = s.submit(generation(prompt(50)), c.prefill[0])
+        await gate.reached.wait()
+        s.cancel(stream)
+        await c.settle()

@@ -1,0 +1,178 @@
+"""Placement: who takes a request, and why nobody does."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.errors import NoWorker
+from baton.identity import CompatibilityClass, Identity
+from gateway.fleet import SETTLING, Booking, Health, Load, Report, Role, Worker
+from gateway.placement import Need, Placement, longest_prompt, longest_sequence
+
+CLASS = CompatibilityClass("m", layers=2, kv_heads=1, head_size=8, block_size=16)
+OTHER = CompatibilityClass("m", layers=3, kv_heads=1, head_size=8, block_size=16)
+PREFILL = frozenset({Role.PREFILL})
+
+
+def report(name: str, queued: int = 0, free: int = 100, **fields: Any) -> Report:
+    values: dict[str, Any] = {
+        "identity": Identity(name, CLASS),
+        "compatibility": CLASS,
+        "roles": frozenset({Role.DECODE}),
+        "local_prefill": False,
+        "model": "m",
+        "max_model_len": 1000,
+        "vocab_size": 10,
+        "load": Load(queued_tokens=queued, blocks_free=free),
+        "transports": (),
+        "draining": False,
+    }
+    return Report(**{**values, **fields})
+
+
+def worker(name: str, health: Health = Health.HEALTHY, **fields: Any) -> Worker:
+    return Worker(f"{name}:1", report(name, **fields), health)
+
+
+def need(tokens: int = 20, **fields: Any) -> Need:
+    return Need(**{"model": "m", "tokens": tokens, "longest": tokens + 10, **fields})
+
+
+def choose(workers: list[Worker], wanted: Need, seed: int = 0) -> tuple[str, str] | None:
+    place = Placement(random.Random(seed)).choose(workers, wanted)
+    if place is None:
+        return None
+    return place.decode.instance_id, place.prefill.instance_id if place.prefill else ""
+
+
+def test_most_room_and_least_queued() -> None:
+    workers = [
+        worker("d1", free=50),
+        worker("d2", free=80),
+        worker("p1", queued=10, roles=PREFILL),
+        worker("p2", queued=5, roles=PREFILL),
+    ]
+    assert choose(workers, need()) == ("d2", "p2")
+
+
+def test_ties_are_drawn() -> None:
+    workers = [worker(f"d{i}", local_prefill=True) for i in range(3)]
+    assert {choose(workers, need(), seed) for seed in range(50)} == {
+        ("d0", ""),
+        ("d1", ""),
+        ("d2", ""),
+    }
+
+
+def test_only_one_class_pairs_and_replays_stay_in_it() -> None:
+    workers = [
+        worker("d1", free=1000),
+        worker("d2", compatibility=OTHER),
+        worker("p2", compatibility=OTHER, roles=PREFILL),
+    ]
+    assert choose(workers, need()) == ("d2", "p2")
+    with pytest.raises(NoWorker, match="layers 2 here, 3 there"):
+        choose(workers, need(compatibility=CLASS))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"draining": True}, {"model": "x"}, {"max_model_len": 20}, {"roles": frozenset()}]
+)
+def test_who_cannot_take_it_is_left_out(fields: dict[str, Any]) -> None:
+    with pytest.raises(NoWorker, match="no healthy decode worker"):
+        choose([worker("d", local_prefill=True, **fields)], need())
+
+
+def test_who_failed_is_avoided_unless_alone() -> None:
+    one, two = worker("d1", free=100, local_prefill=True), worker("d2", local_prefill=True, free=9)
+    assert choose([one, two], need(avoid={"d1"})) == ("d2", "")
+    assert choose([one], need(avoid={"d1"})) == ("d1", "")
+
+
+def test_local_prefill_is_the_last_resort_of_a_replay() -> None:
+    workers = [worker("d"), worker("p", roles=PREFILL)]
+    assert choose(workers, need(local_prefill=True)) == ("d", "p")
+    assert choose(workers, need(local_prefill=True, avoid={"p"})) == ("d", "")
+    assert choose(workers, need(avoid={"p"})) == ("d", "p")
+    with pytest.raises(NoWorker, match="no healthy prefill worker"):
+        choose(workers[:1], need())
+
+
+def test_the_preferred_worker_goes_first_while_it_has_room() -> None:
+    workers = [worker("d1", free=5, local_prefill=True), worker("d2", local_prefill=True)]
+    assert choose(workers, need(prefer="d1")) == ("d1", "")
+    assert choose(workers, need(100, prefer="d1")) == ("d2", "")
+
+
+def test_suspects_are_a_last_resort() -> None:
+    suspect = worker("d1", Health.SUSPECT, free=1000, local_prefill=True)
+    assert choose([suspect, worker("d2", local_prefill=True)], need()) == ("d2", "")
+    assert choose([suspect], need()) == ("d1", "")
+
+
+def test_full_is_not_absent() -> None:
+    assert choose([worker("d", free=1, local_prefill=True)], need()) is None
+    assert choose([worker("d"), worker("p", free=1, roles=PREFILL)], need()) is None
+
+
+def test_placements_count_until_they_are_reported() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 30, now=10.0)
+    assert (decode.room_blocks, decode.queued_tokens) == (98, 0)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 30)
+    prefill.reported(report("p"), now=10.0 + SETTLING / 2)
+    assert prefill.queued_tokens == 30, "too early to be in the report"
+    booking.started(10.1)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (100, 0)
+    booking.ended(10.2)
+    assert decode.room_blocks == 100
+    for each in (decode, prefill):
+        each.reported(report("x", queued=7), now=20.0)
+        assert (each.room_blocks, each.queued_tokens) == (100, 7)
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.booleans(), st.booleans()), max_size=20))
+def test_bookings_cancel_out(steps: list[tuple[int, bool, bool]]) -> None:
+    decode, prefill = worker("d", free=10_000), worker("p", free=10_000, roles=PREFILL)
+    for number, (tokens, remote, started) in enumerate(steps):
+        booking = Booking(decode, prefill if remote else None, tokens, now=float(number))
+        if started:
+            booking.started(number + 0.1)
+        booking.ended(number + 0.2)
+    for each in (decode, prefill):
+        assert (each.room_blocks, each.queued_tokens) == (10_000, 0)
+
+
+def test_a_doubted_worker_gets_one_request_at_a_time() -> None:
+    decode = worker("d", local_prefill=True)
+    decode.refused()
+    assert not decode.has_room(1)
+    decode.reported(report("d", local_prefill=True), now=1.0)
+    assert decode.has_room(1)
+    booking = Booking(decode, None, 1, now=1.0)
+    assert not decode.has_room(1)
+    booking.started(2.0)
+    assert decode.has_room(1)
+    Booking(decode, None, 1, now=3.0)
+    assert decode.has_room(1)
+
+
+def test_limits_of_the_fleet() -> None:
+    workers = [worker("d", max_model_len=50), worker("p", max_model_len=40, roles=PREFILL)]
+    assert (longest_sequence(workers), longest_prompt(workers)) == (50, 40)
+    assert (longest_sequence([]), longest_prompt([])) == (None, None)
+
+
+def test_choosing_among_a_thousand_is_quick() -> None:
+    workers = [worker(f"d{i}") for i in range(500)]
+    workers += [worker(f"p{i}", roles=PREFILL) for i in range(500)]
+    placement = Placement(random.Random(0))
+    started = time.perf_counter()
+    placement.choose(workers, need())
+    assert time.perf_counter() - started < 0.5

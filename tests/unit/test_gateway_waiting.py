@@ -1,0 +1,125 @@
+"""The waiting room, an attempt's fence, and patience."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from baton.deadlines import UNLIMITED, Deadlines
+from baton.errors import DeadlineExceeded, DecodeLost
+from baton.generation import AttemptKey, FinishReason, Timings
+from gateway.attempt import Attempt, Finished
+from gateway.patience import Patience
+from gateway.waiting import WaitingRoom
+
+
+async def test_the_oldest_looks_first_and_nobody_overtakes() -> None:
+    room, free, served = WaitingRoom(), 0, []
+
+    def find() -> bool | None:
+        nonlocal free
+        if free == 0:
+            return None
+        free -= 1
+        return True
+
+    async def wait(arrival: int) -> None:
+        await room.take_turn(arrival, find)
+        served.append(arrival)
+
+    tasks = []
+    for arrival in (5, 3, 9, 1):
+        tasks.append(asyncio.create_task(wait(arrival)))
+        await asyncio.sleep(0)
+    free = 2
+    room.changed()
+    await asyncio.sleep(0.01)
+    assert served == [1, 3]
+    tasks[0].cancel()
+    free = 1
+    await asyncio.sleep(0.01)
+    assert served == [1, 3, 9]
+    assert len(room) == 0
+
+
+async def test_what_find_raises_lets_the_next_one_look() -> None:
+    room = WaitingRoom()
+    full = True
+
+    def find() -> int | None:
+        return None if full else 1
+
+    def broken() -> int | None:
+        raise ValueError("no")
+
+    waiting = asyncio.create_task(room.take_turn(2, find))
+    await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="no"):
+        await room.take_turn(1, broken)
+    full = False
+    assert await waiting == 1
+
+
+def attempt(next_index: int = 0, limit: int = 100) -> Attempt:
+    return Attempt(AttemptKey("r", 0), next_index, limit, lambda: None)
+
+
+async def test_an_attempt_accepts_only_the_next_tokens() -> None:
+    fenced = attempt(next_index=2, limit=5)
+    assert not fenced.put(0, [1])
+    assert not fenced.put(3, [1])
+    assert fenced.put(2, [7, 8])
+    assert not fenced.put(2, [7])
+    assert not fenced.put(4, [1, 2]), "past the limit"
+    assert fenced.put(4, [9])
+    assert await fenced.take() == [7, 8, 9]
+
+
+async def test_tokens_are_taken_before_the_end() -> None:
+    lost = attempt()
+    lost.put(0, [1, 2])
+    lost.end(DecodeLost("gone"))
+    lost.end(Finished(FinishReason.STOP, Timings()))
+    assert not lost.put(2, [3])
+    assert await lost.take() == [1, 2]
+    assert lost.finished is None
+    with pytest.raises(DecodeLost, match="gone"):
+        await lost.take()
+
+    done = attempt()
+    done.put(0, [1])
+    done.end(Finished(FinishReason.LENGTH, Timings()))
+    assert done.finished is None, "a token is still to be taken"
+    assert await done.take() == [1]
+    assert done.finished is not None
+    assert await done.take() == []
+
+
+def limits(**seconds: float) -> Deadlines:
+    return Deadlines(
+        **{name: seconds.get(name, math.inf) for name in Deadlines.__dataclass_fields__}
+    )
+
+
+async def test_patience_names_the_phase() -> None:
+    patience = Patience(limits(first_token=0.02, inter_token=0.05))
+    with pytest.raises(DeadlineExceeded, match=r"'first_token': 0\.02 s"):
+        async with patience:
+            await asyncio.sleep(5)
+    patience.progress()
+    with pytest.raises(DeadlineExceeded, match="'inter_token'"):
+        async with patience:
+            await asyncio.sleep(5)
+    patience = Patience(limits(inter_token=9, total=0.02))
+    patience.progress()
+    with pytest.raises(DeadlineExceeded, match="'total'"):
+        async with patience:
+            await asyncio.sleep(5)
+
+
+async def test_patience_leaves_other_timeouts_alone() -> None:
+    with pytest.raises(TimeoutError, match="mine"):
+        async with Patience(UNLIMITED):
+            raise TimeoutError("mine")

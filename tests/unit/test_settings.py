@@ -1,0 +1,69 @@
+"""One setting, three places to give it; a mistake is one line that names the flag."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from baton.settings import GatewaySettings, PrefillSettings, load
+
+GATEWAY = ["--model", "m", "--decode", "a:1,b:2"]
+
+
+def test_flag_beats_environment_beats_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "baton.yaml"
+    file.write_text("port: 1\nadmin_port: 2\nmax_queue_tokens: 3\n")
+    monkeypatch.setenv("BATON_ADMIN_PORT", "20")
+    monkeypatch.setenv("BATON_MAX_QUEUE_TOKENS", "30")
+    argv = [*GATEWAY, "--config", str(file), "--max-queue-tokens", "300"]
+    settings = load(GatewaySettings, argv, "gateway")
+    assert (settings.port, settings.admin_port, settings.max_queue_tokens) == (1, 20, 300)
+    assert settings.decode == ["a:1", "b:2"]
+
+
+def test_lists_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "baton.yaml"
+    file.write_text("model: m\nprefill: [p:1, p:2]\n")
+    monkeypatch.setenv("BATON_DECODE", "d:1,d:2")
+    settings = load(GatewaySettings, ["--config", str(file)], "gateway")
+    assert settings.prefill == ["p:1", "p:2"]
+    assert settings.decode == ["d:1", "d:2"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--model", "m", "--port", "99999"], "--port: .*65535.*99999"),
+        (["--model", "m", "--block-size", "0"], "--block-size: .*greater than or equal to 1"),
+        (["--port", "1"], "--model: Field required"),
+        (["--model", "m", "--dtype", "int3"], "--dtype: .*float32"),
+    ],
+)
+def test_mistakes_are_one_line_each(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        load(PrefillSettings, argv, "prefill_worker")
+    assert exit_info.value.code == 2
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+
+    assert re.search(said, printed)
+
+
+def test_a_gateway_without_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(GatewaySettings, ["--model", "m"], "gateway")
+    assert "--decode names no worker" in capsys.readouterr().err
+
+
+def test_an_unknown_key_in_the_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "baton.yaml"
+    file.write_text("prot: 1\n")
+    with pytest.raises(SystemExit):
+        load(GatewaySettings, [*GATEWAY, "--config", str(file)], "gateway")
+    assert "prot" in capsys.readouterr().err

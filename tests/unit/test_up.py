@@ -1,0 +1,125 @@
+"""What ``baton up`` decides to start, before it starts anything."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from baton.cli import cores, ports
+from baton.cli.processes import Patience, Spec
+from baton.cli.up import plan
+from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, UpSettings, load
+
+KINDS = {
+    "prefill_worker": PrefillSettings,
+    "decode_worker": DecodeSettings,
+    "gateway": GatewaySettings,
+}
+
+
+def planned(*flags: str) -> dict[str, Spec]:
+    settings = load(UpSettings, ["--model", "some/model", *flags], "baton up")
+    return {spec.name: spec for spec in plan(settings, 9000, 9001)}
+
+
+def told(spec: Spec) -> PrefillSettings | DecodeSettings | GatewaySettings:
+    """The settings of the process itself, from the arguments it is given."""
+    return load(KINDS[spec.module], spec.arguments, spec.name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        ([], ["p0", "d0", "gateway"]),
+        (["--prefill", "2", "--decode", "3"], ["p0", "p1", "d0", "d1", "d2", "gateway"]),
+        (["--colocated", "2"], ["c0", "c1", "gateway"]),
+        (["--colocated", "1", "--prefill", "1"], ["p0", "d0", "c0", "gateway"]),
+        (["--prefill", "1", "--decode", "0", "--colocated", "1"], ["p0", "c0", "gateway"]),
+    ],
+)
+def test_what_is_started(flags: list[str], names: list[str]) -> None:
+    assert list(planned(*flags)) == names
+
+
+def test_settings_reach_the_processes_that_know_them() -> None:
+    specs = planned(
+        *("--num-blocks", "64", "--deterministic", "--no-prefix-cache", "--queue-timeout", "7"),
+        *("--served-model-name", "m", "--log-level", "warning", "--dtype", "bfloat16"),
+    )
+    for name in ("p0", "d0"):
+        worker = told(specs[name])
+        assert isinstance(worker, PrefillSettings | DecodeSettings)
+        assert (worker.num_blocks, worker.deterministic, worker.prefix_cache) == (64, True, False)
+        assert (worker.dtype, worker.log_level, worker.served_name) == ("bfloat16", "warning", "m")
+        assert specs[name].address == f"{worker.host}:{worker.port}"
+    gateway = told(specs["gateway"])
+    assert isinstance(gateway, GatewaySettings)
+    assert (gateway.queue_timeout, gateway.served_name) == (7.0, "m")
+    assert (gateway.port, gateway.admin_port) == (9000, 9001)
+    assert gateway.prefill == [specs["p0"].address]
+    assert gateway.decode == [specs["d0"].address]
+    assert all(told(spec).exit_with_parent for spec in specs.values())
+
+
+def test_unset_settings_keep_the_one_default() -> None:
+    assert "--block-size" not in planned()["p0"].arguments
+
+
+def test_our_environment_is_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_PREFILL", "2")
+    monkeypatch.setenv("BATON_NUM_BLOCKS", "32")
+    specs = planned()
+    assert {"p0", "p1"} <= specs.keys()
+    assert "BATON_PREFILL" not in specs["gateway"].environment
+    worker = told(specs["p1"])
+    assert isinstance(worker, PrefillSettings)
+    assert worker.num_blocks == 32
+
+
+def test_devices_are_dealt_round_robin() -> None:
+    specs = planned("--prefill", "2", "--decode", "1", "--device", "cuda:0,cuda:1")
+    devices = {name: told(spec).device for name, spec in specs.items() if name != "gateway"}  # type: ignore[union-attr]
+    assert devices == {"p0": "cuda:0", "p1": "cuda:1", "d0": "cuda:0"}
+
+
+def test_colocated_workers_prefill_locally() -> None:
+    worker = told(planned("--colocated", "1")["c0"])
+    assert isinstance(worker, DecodeSettings) and worker.local_prefill
+
+
+@pytest.mark.parametrize(
+    ("available", "workers", "threads", "expected"),
+    [
+        (1, 2, None, [(1, None), (1, None)]),
+        (2, 2, None, [(1, None), (1, None)]),
+        (9, 2, None, [(4, {0, 1, 2, 3}), (4, {4, 5, 6, 7})]),
+        (4, 2, 3, [(3, None), (3, None)]),
+    ],
+)
+def test_cores_are_shared_equally(
+    available: int,
+    workers: int,
+    threads: int | None,
+    expected: list[tuple[int, set[int] | None]],
+) -> None:
+    shares = cores.shares(list(range(available)), workers, threads)
+    assert [(share.threads, share.pinned) for share in shares] == expected
+
+
+def test_a_port_that_is_taken_is_not_available() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert not ports.available("127.0.0.1", taken.getsockname()[1])
+    assert ports.available("127.0.0.1", next(ports.free("127.0.0.1")))
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    patience = Patience(first_pause=0.5, longest_pause=3.0)
+    assert [patience.pause(deaths) for deaths in (1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
+def test_a_fleet_without_a_role_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, said in ((["--decode", "0"], "--decode 0"), (["--prefill", "0"], "--prefill 0")):
+        with pytest.raises(SystemExit):
+            planned(*flags)
+        assert said in capsys.readouterr().err
