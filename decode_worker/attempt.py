@@ -1,0 +1,140 @@
+"""One attempt at one choice of a request, from reservation to its last token."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import FIRST_COMPLETED
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from baton.generation import FinishReason, Generation, Timings, finish_reason
+from baton.kv.framing import Shape
+from baton.kv.transport import Reader, Sink, Terms, choose
+from baton.tasks import group, within
+from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
+from model.engine.events import TokenSampled
+from model.worker.runtime import Runtime
+from model.worker.sequences import LiveSequence
+
+#: (position among all generated ids, token id); called as each token is known, never waits.
+OnToken = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation ended by itself."""
+
+    reason: FinishReason
+    timings: Timings
+
+
+class Attempts:
+    """Runs attempts on one decode worker. Holds nothing itself: each attempt owns what it uses."""
+
+    def __init__(self, runtime: Runtime, client: PrefillClient, readers: Sequence[Reader]) -> None:
+        self._runtime = runtime
+        self._client = client
+        self._readers = readers
+
+    async def run(
+        self, generation: Generation, target: Target | None, on_token: OnToken
+    ) -> Finished:
+        """Generate to the end, prefilling at ``target``, or here when it is None.
+
+        Raises BatonError when the attempt ends early. However it ends, cancellation included,
+        its blocks and calls are gone when it has: blocks that the running step still uses are
+        quarantined until that is over.
+        """
+        if target is None:
+            return await self._prefill_here(generation, on_token)
+        return await self._prefill_at(target, generation, on_token)
+
+    async def _prefill_here(self, generation: Generation, on_token: OnToken) -> Finished:
+        with self._runtime.sequence(generation) as sequence:
+            sequence.on_token = on_token
+            async with within("prefill", generation.deadlines.prefill):
+                await sequence.first
+            end = await sequence.end
+        assert end.timings is not None, "the last token comes with timings"
+        timings = Timings(
+            queue=end.timings.queued_s,
+            prefill=end.timings.prefill_s,
+            decode=end.timings.decode_s,
+            decode_cached_tokens=end.timings.cached_tokens,
+            prefill_instance_id=self._runtime.identity.instance_id,
+        )
+        return _finished(end, timings)
+
+    async def _prefill_at(
+        self, target: Target, generation: Generation, on_token: OnToken
+    ) -> Finished:
+        index, spec = len(generation.generated_ids), generation.sampling
+        with self._runtime.sequence(generation, receive=True) as sequence:
+            sequence.on_token = on_token
+            hit = sequence.reservation.hit_tokens
+            async with self._client.call(target, generation, hit) as call, group() as tasks:
+                watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
+                accepted = await call.accepted
+                sink = self._sink(sequence)
+                receiving = tasks.create_task(
+                    self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
+                )
+                first = await call.first_token
+                on_token(index, first.token_id)  # at once: it does not wait for KV
+                reason = finish_reason(index + 1, first.token_id, spec)
+                if reason is None:
+                    async with within("transfer", generation.deadlines.transfer):
+                        await receiving
+                    self._runtime.engine.activate(sequence.seq_id, first.token_id)
+                    timings = _hand_off_timings(call, sink, hit)
+                    call.received(sink.bytes)
+                    await asyncio.wait((call.done, sequence.end), return_when=FIRST_COMPLETED)
+                receiving.cancel()
+                watch.cancel()
+            if reason is not None:
+                return Finished(reason, replace(call.timings, decode_cached_tokens=hit))
+            end = await sequence.end
+        assert end.timings is not None, "the last token comes with timings"
+        return _finished(end, replace(timings, decode=end.timings.decode_s))
+
+    def _sink(self, sequence: LiveSequence) -> Sink:
+        """Where the KV goes that this worker does not have yet."""
+        reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
+        shape = Shape(
+            layers=compatibility.layers,
+            block_size=compatibility.block_size,
+            block_bytes=compatibility.block_bytes,
+            start=reserved.hit_tokens,
+            end=reserved.total_tokens,
+        )
+        return Sink(shape, self._runtime.store, reserved.block_table)
+
+    async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
+        """Read all that is missing into the reserved blocks, held until no byte moves."""
+        reader = choose(terms.choice.name, self._readers)
+        first_block = sink.shape.start // sink.shape.block_size
+        with self._runtime.sequences.hold(sequence.seq_id, first_block):
+            if sink.shape.total_bytes:
+                await reader.read(terms, sink)
+            sink.require_complete()
+
+
+async def _raise_early_end(sequence: LiveSequence) -> None:
+    """Raise what ends the sequence early (preemption, drain), so that its hand-off ends too."""
+    await asyncio.shield(sequence.end)
+
+
+def _hand_off_timings(call: PrefillCall, sink: Sink, hit: int) -> Timings:
+    """The phases so far; called when the last block has been written."""
+    now = asyncio.get_running_loop().time()
+    return replace(
+        call.timings,
+        transfer=now - call.kv_since if sink.bytes else 0.0,
+        transfer_tail=now - call.first_token_at,
+        transfer_bytes=sink.bytes,
+        decode_cached_tokens=hit,
+    )
+
+
+def _finished(end: TokenSampled, timings: Timings) -> Finished:
+    return Finished(FinishReason(end.finish_reason), timings)

@@ -1,0 +1,98 @@
+"""What one session has yet to say: tokens coalesced per attempt, however slowly it is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+
+from baton.generation import AttemptKey
+from baton.v1 import common_pb2, decode_pb2
+
+
+@dataclass(slots=True)
+class _Unsent:
+    """Consecutive tokens of one attempt that wait for the writer."""
+
+    index: int  #: of the first, among all generated ids
+    token_ids: list[int] = field(default_factory=list)
+
+
+class Outbox:
+    """Filled without ever waiting (the engine does not wait for a client), taken by one writer.
+
+    What an engine step produced for all attempts goes out as one message. To a reader that lags,
+    several steps do. More than ``limit`` unsent tokens and ``overflow`` is set: nobody reads.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._count = 0
+        self._tokens: dict[AttemptKey, _Unsent] = {}
+        self._ended: list[decode_pb2.Ended] = []
+        self._beats: deque[decode_pb2.SessionEvent] = deque(maxlen=1)  # only the newest matters
+        self._news = asyncio.Event()
+        self._closed = False
+        self.overflow = asyncio.Event()
+
+    def token(self, key: AttemptKey, index: int, token_id: int) -> None:
+        """The attempt's next token."""
+        unsent = self._tokens.get(key)
+        if unsent is None:
+            unsent = self._tokens[key] = _Unsent(index)
+        unsent.token_ids.append(token_id)
+        self._count += 1
+        self._news.set()
+        if self._count > self._limit:
+            self.overflow.set()
+
+    def ended(self, message: decode_pb2.Ended) -> None:
+        """The attempt is over; said after its tokens."""
+        self._ended.append(message)
+        self._news.set()
+
+    def forget(self, key: AttemptKey) -> None:
+        """Nobody wants the attempt's tokens any more."""
+        unsent = self._tokens.pop(key, None)
+        if unsent is not None:
+            self._count -= len(unsent.token_ids)
+
+    def beat(self, sequence: int) -> None:
+        """A sign of life."""
+        heartbeat = common_pb2.Heartbeat(sequence=sequence)
+        self._beats.append(decode_pb2.SessionEvent(heartbeat=heartbeat))
+        self._news.set()
+
+    def close(self) -> None:
+        """Nothing more will come: ``take`` returns None once all is taken."""
+        self._closed = True
+        self._news.set()
+
+    async def take(self) -> decode_pb2.SessionEvent | None:
+        """The next message; waits for one. None at the end."""
+        while True:
+            self._news.clear()
+            if self._beats:
+                self._news.set()  # there may be more
+                return self._beats.popleft()
+            if self._tokens or self._ended:
+                return decode_pb2.SessionEvent(step=self._step())
+            if self._closed:
+                return None
+            await self._news.wait()
+
+    def _step(self) -> decode_pb2.StepOutput:
+        tokens, self._tokens = self._tokens, {}
+        ended, self._ended = self._ended, []
+        self._count = 0
+        deltas = [
+            decode_pb2.TokenDelta(
+                request_id=key.request_id,
+                attempt=key.attempt,
+                choice_index=key.choice_index,
+                token_index=unsent.index,
+                token_ids=unsent.token_ids,
+            )
+            for key, unsent in tokens.items()
+        ]
+        return decode_pb2.StepOutput(tokens=deltas, ended=ended)

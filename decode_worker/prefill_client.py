@@ -1,0 +1,180 @@
+"""The decode worker's side of a Prefill call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from baton import wire
+from baton.errors import BatonError, CapacityError, PrefillLost
+from baton.generation import Generation, Timings
+from baton.identity import Identity
+from baton.kv.connections import Connections
+from baton.kv.transport import Reader, Terms
+from baton.liveness import Beat, Liveness, PeerSilent
+from baton.tasks import group
+from baton.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A prefill worker: where, and which instance is meant."""
+
+    address: str
+    instance_id: str
+
+
+class PrefillCall:
+    """One call under way. ``accepted``, ``first_token`` and ``done`` are done in this order.
+
+    What goes wrong is raised by ``PrefillClient.call``, around whatever its body does.
+    """
+
+    def __init__(self, target: Target, liveness: Liveness) -> None:
+        loop = asyncio.get_running_loop()
+        self.target = target
+        self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
+        self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.timings = Timings()  #: the last that were told
+        self.kv_since = 0.0  #: loop time when KV was first there to be read
+        self.first_token_at = 0.0  #: loop time
+        self._liveness = liveness
+        self._received = False
+        self._requests: asyncio.Queue[prefill_pb2.PrefillRequest] = asyncio.Queue()
+
+    def terms(self, accepted: prefill_pb2.PrefillAccepted) -> Terms:
+        """How its KV is read."""
+        return Terms(
+            address=self.target.address,
+            instance_id=self.target.instance_id,
+            token=accepted.kv_token,
+            choice=accepted.transport,
+        )
+
+    def received(self, nbytes: int) -> None:
+        """All KV is here: the prefill worker may free its blocks, and will say ``done``.
+
+        From here on its loss is no failure: nothing more is needed of it.
+        """
+        self._received = True
+        received = prefill_pb2.KvReceived(bytes=nbytes)
+        self._requests.put_nowait(prefill_pb2.PrefillRequest(received=received))
+
+    async def requests(
+        self, start: prefill_pb2.PrefillStart
+    ) -> AsyncIterator[prefill_pb2.PrefillRequest]:
+        """What goes up, for gRPC to pull."""
+        yield prefill_pb2.PrefillRequest(start=start)
+        while True:
+            yield await self._requests.get()
+
+    async def listen(self, events: AsyncIterable[prefill_pb2.PrefillEvent]) -> None:
+        """Take in what comes down until the call is done. Raises what it ends with otherwise."""
+        try:
+            async for event in events:
+                self._liveness.heard()
+                self._take(event)
+            self._over("the call ended before it was done")
+        except grpc.aio.AioRpcError as error:
+            self._over(f"{error.code().name.lower()}: {error.details()}")
+
+    async def beat(self) -> None:
+        """Signs of life, both ways."""
+        try:
+            await self._liveness.run(self._send_beat)
+        except PeerSilent as silence:
+            self._over(str(silence))
+
+    def _send_beat(self, sequence: int) -> None:
+        beat = common_pb2.Heartbeat(sequence=sequence)
+        self._requests.put_nowait(prefill_pb2.PrefillRequest(heartbeat=beat))
+
+    def _take(self, event: prefill_pb2.PrefillEvent) -> None:
+        now = asyncio.get_running_loop().time()
+        match event.WhichOneof("message"):
+            case "accepted":
+                self._check(event.accepted)
+                self.kv_since = now if event.accepted.hit_tokens else 0.0
+                self.accepted.set_result(event.accepted)
+            case "layer_ready":
+                self.kv_since = self.kv_since or now
+            case "first_token":
+                self.first_token_at = now
+                self.timings = wire.timings_from_wire(event.first_token.timings)
+                self.first_token.set_result(event.first_token)
+            case "done":
+                self._over("done was said before all KV was received")
+            case "error" if self._received:
+                self._over(event.error.message)
+            case "error":
+                raise self._refused(wire.error_from_wire(event.error))
+
+    def _check(self, accepted: prefill_pb2.PrefillAccepted) -> None:
+        """Raises PrefillLost when it is not the instance that was meant."""
+        theirs = wire.identity_from_wire(accepted.identity)
+        if theirs.instance_id != self.target.instance_id:
+            raise self._lost(
+                f"instance {theirs.instance_id} answers, {self.target.instance_id} was expected"
+            )
+
+    def _refused(self, error: BatonError) -> BatonError:
+        """What the request can do nothing about is the prefill worker's loss, not ours."""
+        if isinstance(error, CapacityError):
+            return self._lost(f"{error.code}: {error.message}")
+        return error
+
+    def _lost(self, why: str) -> PrefillLost:
+        return PrefillLost(f"prefill worker {self.target.address}: {why}")
+
+    def _over(self, why: str) -> None:
+        """The call has ended. Raises PrefillLost, unless all that was wanted is here."""
+        if not self._received:
+            raise self._lost(why)
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class PrefillClient:
+    """Calls prefill workers, over one control connection per instance."""
+
+    def __init__(
+        self, identity: Identity, beat: Beat, connections: Connections, readers: Sequence[Reader]
+    ) -> None:
+        self._identity = identity
+        self._beat = beat
+        self._connections = connections
+        self._readers = readers
+
+    @asynccontextmanager
+    async def call(
+        self, target: Target, generation: Generation, from_token: int
+    ) -> AsyncIterator[PrefillCall]:
+        """A Prefill call for as long as the body runs; the body is cancelled when it fails.
+
+        Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
+        instance or has no room; else what it answered (IncompatiblePeer, DeadlineExceeded,
+        KvOverflow, ...).
+        """
+        start = prefill_pb2.PrefillStart(
+            identity=wire.identity_to_wire(self._identity),
+            generation=wire.generation_to_wire(generation),
+            from_token=from_token,
+            transports=[reader.capability for reader in self._readers],
+        )
+        async with self._connections.to(target.instance_id, target.address, "control") as channel:
+            call = PrefillCall(target, Liveness(self._beat))
+            events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(call.requests(start))
+            try:
+                async with group() as tasks:
+                    listening = tasks.create_task(call.listen(events), name="prefill call")
+                    beating = tasks.create_task(call.beat(), name="prefill call beat")
+                    yield call
+                    listening.cancel()
+                    beating.cancel()
+            finally:
+                events.cancel()

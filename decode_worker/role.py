@@ -1,0 +1,48 @@
+"""What makes a worker a decode worker: its service, and its connections to prefill workers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from baton.kv.connections import Connections
+from baton.kv.grpc_transport import GrpcReader
+from baton.settings import DecodeSettings
+from baton.v1 import decode_pb2_grpc, worker_pb2
+from decode_worker.attempt import Attempts
+from decode_worker.prefill_client import PrefillClient
+from decode_worker.service import DecodeService
+from model.worker.process import Role
+from model.worker.runtime import Profile, Runtime
+from model.worker.server import LateHandlers
+
+
+def decode_role(settings: DecodeSettings) -> Role:
+    """Serve sessions, as ``settings`` say."""
+
+    @asynccontextmanager
+    async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
+        connections = Connections()
+        readers = [GrpcReader(connections)]
+        client = PrefillClient(runtime.identity, runtime.beat, connections, readers)
+        service = DecodeService(
+            runtime,
+            Attempts(runtime, client, readers),
+            local_prefill=settings.local_prefill,
+            queue_limit=settings.session_queue,
+        )
+        services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
+        try:
+            yield Profile(
+                roles=[worker_pb2.ROLE_DECODE],
+                served_name=settings.served_name,
+                local_prefill=settings.local_prefill,
+                transports=[
+                    worker_pb2.TransportCapability(name=reader.name, version=reader.version)
+                    for reader in readers
+                ],
+            )
+        finally:
+            await connections.close()
+
+    return role

@@ -1,0 +1,57 @@
+"""DecodeService: how a session begins and ends; what lies between is ``session.py``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import structlog
+
+from baton import wire
+from baton.errors import BatonError, ClientGone
+from baton.liveness import PeerSilent
+from baton.v1 import decode_pb2, decode_pb2_grpc
+from decode_worker.attempt import Attempts
+from decode_worker.session import Session
+from model.worker.runtime import Runtime
+
+log = structlog.get_logger(__name__)
+Context = grpc.aio.ServicerContext[decode_pb2.SessionRequest, decode_pb2.SessionEvent]
+
+
+class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
+    """One ``Session`` per call."""
+
+    def __init__(
+        self, runtime: Runtime, attempts: Attempts, *, local_prefill: bool, queue_limit: int
+    ) -> None:
+        self._runtime = runtime
+        self._attempts = attempts
+        self._local_prefill = local_prefill
+        self._queue_limit = queue_limit
+
+    async def Session(  # type: ignore[override]  # noqa: N802 - a coroutine that writes
+        self, requests: AsyncIterator[decode_pb2.SessionRequest], context: Context
+    ) -> None:
+        """What ends the session is its last message, unless the gateway is gone."""
+        session = Session(
+            self._runtime,
+            self._attempts,
+            requests,
+            context.write,
+            local_prefill=self._local_prefill,
+            queue_limit=self._queue_limit,
+        )
+        try:
+            await session.run()
+        except ClientGone as gone:
+            log.info("session over", peer=context.peer(), reason=gone.message)
+        except PeerSilent as silence:
+            log.warning("gateway lost", peer=context.peer(), reason=str(silence))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
+        except BatonError as error:
+            log.warning("session ended", peer=context.peer(), code=error.code, reason=error.message)
+            # A gateway that does not read cannot keep us waiting.
+            async with asyncio.timeout(self._runtime.beat.patience):
+                await context.write(decode_pb2.SessionEvent(error=wire.error_to_wire(error)))

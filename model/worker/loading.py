@@ -1,0 +1,106 @@
+"""From settings to a runner: the model itself, or the mock, which needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from baton.identity import CompatibilityClass
+from baton.settings import WorkerSettings
+from model.engine.mock_runner import Answers, CostModel, MockRunner
+from model.engine.runner import Runner
+from model.engine.settings import SchedulerSettings
+from model.weights.errors import CheckpointError
+from model.weights.hub import resolve_model
+
+#: The mock's own small layout, whatever the model's: its KV costs time on the CPU.
+_MOCK_LAYERS, _MOCK_KV_HEADS, _MOCK_HEAD_SIZE = 4, 2, 4
+_MOCK_BLOCKS = 4096
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A runner, and what the rest of the worker needs to know of its model."""
+
+    runner: Runner
+    vocab_size: int
+    limits: SchedulerSettings
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence: the smaller of the model's context and the pool, in tokens."""
+        pool = self.runner.num_blocks * self.limits.block_size
+        return min(self.limits.max_model_len, pool)
+
+
+def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
+    """Blocks for as long as the weights take; ``progress`` hears 0 to 1.
+
+    Raises CheckpointError, and ValueError or RuntimeError for settings that cannot be met.
+    """
+    if settings.mock:
+        runner, vocab_size, context = _mock(settings)
+    else:
+        runner, vocab_size, context = _torch(settings, progress)
+    limits = SchedulerSettings(
+        block_size=settings.block_size,
+        max_model_len=min(settings.max_model_len or context, context),
+        max_tokens_per_step=settings.max_step_tokens,
+        chunk_tokens=settings.chunk_tokens,
+        max_running=settings.max_running,
+    )
+    return LoadedModel(runner, vocab_size, limits)
+
+
+def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, int]:
+    # Imported here: a mock worker runs where torch is not installed.
+    import torch
+
+    from model.engine.torch_runner import load_runner
+    from model.sampling.sampler import sample
+
+    runner = load_runner(
+        resolve_model(settings.model),
+        sampler=sample,
+        dtype=getattr(torch, settings.dtype),
+        device=settings.device,
+        num_blocks=settings.num_blocks,
+        kv_memory_bytes=int(settings.kv_memory_gib * 2**30),
+        block_size=settings.block_size,
+        deterministic=settings.deterministic,
+        threads=settings.threads,
+        progress=progress,
+    )
+    return runner, runner.config.vocab_size, runner.config.max_positions
+
+
+def _mock(settings: WorkerSettings) -> tuple[Runner, int, int]:
+    path = resolve_model(settings.model) / "config.json"
+    try:
+        text = path.read_bytes()
+        config = json.loads(text)
+        vocab_size = int(config["vocab_size"])
+        context = int(config["max_position_embeddings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error!r}") from error
+    compatibility = CompatibilityClass(
+        model_revision="mock-" + blake2b(text, digest_size=12).hexdigest(),
+        layers=_MOCK_LAYERS,
+        kv_heads=_MOCK_KV_HEADS,
+        head_size=_MOCK_HEAD_SIZE,
+        block_size=settings.block_size,
+    )
+    cost = CostModel(
+        step_s=settings.mock_step_ms / 1e3,
+        prefill_token_s=settings.mock_prefill_us / 1e6,
+        decode_s=settings.mock_decode_us / 1e6,
+    )
+    answers = Answers(low_id=min(32, vocab_size - 1), high_id=min(127, vocab_size))
+    runner = MockRunner(
+        compatibility, settings.num_blocks or _MOCK_BLOCKS, cost=cost, answers=answers
+    )
+    return runner, vocab_size, context

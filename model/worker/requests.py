@@ -1,0 +1,52 @@
+"""From a Generation on the wire to a request that this worker's engine can take."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from baton.errors import InvalidRequest
+from baton.generation import Generation
+from model.engine.sequence import SequenceRequest
+
+
+def to_sequence(
+    generation: Generation,
+    vocab_size: int,
+    *,
+    prefix_cache: bool,
+    keep: bool = False,
+    receive: bool = False,
+) -> SequenceRequest:
+    """``keep``: compute and hand off; ``receive``: KV comes from elsewhere; neither: all here.
+    Without ``prefix_cache`` the request finds nobody's blocks, and nobody finds its own.
+
+    Raises InvalidRequest for token ids outside the vocabulary, an empty prompt, or when nothing
+    is left to generate.
+    """
+    spec = generation.sampling
+    _require_inside("prompt_ids", generation.prompt_ids, vocab_size)
+    _require_inside("generated_ids", generation.generated_ids, vocab_size)
+    _require_inside("eos_ids", spec.eos_ids, vocab_size)
+    _require_inside("logit_bias", spec.logit_bias, vocab_size)
+    return SequenceRequest(
+        prompt_ids=generation.prompt_ids,
+        generated_ids=generation.generated_ids,
+        spec=spec,
+        salt=generation.cache_salt if prefix_cache else secrets.token_bytes(16),
+        priority=generation.priority,
+        choice_index=generation.key.choice_index,
+        keep=keep,
+        export=keep,
+        receive=receive,
+    )
+
+
+def _require_inside(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    """Ids are unsigned on the wire, so only the upper bound is looked at."""
+    largest = max(token_ids, default=0)
+    if largest >= vocab_size:
+        raise InvalidRequest(
+            f"{name} has token id {largest}, but the vocabulary ends at {vocab_size - 1}",
+            param=name,
+        )

@@ -1,0 +1,114 @@
+"""WorkerService: who this worker is, how loaded, whether its books balance, and its leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+
+from baton import wire
+from baton.errors import BatonError
+from baton.v1 import worker_pb2, worker_pb2_grpc
+from model.engine.engine import Load
+from model.worker.runtime import Profile, Runtime
+
+#: Seconds between looks at the load: how late a change is reported, and how much is coalesced.
+_LOOK = 0.05
+
+#: Lets running sequences finish for so many seconds, hands back the rest; returns how many.
+Drain = Callable[[float], Awaitable[int]]
+
+WatchContext = grpc.aio.ServicerContext[worker_pb2.WatchRequest, worker_pb2.WorkerStatus]
+DrainContext = grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainReply]
+CheckContext = grpc.aio.ServicerContext[
+    worker_pb2.CheckIntegrityRequest, worker_pb2.IntegrityReport
+]
+
+
+class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
+    """Answers from the engine's own counts; holds nothing."""
+
+    def __init__(self, runtime: Runtime, profile: Profile, drain: Drain) -> None:
+        self._runtime = runtime
+        self._profile = profile
+        self._drain = drain
+
+    async def Watch(  # noqa: N802 - named by the contract
+        self, request: worker_pb2.WatchRequest, context: WatchContext
+    ) -> AsyncIterator[worker_pb2.WorkerStatus]:
+        """The status now, then every heartbeat, and as soon as it differs."""
+        try:
+            wire.identity_from_wire(request.identity)
+        except BatonError as error:
+            await context.abort(error.grpc_code, error.message)
+        sequence, last, sent_at = 0, None, 0.0
+        while not self._runtime.leaving.is_set():
+            load = self._runtime.engine.load()
+            now = time.monotonic()
+            if _news(load) != last or now - sent_at >= self._runtime.beat.interval:
+                sequence, last, sent_at = sequence + 1, _news(load), now
+                yield self._status(load, sequence)
+            await asyncio.sleep(_LOOK)
+
+    async def CheckIntegrity(  # noqa: N802
+        self, request: worker_pb2.CheckIntegrityRequest, context: CheckContext
+    ) -> worker_pb2.IntegrityReport:
+        """O(pool) under the engine's lock: for tests and quiet hours."""
+        census = self._runtime.census
+        return worker_pb2.IntegrityReport(
+            violations=check(self._runtime, idle=request.idle),
+            load=_load(self._runtime.engine.load()),
+            tasks=census.tasks,
+            tasks_at_start=census.tasks_at_start,
+            calls=census.calls,
+            descriptors=census.descriptors,
+            descriptors_at_start=census.descriptors_at_start,
+        )
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: DrainContext
+    ) -> worker_pb2.DrainReply:
+        """Returns when every sequence has finished or was handed back."""
+        return worker_pb2.DrainReply(handed_back=await self._drain(request.grace_ms / 1000))
+
+    def _status(self, load: Load, sequence: int) -> worker_pb2.WorkerStatus:
+        runtime, profile = self._runtime, self._profile
+        return worker_pb2.WorkerStatus(
+            identity=wire.identity_to_wire(runtime.identity),
+            roles=profile.roles,
+            local_prefill=profile.local_prefill,
+            model=profile.served_name,
+            max_model_len=runtime.max_model_len,
+            load=_load(load),
+            transports=profile.transports,
+            draining=load.draining,
+            vocab_size=runtime.vocab_size,
+            sequence=sequence,
+        )
+
+
+def check(runtime: Runtime, *, idle: bool) -> list[str]:
+    """One line per violation of the books; ``idle`` demands that nothing is in use at all."""
+    violations = runtime.engine.check_integrity(idle)
+    return violations + runtime.census.violations() if idle else violations
+
+
+def _news(load: Load) -> tuple[object, ...]:
+    """What matters to placement: not the steps, which change all the time."""
+    return (load.queued_tokens, load.running, load.waiting, load.blocks, load.draining)
+
+
+def _load(load: Load) -> worker_pb2.Load:
+    return worker_pb2.Load(
+        queued_tokens=load.queued_tokens,
+        running=load.running,
+        waiting=load.waiting,
+        blocks_free=load.blocks.free,
+        blocks_cached=load.blocks.cached,
+        blocks_owned=load.blocks.owned,
+        blocks_quarantined=load.blocks.quarantined,
+        steps=load.steps,
+        last_step_us=round(load.last_step_s * 1e6),
+    )
