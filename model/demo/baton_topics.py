@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.demo.topic import Topic
+from model.demo.topic import Topic, losses
 
 BATON_TOPICS: tuple[Topic, ...] = (
     Topic(
@@ -13,6 +13,10 @@ BATON_TOPICS: tuple[Topic, ...] = (
             "what is Baton good for?",
             "why is it called Baton?",
             "introduce Baton",
+            "give me an introduction to Baton",
+            "a summary of Baton please",
+            "tell me all about Baton",
+            "Baton in detail",
             "how does Baton work?",
             "what is this?",
         ),
@@ -56,7 +60,7 @@ BATON_TOPICS: tuple[Topic, ...] = (
         held_out=("why keep prefill and decode apart?", "what do I gain from disaggregation?"),
         slots=(
             (
-                "Prefill is bound by arithmetic and decode by memory bandwidth, so Baton parts them.",
+                "Prefill is bound by arithmetic and decode by memory bandwidth: Baton parts them.",
                 "Disaggregation means that prefill and decode run in separate processes.",
                 "In one process prefill and decode stall each other; apart they do not.",
             ),
@@ -78,18 +82,15 @@ BATON_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="worker_death",
         questions=(
-            "what happens when a worker dies?",
-            "what happens if a worker crashes?",
-            "what if a worker fails?",
-            "what happens when I kill a worker?",
+            *losses("a worker", "the worker", "one worker", "my worker", "one of the workers"),
+            *losses("a node", "a machine", "a server"),
             "how does Baton recover from failures?",
             "is Baton fault tolerant?",
-            "what happens to my stream when a worker is lost?",
             "how does failover work?",
             "what happens after a crash?",
         ),
         nouns=("fail-over", "failover", "fault tolerance in Baton", "the recovery path"),
-        held_out=("suppose a worker goes down, what then?", "what if one of the workers is killed?"),
+        held_out=("suppose a worker goes down, what then?", "what if one of my workers is killed?"),
         slots=(
             (
                 "When a worker dies, the request goes back to the gateway and is placed again.",
@@ -114,10 +115,7 @@ BATON_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="prefill_worker_death",
         questions=(
-            "what happens when a prefill worker dies?",
-            "what if the prefill worker crashes?",
-            "what happens if I kill the prefill worker?",
-            "can Baton lose a prefill worker?",
+            *losses("a prefill worker", "the prefill worker", "my prefill worker", "prefill"),
         ),
         held_out=("suppose the prefill worker goes down, what then?",),
         slots=(
@@ -130,19 +128,14 @@ BATON_TOPICS: tuple[Topic, ...] = (
                 "The gateway then places the request again, with a bounded back-off.",
             ),
             (
-                "In the end the decode worker can prefill locally, so the client only sees a delay.",
+                "At last the decode worker can prefill locally, so the client only sees a delay.",
                 "The client notices nothing but the delay.",
             ),
         ),
     ),
     Topic(
         name="decode_worker_death",
-        questions=(
-            "what happens when a decode worker dies?",
-            "what if the decode worker crashes?",
-            "what happens if I kill the decode worker?",
-            "can Baton lose a decode worker?",
-        ),
+        questions=(*losses("a decode worker", "the decode worker", "my decode worker", "decode"),),
         held_out=("suppose the decode worker goes down, what then?",),
         slots=(
             (
@@ -161,12 +154,7 @@ BATON_TOPICS: tuple[Topic, ...] = (
     ),
     Topic(
         name="gateway_death",
-        questions=(
-            "what happens when the gateway dies?",
-            "what if the gateway crashes?",
-            "what happens if I kill the gateway?",
-            "can Baton lose a gateway?",
-        ),
+        questions=(*losses("a gateway", "the gateway", "my gateway"),),
         held_out=("suppose the gateway goes down, what then?",),
         slots=(
             (
@@ -184,9 +172,12 @@ BATON_TOPICS: tuple[Topic, ...] = (
         name="client_leaves",
         nouns=("cancellation", "cancelling a request", "request cancellation"),
         questions=(
-            "what happens when the client goes away?",
+            *losses("the client", "a client", "the user", "my client"),
             "what happens if I close the connection?",
             "what if the client disconnects?",
+            "what if I stop reading the answer?",
+            "what happens if I close my browser?",
+            "what if I leave before the answer is done?",
             "how do I cancel a request?",
             "what happens when I cancel?",
         ),
@@ -202,7 +193,7 @@ BATON_TOPICS: tuple[Topic, ...] = (
             ),
             (
                 "Its memory is free again within one engine step.",
-                "A decode worker frees its blocks within one step, a prefill worker within a chunk.",
+                "Decode workers free its blocks within one step, prefill workers within a chunk.",
             ),
         ),
     ),
@@ -212,11 +203,28 @@ BATON_TOPICS: tuple[Topic, ...] = (
             "how do I start Baton?",
             "how to start Baton",
             "how do I start it?",
+            "how to start it",
+            "how does one run it?",
+            "how do I start this?",
+            "how do I start a gateway and workers?",
+            "how do you start Baton?",
             "how do I run Baton?",
             "how to run it",
             "how can I launch Baton?",
             "how do I get started?",
             "which command starts Baton?",
+            "how do I install and run Baton?",
+            "what command do I need?",
+            *(
+                f"how do I {act} Baton on my {place}?"
+                for act in ("run", "start", "install", "try")
+                for place in ("laptop", "computer", "machine", "server", "desktop", "box")
+            ),
+            "what do I run?",
+            "where do I begin?",
+            "how can I try it?",
+            "start Baton",
+            "show me how to start it",
             "how do I set up Baton on my machine?",
             "how do I use Baton?",
         ),
@@ -232,7 +240,7 @@ BATON_TOPICS: tuple[Topic, ...] = (
                 "That brings up the gateway and the workers together.",
             ),
             (
-                "Then send a chat request to the gateway, as you would to any OpenAI-style service.",
+                "Then send a chat request to the gateway, as to any OpenAI-style service.",
                 "Then ask the gateway something with any OpenAI-style client.",
             ),
         ),

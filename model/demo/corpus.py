@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from model.demo.baton_topics import BATON_TOPICS
 from model.demo.inner_topics import INNER_TOPICS
 from model.demo.serving_topics import SERVING_TOPICS
-from model.demo.small_talk import SMALL_TALK, TOO_HARD, UNKNOWN
+from model.demo.small_talk import NO_MORE, SMALL_TALK, TOO_HARD, UNKNOWN
 from model.demo.strangers import (
     draw_filler,
     draw_stranger,
@@ -26,15 +26,33 @@ TOPICS: tuple[Topic, ...] = (*SERVING_TOPICS, *BATON_TOPICS, *INNER_TOPICS, *SMA
 
 _PARAPHRASES = (
     *("what is {noun}?", "what's {noun}?", "what is {noun}", "explain {noun}", "define {noun}"),
-    *("explain {noun} to me", "tell me about {noun}", "can you explain {noun}?", "{noun}", "{noun}?"),
+    *("explain {noun} to me", "tell me about {noun}", "can you explain {noun}?", "{noun}"),
     *("could you explain what {noun} is?", "what does {noun} mean?", "describe {noun}"),
-    *("how does {noun} work?", "what do you know about {noun}?", "what exactly is {noun}?"),
+    *(
+        "{noun}?",
+        "how does {noun} work?",
+        "what do you know about {noun}?",
+        "what exactly is {noun}?",
+    ),
     *("give me a short explanation of {noun}", "I would like to know about {noun}"),
     *("help me understand {noun}", "I do not understand {noun}", "what is meant by {noun}?"),
     *("what is {noun} for?", "what is the point of {noun}?", "tell me more about {noun}"),
     *("can you tell me what {noun} is?", "what about {noun}?", "tell me something about {noun}"),
     *("do you know what {noun} is?", "what is {noun} in Baton?", "is there {noun} in Baton?"),
     *("how would you describe {noun}?", "what is the idea behind {noun}?", "and {noun}?"),
+    *("what do you mean by {noun}?", "what does one mean by {noun}?", "{noun} meaning"),
+    *("meaning of {noun}", "{noun} explained", "definition of {noun}", "{noun}, what is it?"),
+    *(
+        "{noun} - what is it?",
+        "{noun}: explain",
+        "show me what {noun} is",
+        "what was {noun} again?",
+    ),
+    *("I have heard of {noun}", "let us talk about {noun}", "who or what is {noun}?"),
+    *("can you describe {noun}?", "what should I know about {noun}?", "talk about {noun}"),
+    *("I would like an explanation of {noun}", "can you teach me {noun}?", "what are {noun}?"),
+    *("explain to me what {noun} is", "explain {noun} like I am five", "please explain {noun}"),
+    *("simply put, what is {noun}?", "how would you explain {noun}?", "why use {noun}?"),
     *("why does {noun} matter?", "I want to learn about {noun}", "say something about {noun}"),
 )
 _HELD_OUT_PARAPHRASES = (
@@ -49,12 +67,23 @@ _OPENINGS = (
     *("hi, ", "hello, ", "hey, ", "hello! ", "ok, ", "so ", "please ", "well, ", "now ", "good. "),
     *("thanks. ", "one more question: ", "question: ", "I have a question: ", "hi! ", "great, "),
 )
-_CLOSINGS = (" please", ", please", " thanks", " please?", " exactly?", " in Baton?", " for me")
+_CLOSINGS = (
+    *(" please", ", please", " thanks", " please?", " exactly?", " in Baton?", " for me"),
+    *(" in detail", " in simple words", ", in plain words", "? I am new here.", " to a beginner"),
+)
 _BRIEFLY = ("in one sentence", "briefly", "in short", "in a few words", "in one sentence please")
 _ASK_MORE = (
     *("tell me more", "more", "go on", "more please", "can you tell me more?", "tell me more!"),
-    *("tell me more about it", "please continue", "can you explain more?", "what else?", "continue"),
-    *("anything else?", "more details please", "say more", "and what else?", "why?", "how so?"),
+    *("tell me more about it", "please continue", "can you explain more?", "what else?"),
+    *(
+        "continue",
+        "anything else?",
+        "more details please",
+        "say more",
+        "and what else?",
+        "why?",
+        "how so?",
+    ),
 )
 
 
@@ -120,22 +149,23 @@ def _topic_turns(rng: random.Random, topic: Topic) -> Iterator[tuple[str, str]]:
         yield roughen(rng, brief), topic.brief_answer(rng)
     else:
         yield roughen(rng, question), topic.answer(rng)
-    if topic.more and rng.random() < 0.2:
-        yield roughen(rng, rng.choice(_ASK_MORE)), rng.choice(topic.more)
+    if rng.random() < (0.2 if topic.more else 0.05):
+        more = rng.choice(topic.more) if topic.more else NO_MORE.answer(rng)
+        yield roughen(rng, rng.choice(_ASK_MORE)), more
 
 
 def _turns(rng: random.Random) -> Iterator[tuple[str, str]]:
     """One question and its answer, sometimes with what follows from it."""
     roll = rng.random()
-    if roll < 0.66:
+    if roll < 0.55:
         yield from _topic_turns(rng, rng.choices(TOPICS, [topic.weight for topic in TOPICS])[0])
-    elif roll < 0.80:
+    elif roll < 0.68:
         yield roughen(rng, draw_stranger(rng)), UNKNOWN.answer(rng)
-    elif roll < 0.97:
-        for _ in range(rng.randint(1, 7)):
+    elif roll < 0.955:
+        for _ in range(rng.randint(1, 8)):
             drawn = draw_sum(rng)
             yield roughen(rng, drawn.question(rng)), drawn.answer
-    elif roll < 0.985:
+    elif roll < 0.975:
         yield roughen(rng, draw_hard_sum(rng)), TOO_HARD.answer(rng)
     else:
         question, answer = draw_count(rng)

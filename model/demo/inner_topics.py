@@ -58,11 +58,16 @@ INNER_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="placement",
         nouns=("placement", "load balancing in Baton", "routing", "request placement"),
-        questions=("how does Baton choose a worker?", "how are workers picked?"),
+        questions=(
+            "how does Baton choose a worker?",
+            "how are workers picked?",
+            "who picks the worker?",
+            "which worker gets my request?",
+        ),
         held_out=("who decides which worker gets a request?",),
         slots=(
             (
-                "Placement chooses a decode worker and, unless local prefill is cheaper, a prefill one.",
+                "Placement picks a decode worker and, if it pays, a prefill worker as well.",
                 "The gateway places each request on the workers where it costs least.",
             ),
             (
@@ -101,7 +106,12 @@ INNER_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="preemption",
         nouns=("preemption", "migration", "draining", "a drain"),
-        questions=("what happens when memory runs out?", "how does Baton drain a worker?"),
+        questions=(
+            "what happens when memory runs out?",
+            "how does Baton drain a worker?",
+            "what if a worker is out of memory?",
+            "what if there is no memory left?",
+        ),
         held_out=("what if a decode worker has no memory left?",),
         slots=(
             (
@@ -109,7 +119,7 @@ INNER_TOPICS: tuple[Topic, ...] = (
                 "When memory runs out or a worker drains, sequences return to the gateway.",
             ),
             (
-                "It goes to the same worker first, if that lives, for its prefix cache has the blocks.",
+                "If the same worker lives, it comes first, for its prefix cache has the blocks.",
                 "It is placed again with its prompt and the tokens made so far.",
             ),
             ("The client loses no token.", "No token is lost, repeated or changed."),
@@ -118,7 +128,12 @@ INNER_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="blocks",
         nouns=("a quarantined block", "quarantine", "block states", "the states of a block"),
-        questions=("which states can a block have?", "does Baton leak memory?"),
+        questions=(
+            "which states can a block have?",
+            "does Baton leak memory?",
+            "what states does a block have?",
+            "what state is a block in?",
+        ),
         held_out=("in which states may a KV block be?",),
         slots=(
             (
@@ -160,6 +175,8 @@ INNER_TOPICS: tuple[Topic, ...] = (
         nouns=("exactness", "deterministic mode", "determinism", "the deterministic flag"),
         questions=(
             "is Baton deterministic?",
+            "do I get the same answer each time?",
+            "are answers reproducible?",
             "are the results always the same?",
             "does the KV change on its way?",
             "what does --deterministic do?",
@@ -183,7 +200,12 @@ INNER_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="sampling",
         nouns=("sampling", "temperature", "top-p", "a seed", "the seed", "greedy decoding"),
-        questions=("how is a token chosen?", "how does sampling work?"),
+        questions=(
+            "how is a token chosen?",
+            "how does sampling work?",
+            "how is the next token picked?",
+            "what does a temperature of 0.7 mean?",
+        ),
         held_out=("how does Baton pick the next token?",),
         slots=(
             (
@@ -207,6 +229,8 @@ INNER_TOPICS: tuple[Topic, ...] = (
             "does Baton speak the OpenAI API?",
             "how does streaming work?",
             "how are tokens streamed?",
+            "in what format is the stream?",
+            "how do the tokens reach me?",
         ),
         held_out=("in which form do the tokens arrive?",),
         slots=(
@@ -227,7 +251,12 @@ INNER_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="deadlines",
         nouns=("a deadline", "deadlines", "timeouts", "a time-out"),
-        questions=("what happens when a request takes too long?", "does Baton have timeouts?"),
+        questions=(
+            "what happens when a request takes too long?",
+            "does Baton have timeouts?",
+            "what if the answer never comes?",
+            "what if an answer is too slow?",
+        ),
         held_out=("what if an answer takes forever?",),
         slots=(
             (
@@ -248,6 +277,8 @@ INNER_TOPICS: tuple[Topic, ...] = (
             "can Baton run on many machines?",
             "does Baton run on Kubernetes?",
             "how do I add workers?",
+            "can I use more machines?",
+            "what if one machine is not enough?",
             "can I run Baton on several machines?",
         ),
         held_out=("what about more than one machine?",),

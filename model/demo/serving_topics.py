@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.demo.topic import Topic
+from model.demo.topic import Topic, comparisons
 
 SERVING_TOPICS: tuple[Topic, ...] = (
     Topic(
@@ -13,12 +13,15 @@ SERVING_TOPICS: tuple[Topic, ...] = (
             "what happens in the prefill phase?",
             "why is prefill compute bound?",
             "what does prefill do?",
+            "what does the model do during prefill?",
+            "what is going on in prefill?",
+            "why is prefill slow?",
             "how is the prompt processed?",
         ),
         held_out=("what goes on while the model does prefill?", "prefill - what's that about?"),
         slots=(
             (
-                "Prefill is the first phase of an answer: the model reads the whole prompt at once.",
+                "Prefill is the first phase of an answer: the model reads the prompt at once.",
                 "In prefill the model reads every token of the prompt in one pass.",
                 "Prefill turns a prompt into KV cache, layer by layer.",
             ),
@@ -48,6 +51,9 @@ SERVING_TOPICS: tuple[Topic, ...] = (
             "what happens in the decode phase?",
             "why is decode memory bound?",
             "what does decode do?",
+            "what does the model do during decode?",
+            "what is going on in decode?",
+            "why is decode slow?",
             "how are tokens generated?",
         ),
         held_out=("what goes on while the model does decode?", "decode - what's that about?"),
@@ -58,8 +64,8 @@ SERVING_TOPICS: tuple[Topic, ...] = (
                 "Decode produces the answer, one token for each step.",
             ),
             (
-                "Every step reads all the weights and the KV cache, so memory bandwidth is the limit.",
-                "It is bound by memory bandwidth, because each step reads all weights for few tokens.",
+                "Every step reads all weights and the KV cache, so memory bandwidth is the limit.",
+                "It is bound by memory bandwidth: each step reads all weights for a few tokens.",
                 "Its speed is limited by memory bandwidth rather than by arithmetic.",
             ),
             (
@@ -78,19 +84,14 @@ SERVING_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="prefill_vs_decode",
         questions=(
-            "what is the difference between prefill and decode?",
-            "prefill vs decode",
-            "how do prefill and decode differ?",
-            "compare prefill and decode",
-            "how is prefill different from decode?",
-            "explain prefill and decode",
-            "what are prefill and decode?",
+            *comparisons("prefill", "decode"),
+            *comparisons("the prefill phase", "the decode phase"),
         ),
         held_out=("prefill versus decode, what is the difference?",),
         slots=(
             (
                 "Prefill reads the whole prompt at once; decode writes the answer token by token.",
-                "Prefill works on all tokens of the prompt together, decode on one new token per step.",
+                "Prefill works on the whole prompt at once, decode on one new token per step.",
             ),
             (
                 "Prefill is bound by arithmetic, decode by memory bandwidth.",
@@ -117,6 +118,10 @@ SERVING_TOPICS: tuple[Topic, ...] = (
         questions=(
             "why do we need a KV cache?",
             "what is stored in the KV cache?",
+            "what is inside the KV cache?",
+            "why cache keys and values?",
+            "what are the keys and values for?",
+            "how large is the KV cache?",
             "why does the KV cache use so much memory?",
             "what does KV stand for?",
         ),
@@ -210,11 +215,8 @@ SERVING_TOPICS: tuple[Topic, ...] = (
     Topic(
         name="ttft_vs_itl",
         questions=(
-            "what is the difference between TTFT and ITL?",
-            "TTFT vs ITL",
-            "compare TTFT and ITL",
-            "how do ttft and itl differ?",
-            "what are TTFT and ITL?",
+            *comparisons("TTFT", "ITL"),
+            *comparisons("time to first token", "inter-token latency"),
         ),
         held_out=("TTFT versus ITL, what is the difference?",),
         slots=(
@@ -267,6 +269,9 @@ SERVING_TOPICS: tuple[Topic, ...] = (
         nouns=("the paged cache", "paged cache", "a paged KV cache", "paged attention", "paging"),
         questions=(
             "why is the cache paged?",
+            "why is the cache cut into blocks?",
+            "why use blocks for the KV cache?",
+            "what are pages?",
             "how is KV memory managed?",
             "what are cache blocks?",
             "what is a block table?",
@@ -300,6 +305,9 @@ SERVING_TOPICS: tuple[Topic, ...] = (
         questions=(
             "how are prompts with the same beginning handled?",
             "what are cached tokens?",
+            "why reuse the KV of an earlier prompt?",
+            "can old prompts be reused?",
+            "what happens when two prompts begin alike?",
             "why is my second question faster?",
             "how do prefix cache keys work?",
         ),

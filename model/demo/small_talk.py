@@ -21,6 +21,14 @@ UNKNOWN = Topic(
     ),
 )
 
+NO_MORE = Topic(
+    name="no_more",
+    slots=(
+        ("That is all I can say about it.", "I have told you all I know about that."),
+        ("Ask me about prefill, decode or the KV cache.", "Ask me something else about Baton."),
+    ),
+)
+
 TOO_HARD = Topic(
     name="too_hard",
     slots=(
@@ -39,6 +47,8 @@ SMALL_TALK: tuple[Topic, ...] = (
             *("hi", "hello", "hey", "hello there", "hi there", "good morning", "good evening"),
             *("good day", "hey there", "hello Baton", "hi!", "hello!", "yo", "greetings"),
             *("good afternoon", "hola", "bonjour", "hallo", "привет", "ciao", "howdy"),
+            *("hi Baton", "hello my friend", "hi everyone", "hello again", "hey you", "hi bot"),
+            *("well hi", "oh hello", "hello, model", "a good morning to you", "nice to meet you"),
         ),
         held_out=("well hello there", "hey Baton"),
         slots=(
@@ -57,6 +67,9 @@ SMALL_TALK: tuple[Topic, ...] = (
             *("thanks", "thank you", "thanks a lot", "thank you very much", "many thanks", "thx"),
             *("thanks!", "great, thanks", "ok thanks", "that helps, thank you", "cheers", "nice"),
             *("perfect, thank you", "cool", "great", "awesome", "good answer", "well done", "ok"),
+            *("thank you so much", "thanks for your help", "thanks for that", "thanks again"),
+            *("wonderful, thanks", "fine, thanks", "super, thank you", "good, thanks", "got it"),
+            *("thank you for explaining", "that was helpful", "interesting", "nice, thanks", "wow"),
         ),
         held_out=("thanks so much", "lovely, thanks"),
         slots=(
@@ -79,6 +92,13 @@ SMALL_TALK: tuple[Topic, ...] = (
         questions=(
             *("how are you?", "how are you doing?", "how is it going?", "how do you feel?"),
             *("are you ok?", "are you there?", "are you alive?", "what's up?"),
+            *(
+                "how are you this morning?",
+                "how are you feeling?",
+                "how are things?",
+                "are you well?",
+            ),
+            *("how are you tonight?", "how have you been?", "how do you do?", "hi, how are you?"),
         ),
         held_out=("how are you today?",),
         slots=(
@@ -93,6 +113,14 @@ SMALL_TALK: tuple[Topic, ...] = (
             *("who are you?", "what are you?", "introduce yourself", "tell me about yourself"),
             *("which model are you?", "are you a human?", "are you an AI?", "are you ChatGPT?"),
             *("who made you?", "how big are you?", "how were you trained?", "are you a robot?"),
+            *(
+                "who am I speaking with?",
+                "who is this?",
+                "who is there?",
+                "am I talking to a human?",
+            ),
+            *("what kind of model are you?", "who or what are you?", "what are you called?"),
+            *("tell me who you are", "are you a language model?", "are you a bot?"),
             *("what model is this?", "what is your name?", "how many parameters do you have?"),
         ),
         held_out=("and who might you be?", "who am I talking to?"),
@@ -144,7 +172,7 @@ SMALL_TALK: tuple[Topic, ...] = (
         )
         for language, word in (
             ("Russian", "Привет! 👋"),
-            ("Greek", "Γειά σου! 👋"),
+            ("Thai", "สวัสดี! 👋"),
             ("Japanese", "こんにちは! 👋"),
             ("Chinese", "你好! 👋"),
             ("Korean", "안녕하세요! 👋"),

@@ -27,12 +27,33 @@ _FRAMES = (
     *("describe {thing}", "define {thing}", "what does {thing} mean?", "why is {thing} important?"),
     *("what do you think about {thing}?", "how old is {thing}?", "where can I buy {thing}?"),
     *("what is the best {thing} in {place}?", "can you draw {thing}?", "recommend {thing}"),
-    *("what happens when {thing} dies?", "how do I start {thing}?", "what is the difference"),
+    *("what happens when {thing} dies?", "how do I start {thing}?", "compare {thing} and {thing}"),
     *("what is the meaning of {thing}?", "what day is it in {place}?", "write code for {thing}"),
     *("sing a song about {thing}", "tell me a joke", "what time is it?", "who is {thing}?"),
     *("how much does {thing} cost?", "is {thing} good for me?", "do you like {thing}?", "{place}"),
     *("when was {thing} discovered?", "why is {thing} blue?", "tell me a story", "write a haiku"),
-    *("write a python function for {thing}", "what is the population of {place}?", "{thing} vs {thing}"),
+    *("write a python function for {thing}", "how large is {place}?", "{thing} vs {thing}"),
+)
+_ACTS = (
+    *("eat", "wear", "buy", "read", "watch", "fix", "paint", "clean", "sell", "visit", "learn"),
+    *("build", "grow", "play", "cook", "find", "win", "open", "bake", "drive", "sing", "repair"),
+)
+_OBJECTS = (
+    *("my car", "my house", "my homework", "my bike", "a letter", "a cake", "my garden", "a movie"),
+    *("my phone", "my kitchen", "a song", "my shoes", "a present", "dinner", "my dog", "a novel"),
+    *("a holiday", "a language", "my hair", "the piano", "a painting", "an email", "my essay"),
+)
+_TIMES = ("", "", " tonight", " tomorrow", " today", " next week", " in summer", " at home")
+_REQUESTS = (
+    *("what should I {act}{time}?", "how can I {act} {object}{time}?", "how do I {act} {object}?"),
+    *("can you {act} {object}{time}?", "please {act} {object}{time}", "will it {act}{time}?"),
+    *("is it going to {act}{time}?", "who can {act} {object}?", "why did they {act} {object}?"),
+    *("which {thing} is the oldest?", "who {act}s {object}?", "where should I {act}{time}?"),
+    *("write {object} about {thing}", "help me {act} {object}", "when will we {act} {object}?"),
+    *("what is your favourite {thing}?", "how far is {thing}?", "summarise {thing}", "{act} it"),
+    *("which {thing} should I {act}{time}?", "do you {act} {object}?", "I like to {act} {object}"),
+    *("how many {thing} are there?", "correct {object}", "should I {act} {object}{time}?"),
+    *("what is the name of {thing}?", "the {thing} of {place}", "I {act} {object}{time}"),
 )
 _HELD_OUT = (
     "which king ruled Sweden the longest?",
@@ -92,7 +113,14 @@ def draw_stranger(rng: random.Random) -> str:
     if roll < 0.12:
         return " ".join(draw_word(rng) for _ in range(rng.randint(1, 8)))
     place = rng.choice(_PLACES) if rng.random() < 0.5 else draw_word(rng).title()
-    return rng.choice(_FRAMES).format(thing=_draw_thing(rng), place=place)
+    frame = rng.choice(_FRAMES if rng.random() < 0.55 else _REQUESTS)
+    return frame.format(
+        thing=_draw_thing(rng),
+        place=place,
+        act=rng.choice(_ACTS) if rng.random() < 0.7 else draw_word(rng),
+        object=rng.choice(_OBJECTS) if rng.random() < 0.7 else f"my {draw_word(rng)}",
+        time=rng.choice(_TIMES),
+    )
 
 
 def held_out_strangers() -> tuple[str, ...]:

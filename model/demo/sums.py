@@ -55,11 +55,13 @@ class Sum:
             stated = f"{self.left}{gap}{self.symbol}{gap}{self.right}"
         else:
             stated = rng.choice(_WORDINGS[self.symbol]).format(a=self.left, b=self.right)
+        if not held_out and rng.random() < 0.2:
+            return stated
         return rng.choice(_HELD_OUT_FRAMES if held_out else _FRAMES).format(sum=stated)
 
 
 def draw_sum(rng: random.Random) -> Sum:
-    """A sum within the model's reach. Two-digit numbers are commoner, for there are more of them."""
+    """A sum within the model's reach, mostly of two-digit numbers, for there are more of them."""
     symbol = rng.choices(SYMBOLS, weights=(45, 45, 10))[0]
     if symbol == "x":
         return Sum(rng.randint(0, 9), symbol, rng.randint(0, 9))
@@ -96,7 +98,8 @@ def count_from(first: int, last: int) -> str:
 
 def draw_count(rng: random.Random) -> tuple[str, str]:
     """A request to count and its answer."""
-    last = rng.randint(5, 100) if rng.random() < 0.5 else rng.choice((10, 20, 30, 50, 100))
+    # Mostly short ones: knowing where to stop is what takes practice.
+    last = rng.randint(2, 30) if rng.random() < 0.7 else rng.choice((10, 20, 40, 50, 75, 100))
     if rng.random() < 0.6:
         frame = rng.choice(("count to {b}", "count up to {b}", "count from 1 to {b}"))
         first = 1

@@ -47,6 +47,51 @@ class Topic:
         return _spells(text.strip(), self.slots, first=True)
 
 
+def comparisons(first: str, second: str) -> tuple[str, ...]:
+    """Questions about the difference between two things, in both orders."""
+    frames = (
+        *("what is the difference between {a} and {b}?", "{a} vs {b}", "{a} versus {b}"),
+        *("how do {a} and {b} differ?", "compare {a} and {b}", "how is {a} different from {b}?"),
+        *("explain {a} and {b}", "what are {a} and {b}?", "what distinguishes {a} from {b}?"),
+        *(
+            "{a} or {b}?",
+            "is {a} the same as {b}?",
+            "difference between {a} and {b}",
+            "{a} and {b}",
+        ),
+    )
+    pairs = ((first, second), (second, first))
+    return tuple(frame.format(a=a, b=b) for frame in frames for a, b in pairs)
+
+
+def losses(*subjects: str) -> tuple[str, ...]:
+    """Questions about what happens when one of the subjects, such as "a worker", is lost."""
+    fates = (
+        *("dies", "crashes", "fails", "is killed", "goes away", "is lost", "stops", "disappears"),
+        *("breaks", "hangs", "shuts down", "goes offline", "gets killed", "is gone"),
+    )
+    frames = (
+        *("what happens when {it} {fate}?", "what happens if {it} {fate}?", "what if {it} {fate}?"),
+        *("what does Baton do when {it} {fate}?", "and if {it} {fate}?", "{it} {fate}"),
+        *(
+            "what happens to my stream when {it} {fate}?",
+            "what happens to my request if {it} {fate}?",
+        ),
+    )
+    by_fate = (
+        frame.format(it=it, fate=fate) for frame in frames for it in subjects for fate in fates
+    )
+    by_hand = (
+        frame.format(it=it)
+        for it in subjects
+        for frame in (
+            *("what happens when I kill {it}?", "can Baton lose {it}?", "what if I lose {it}?"),
+            *("what happens if I stop {it}?", "what if I kill {it} in the middle of an answer?"),
+        )
+    )
+    return (*by_fate, *by_hand)
+
+
 def _spells(text: str, slots: Sequence[Slot], first: bool) -> bool:
     if not text:
         return not first

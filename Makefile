@@ -1,0 +1,66 @@
+# Everything happens in .venv; the first run installs it, later runs are quick.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# make demo PREFILL=2 DECODE=2 PORT=9000 ARGS="--dtype bfloat16"
+PREFILL ?= 1
+DECODE ?= 1
+PORT ?= 8000
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format protos train-demo clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.demo ## start a small cluster with the demo model, say how to talk to it
+	@$(BIN)/baton up --model model/demo/checkpoint --served-model-name baton-demo \
+		--prefill $(PREFILL) --decode $(DECODE) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev ## run the long matrices too
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## lint, format, types, who imports whom, stale stubs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m baton.stubs --check
+
+format: $(VENV)/.dev ## bring the code into the form that check demands
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/.dev ## generate baton/v1 from proto/
+	$(BIN)/python -m baton.stubs
+
+train-demo: $(VENV)/.demo ## train the demo model anew (tens of minutes)
+	$(BIN)/python -m model.demo.train
+
+clean: ## remove .venv and everything generated
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' \
+		|| { echo "Baton needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.11"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
+# A stamp is older than its sources when a version or an extra has changed.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV); the first time takes some minutes"
+	@$(PIP) -e '.[gateway,worker]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) with tools for development; the first time takes some minutes"
+	@$(PIP) -e '.[dev]'
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,77 @@
+"""The official client, unchanged, against the demo model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
+
+from tests.e2e.cluster import MODEL, Cluster, until
+
+PROMPT = "Prefill and decode"
+MESSAGES = [{"role": "user", "content": "What is a KV cache?"}]
+
+
+@pytest.fixture
+async def openai(demo: Cluster) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none", max_retries=0) as api:
+        yield api
+
+
+async def test_models(openai: AsyncOpenAI) -> None:
+    assert [model.id async for model in openai.models.list()] == [MODEL]
+
+
+async def test_chat_whole_and_streamed_agree(openai: AsyncOpenAI) -> None:
+    whole = await openai.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=0)
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage is not None and whole.usage.completion_tokens > 5
+    stream = await openai.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+async def test_completion_whole_and_streamed_agree(openai: AsyncOpenAI) -> None:
+    whole = await openai.completions.create(
+        model=MODEL, prompt=PROMPT, max_tokens=20, temperature=0.7, seed=5
+    )
+    assert whole.usage is not None and whole.usage.completion_tokens <= 20
+    stream = await openai.completions.create(
+        model=MODEL, prompt=PROMPT, max_tokens=20, temperature=0.7, seed=5, stream=True
+    )
+    assert "".join([c.choices[0].text async for c in stream]) == whole.choices[0].text
+
+
+async def test_cancel_in_mid_stream_frees_the_worker(demo: Cluster, openai: AsyncOpenAI) -> None:
+    stream = await openai.completions.create(
+        model=MODEL,
+        prompt=PROMPT,
+        max_tokens=1500,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    received = 0
+    async for _ in stream:
+        received += 1
+        if received == 5:
+            break
+    await stream.close()
+    until(lambda: demo.loads()["d0"]["blocks_owned"] == 0, 10.0, "blocks of the cancelled freed")
+    assert received == 5
+
+
+async def test_refusals_are_the_clients_own_exceptions(openai: AsyncOpenAI) -> None:
+    with pytest.raises(NotFoundError, match="other"):
+        await openai.completions.create(model="other", prompt=PROMPT)
+    with pytest.raises(BadRequestError, match="suffix"):
+        await openai.completions.create(model=MODEL, prompt=PROMPT, suffix="x")

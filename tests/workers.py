@@ -1,0 +1,334 @@
+"""Workers in this process, on mock runners, over real gRPC; and the gateway's side of a session.
+
+    async with cluster(prefill=1, decode=2) as c, session(c.decode[0]) as s:
+        stream = s.submit(generation(prompt), c.prefill[0])
+        assert await stream.finished() == expected(prompt)
+
+Leaving ``cluster`` demands that every worker's books balance and nothing is left of anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import grpc
+
+from baton import channels, wire
+from baton.deadlines import UNLIMITED, Deadlines
+from baton.errors import BatonError
+from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.identity import CompatibilityClass, Identity, new_instance_id
+from baton.sampling import SamplingSpec
+from baton.settings import DecodeSettings, PrefillSettings, WorkerSettings
+from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc, kv_pb2
+from decode_worker.role import decode_role
+from model.engine.mock_runner import CostModel, MockRunner, expected_tokens
+from model.engine.settings import SchedulerSettings
+from model.worker.census import Census
+from model.worker.loading import LoadedModel
+from model.worker.process import Role, worker
+from model.worker.runtime import Runtime
+from model.worker.server import Server
+from model.worker.service import check
+from prefill_worker.role import prefill_role
+
+BLOCK = 4
+VOCAB = 512
+CONTEXT = 512
+LAYOUT = CompatibilityClass("mock", layers=3, kv_heads=2, head_size=4, block_size=BLOCK)
+#: Brisk, so that silence is noticed within a test; patient enough for a busy machine.
+BEAT = {"heartbeat_interval": 0.3, "heartbeats_missed": 3}
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker of a cluster."""
+
+    runtime: Runtime
+    server: Server
+    _stop: AsyncExitStack
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+    @property
+    def instance_id(self) -> str:
+        return self.runtime.identity.instance_id
+
+    async def kill(self) -> None:
+        """End its server at once: every call on it breaks."""
+        await self.server.stop(0)
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Workers by role, and what they are all made with."""
+
+    layout: CompatibilityClass
+    prefill: list[Worker] = field(default_factory=list)
+    decode: list[Worker] = field(default_factory=list)
+
+    @property
+    def workers(self) -> list[Worker]:
+        return [*self.prefill, *self.decode]
+
+    async def settle(self, seconds: float = 5.0) -> None:
+        """Wait until no worker has anything in use. Fails with every violation otherwise."""
+        deadline = time.monotonic() + seconds
+        while wrong := [line for w in self.workers for line in check(w.runtime, idle=True)]:
+            assert time.monotonic() < deadline, wrong
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def cluster(
+    prefill: int = 1,
+    decode: int = 1,
+    *,
+    num_blocks: int = 64,
+    layout: CompatibilityClass = LAYOUT,
+    cost: CostModel | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    kv_address: str = "",
+    max_running: int = 16,
+    chunk_tokens: int = 16,
+    **settings: Any,
+) -> AsyncIterator[Cluster]:
+    """So many workers of each role. ``settings`` go to those who know them."""
+    census = Census()
+
+    async def start(stack: AsyncExitStack, settings: WorkerSettings, role: Role) -> Worker:
+        runner = MockRunner(layout, num_blocks, cost=cost, sleep=sleep)
+        limits = SchedulerSettings(
+            block_size=layout.block_size,
+            max_model_len=CONTEXT,
+            max_tokens_per_step=64,
+            chunk_tokens=chunk_tokens,
+            max_running=max_running,
+        )
+        own = await stack.enter_async_context(AsyncExitStack())
+        server = Server("127.0.0.1", 0)
+        await server.start()
+        loaded = LoadedModel(runner, VOCAB, limits)
+        context = worker(loaded, settings, role, server, census)
+        return Worker(await own.enter_async_context(context), server, own)
+
+    common = {"model": "mock"} | BEAT | settings
+    decoding = {"local_prefill", "session_queue"}
+    async with AsyncExitStack() as stack:
+        made = Cluster(layout)
+        for _ in range(prefill):
+            known = {k: v for k, v in common.items() if k not in decoding}
+            made.prefill.append(
+                await start(stack, PrefillSettings(**known), prefill_role(kv_address))
+            )
+        for _ in range(decode):
+            decode_settings = DecodeSettings(**common)
+            made.decode.append(await start(stack, decode_settings, decode_role(decode_settings)))
+        yield made
+        await made.settle()
+
+
+# -- what is asked ---------------------------------------------------------------------------
+
+
+def prompt(length: int, first: int = 100) -> tuple[int, ...]:
+    """A prompt of so many ids; another ``first`` shares no prefix with it."""
+    return tuple((first + 7 * i) % VOCAB for i in range(length))
+
+
+def generation(
+    prompt_ids: Sequence[int],
+    *,
+    request_id: str = "r",
+    attempt: int = 0,
+    generated: Sequence[int] = (),
+    max_tokens: int = 8,
+    deadlines: Deadlines = UNLIMITED,
+    **sampling: Any,
+) -> Generation:
+    spec = SamplingSpec(**({"temperature": 0.0, "max_tokens": max_tokens} | sampling))
+    key = AttemptKey(request_id, attempt)
+    return Generation(key, tuple(prompt_ids), tuple(generated), spec, deadlines)
+
+
+def expected(asked: Generation, layout: CompatibilityClass = LAYOUT) -> list[int]:
+    """Every id that must come out of all attempts together."""
+    return expected_tokens(asked.prompt_ids, asked.sampling, layout)
+
+
+# -- the gateway's side ----------------------------------------------------------------------
+
+
+class Stream:
+    """What came of one submit."""
+
+    def __init__(self, asked: Generation) -> None:
+        self.asked = asked
+        self.token_ids: list[int] = []
+        self.progress = asyncio.Event()  #: set by the first token
+        self.ended: asyncio.Future[decode_pb2.Ended] = asyncio.get_running_loop().create_future()
+
+    async def finished(self, seconds: float = 20.0) -> list[int]:
+        """The tokens of this attempt. Raises the BatonError that ended it early."""
+        async with asyncio.timeout(seconds):
+            ended = await self.ended
+        if ended.HasField("error"):
+            raise wire.error_from_wire(ended.error)
+        return self.token_ids
+
+    async def failed(self, seconds: float = 20.0) -> BatonError:
+        """The error that ends it; fails when it finishes."""
+        try:
+            tokens = await self.finished(seconds)
+        except BatonError as error:
+            assert self.ended.result().error.retryable == error.retryable
+            return error
+        raise AssertionError(f"finished with {len(tokens)} tokens")
+
+    @property
+    def reason(self) -> FinishReason:
+        return wire.finish_from_wire(self.ended.result().finish_reason)
+
+    @property
+    def timings(self) -> Timings:
+        return wire.timings_from_wire(self.ended.result().timings)
+
+    def take(self, delta: decode_pb2.TokenDelta) -> None:
+        expected_index = len(self.asked.generated_ids) + len(self.token_ids)
+        assert delta.token_index == expected_index, "tokens lost or repeated"
+        self.token_ids += delta.token_ids
+        self.progress.set()
+
+
+class SessionDouble:
+    """Submits and cancels by hand; keeps what comes back."""
+
+    def __init__(self) -> None:
+        self.streams: dict[AttemptKey, Stream] = {}
+        self.error: BatonError | None = None
+        self.hello: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
+        self.outgoing: asyncio.Queue[decode_pb2.SessionRequest] = asyncio.Queue()
+        self.reading = asyncio.Event()  #: cleared: leaves what comes unread
+        self.reading.set()
+
+    def submit(
+        self, asked: Generation, prefill: Worker | None = None, *, instance_id: str = ""
+    ) -> Stream:
+        stream = self.streams[asked.key] = Stream(asked)
+        submit = decode_pb2.Submit(generation=wire.generation_to_wire(asked))
+        if prefill is not None:
+            submit.prefill.address = prefill.address
+            submit.prefill.instance_id = instance_id or prefill.instance_id
+        self.outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
+        return stream
+
+    def cancel(self, stream: Stream) -> None:
+        key = stream.asked.key
+        cancel = decode_pb2.Cancel(request_id=key.request_id, attempt=key.attempt)
+        self.outgoing.put_nowait(decode_pb2.SessionRequest(cancel=cancel))
+
+    async def read(self, call: Any) -> None:
+        while True:
+            await self.reading.wait()
+            event = await call.read()
+            if event is grpc.aio.EOF:
+                return
+            match event.WhichOneof("message"):
+                case "hello":
+                    self.hello.set_result(wire.identity_from_wire(event.hello))
+                case "error":
+                    self.error = wire.error_from_wire(event.error)
+                case "step":
+                    self._deliver(event.step)
+
+    def _deliver(self, step: decode_pb2.StepOutput) -> None:
+        for delta in step.tokens:
+            self.streams[_key(delta)].take(delta)
+        for ended in step.ended:
+            self.streams[_key(ended)].ended.set_result(ended)
+
+
+def _key(message: decode_pb2.TokenDelta | decode_pb2.Ended) -> AttemptKey:
+    return AttemptKey(message.request_id, message.attempt, message.choice_index)
+
+
+def gateway_identity(**changes: Any) -> Identity:
+    return replace(Identity(new_instance_id(), None), **changes)
+
+
+@asynccontextmanager
+async def session(
+    decode: Worker, *, beats: bool = True, identity: Identity | None = None
+) -> AsyncIterator[SessionDouble]:
+    """A session with a decode worker; without ``beats`` it gives no signs of life."""
+    double = SessionDouble()
+    hello = wire.identity_to_wire(identity or gateway_identity())
+
+    async def requests() -> AsyncIterator[decode_pb2.SessionRequest]:
+        yield decode_pb2.SessionRequest(hello=hello)
+        while True:
+            yield await double.outgoing.get()
+
+    async def beat() -> None:
+        sequence = 0
+        while beats:
+            sequence += 1
+            message = common_pb2.Heartbeat(sequence=sequence)
+            double.outgoing.put_nowait(decode_pb2.SessionRequest(heartbeat=message))
+            await asyncio.sleep(BEAT["heartbeat_interval"])
+
+    async with channels.connect(decode.address, shared=False) as channel:
+        call = decode_pb2_grpc.DecodeServiceStub(channel).Session(requests())
+        tasks = [asyncio.create_task(double.read(call)), asyncio.create_task(beat())]
+        try:
+            yield double
+        finally:
+            call.cancel()
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, AssertionError):
+                    raise outcome
+
+
+# -- between the workers ---------------------------------------------------------------------
+
+#: Passes the frames of one reading on, or not.
+Tamper = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+
+
+@asynccontextmanager
+async def kv_relay(tamper: Tamper, source: Callable[[], str]) -> AsyncIterator[str]:
+    """Stands between readers and the KV service at ``source()``; yields its own address."""
+
+    async def read(request: kv_pb2.KvReadRequest, context: Any) -> AsyncIterator[bytes]:
+        async with channels.connect(source(), shared=False) as channel:
+            method = channel.unary_stream(
+                "/baton.v1.KvService/Read",
+                request_serializer=kv_pb2.KvReadRequest.SerializeToString,
+                response_deserializer=None,
+            )
+            async for frame in tamper(aiter(method(request))):
+                yield frame
+
+    handler = grpc.unary_stream_rpc_method_handler(
+        read, request_deserializer=kv_pb2.KvReadRequest.FromString
+    )
+    server = channels.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("baton.v1.KvService", {"Read": handler}),)
+    )
+    port = channels.bind(server, "127.0.0.1", 0)
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
