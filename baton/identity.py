@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from baton.errors import IncompatiblePeer
 
@@ -45,6 +46,13 @@ class CompatibilityClass:
             raise IncompatiblePeer("compatibility class differs: " + "; ".join(differing))
 
 
+class Family(NamedTuple):
+    """Workers that may pair: one class and, where bits are promised, one way to compute them."""
+
+    compatibility: CompatibilityClass | None
+    numerics_id: str  #: empty where no bits are promised
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a process says of itself in a handshake."""
@@ -53,6 +61,27 @@ class Identity:
     compatibility: CompatibilityClass | None  #: None for a gateway, which holds no KV
     numerics_id: str = ""  #: equal ids give bitwise equal results under --deterministic
     protocol: int = PROTOCOL
+    deterministic: bool = False
+
+    @property
+    def family(self) -> Family:
+        """What two workers must share to pair, and for a replay to go on exactly."""
+        return Family(self.compatibility, self.numerics_id if self.deterministic else "")
+
+    def require_pair(self, other: Identity) -> None:
+        """Raise IncompatiblePeer, naming both values, unless KV of one may serve the other."""
+        if self.compatibility is None or other.compatibility is None:
+            raise IncompatiblePeer("the peer names no compatibility class: not a worker")
+        self.compatibility.require_same(other.compatibility)
+        if self.family != other.family:
+            raise IncompatiblePeer(
+                f"numerics differ, which --deterministic forbids: {self._numerics} here, "
+                f"{other._numerics} there"
+            )
+
+    @property
+    def _numerics(self) -> str:
+        return f"{self.numerics_id!r}, {'' if self.deterministic else 'not '}deterministic"
 
 
 def require_protocol(theirs: int) -> None:

@@ -40,6 +40,9 @@ def _split(value: object) -> object:
 
 Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT,...")]
 Devices = Annotated[list[str], BeforeValidator(_split), Placeholder("DEVICE,...")]
+KvTransports = Annotated[
+    list[Literal["shm", "grpc"]], BeforeValidator(_split), Placeholder("NAME,...")
+]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
 Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
@@ -132,7 +135,26 @@ class ComputeSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings):
+class HandoffSettings(ModelSettings):
+    """How KV gets from prefill to decode workers."""
+
+    section: ClassVar[str] = "KV hand-off"
+
+    kv_transports: KvTransports = Field(
+        ["shm", "grpc"],
+        min_length=1,
+        description="ways to move KV, best first (if unset shm,grpc): shm within a host, "
+        "grpc anywhere; a pair uses the first that both can",
+    )
+    shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        16 * 2**20,
+        ge=2**12,
+        le=2**30,
+        description="shared memory per pair of prefill and decode worker, bytes",
+    )
+
+
+class WorkerSettings(ComputeSettings, HandoffSettings):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
@@ -152,6 +174,11 @@ class WorkerSettings(ComputeSettings):
         False, description="stop when the process that started this one ends"
     )
 
+    @property
+    def prefill_share(self) -> float | None:
+        """How much longer prefill may make a step that decodes; None: as long as it gets."""
+        return None
+
 
 class PrefillSettings(WorkerSettings):
     """A prefill worker: turns prompts into KV and hands it over, layer by layer."""
@@ -163,9 +190,26 @@ class DecodeSettings(WorkerSettings):
     section: ClassVar[str] = "decode worker"
 
     local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
+    local_prefill_share: float = Field(
+        0.3,
+        gt=0,
+        description="a step that decodes may last longer by this share of it for the sake of "
+        "prefill; with --local-prefill only where given, as colocated servers have no such bound",
+    )
+    local_prefill_queue: Annotated[int, Placeholder("TOKENS")] = Field(
+        256,
+        ge=0,
+        description="prompt tokens that may wait here for being computed sooner than on a "
+        "prefill worker; 0: none ever is",
+    )
     session_queue: Tokens = Field(
         65_536, description="unsent tokens per session before it is taken for dead"
     )
+
+    @property
+    def prefill_share(self) -> float | None:
+        colocated = self.local_prefill and "local_prefill_share" not in self.model_fields_set
+        return None if colocated else self.local_prefill_share
 
 
 class FrontSettings(ModelSettings):
@@ -226,7 +270,7 @@ class GatewaySettings(FrontSettings):
         return self
 
 
-class UpSettings(ComputeSettings, FrontSettings):
+class UpSettings(ComputeSettings, HandoffSettings, FrontSettings):
     """Start a gateway and its workers on this machine, and stop them together.
 
     Without --prefill, --decode and --colocated: one prefill and one decode worker. The options

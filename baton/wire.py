@@ -24,6 +24,7 @@ def identity_to_wire(identity: Identity) -> common_pb2.Identity:
         protocol=identity.protocol,
         instance_id=identity.instance_id,
         numerics_id=identity.numerics_id,
+        deterministic=identity.deterministic,
     )
     if identity.compatibility is not None:
         c = identity.compatibility
@@ -61,6 +62,7 @@ def identity_from_wire(message: common_pb2.Identity) -> Identity:
         compatibility=compatibility,
         numerics_id=message.numerics_id,
         protocol=message.protocol,
+        deterministic=message.deterministic,
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
-from baton.kv.transport import Reader, Sink, Terms, choose
+from baton.kv.transport import Choices, Reader, Sink, Terms, choose
 from baton.tasks import group, within
+from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
 from model.engine.events import TokenSampled
 from model.worker.runtime import Runtime
@@ -31,30 +32,40 @@ class Finished:
 class Attempts:
     """Runs attempts on one decode worker. Holds nothing itself: each attempt owns what it uses."""
 
-    def __init__(self, runtime: Runtime, client: PrefillClient, readers: Sequence[Reader]) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        client: PrefillClient,
+        readers: Sequence[Reader],
+        chooser: Chooser,
+    ) -> None:
         self._runtime = runtime
         self._client = client
         self._readers = readers
+        self._choices = Choices()
+        self._chooser = chooser
 
     async def run(
         self, generation: Generation, target: Target | None, on_token: OnToken
     ) -> Finished:
-        """Generate to the end, prefilling at ``target``, or here when it is None.
+        """Generate to the end, prefilling at ``target``, or here when it is None or dearer.
 
         Raises BatonError when the attempt ends early. However it ends, cancellation included,
         its blocks and calls are gone when it has: blocks that the running step still uses are
         quarantined until that is over.
         """
-        if target is None:
-            return await self._prefill_here(generation, on_token)
-        return await self._prefill_at(target, generation, on_token)
-
-    async def _prefill_here(self, generation: Generation, on_token: OnToken) -> Finished:
-        with self._runtime.sequence(generation) as sequence:
+        receive = self._chooser.receives(target)
+        with self._runtime.sequence(generation, receive=receive) as sequence:
             sequence.on_token = on_token
-            async with within("prefill", generation.deadlines.prefill):
-                await sequence.first
-            end = await sequence.end
+            stays = self._chooser.stays(target, sequence.reservation)
+            if target is None or stays:
+                return await self._prefill_here(sequence, generation)
+            return await self._prefill_at(target, sequence, generation)
+
+    async def _prefill_here(self, sequence: LiveSequence, generation: Generation) -> Finished:
+        async with within("prefill", generation.deadlines.prefill):
+            await sequence.first
+        end = await sequence.end
         assert end.timings is not None, "the last token comes with timings"
         timings = Timings(
             queue=end.timings.queued_s,
@@ -66,34 +77,39 @@ class Attempts:
         return _finished(end, timings)
 
     async def _prefill_at(
-        self, target: Target, generation: Generation, on_token: OnToken
+        self, target: Target, sequence: LiveSequence, generation: Generation
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
-        with self._runtime.sequence(generation, receive=True) as sequence:
-            sequence.on_token = on_token
-            hit = sequence.reservation.hit_tokens
-            async with self._client.call(target, generation, hit) as call, group() as tasks:
-                watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
-                accepted = await call.accepted
-                sink = self._sink(sequence)
-                receiving = tasks.create_task(
-                    self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
+        hit = sequence.reservation.hit_tokens
+        async with self._client.call(target, generation, hit) as call, group() as tasks:
+            watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
+            accepted = await call.accepted
+            sink = self._sink(sequence)
+            receiving = tasks.create_task(
+                self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
+            )
+            first = await call.first_token
+            sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
+            reason = finish_reason(index + 1, first.token_id, spec)
+            if reason is None:
+                async with within("transfer", generation.deadlines.transfer):
+                    await receiving
+                self._runtime.engine.activate(sequence.seq_id, first.token_id)
+                timings = _hand_off_timings(call, sink, hit)
+                call.received(sink.bytes)
+                self._chooser.handed_over(
+                    target,
+                    nbytes=sink.bytes,
+                    tail_s=timings.transfer_tail,
+                    hit=hit,
+                    hit_there=accepted.hit_tokens,
                 )
-                first = await call.first_token
-                on_token(index, first.token_id)  # at once: it does not wait for KV
-                reason = finish_reason(index + 1, first.token_id, spec)
-                if reason is None:
-                    async with within("transfer", generation.deadlines.transfer):
-                        await receiving
-                    self._runtime.engine.activate(sequence.seq_id, first.token_id)
-                    timings = _hand_off_timings(call, sink, hit)
-                    call.received(sink.bytes)
-                    await asyncio.wait((call.done, sequence.end), return_when=FIRST_COMPLETED)
-                receiving.cancel()
-                watch.cancel()
-            if reason is not None:
-                return Finished(reason, replace(call.timings, decode_cached_tokens=hit))
-            end = await sequence.end
+                await asyncio.wait((call.done, sequence.end), return_when=FIRST_COMPLETED)
+            receiving.cancel()
+            watch.cancel()
+        if reason is not None:
+            return Finished(reason, replace(call.timings, decode_cached_tokens=hit))
+        end = await sequence.end
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
@@ -112,6 +128,7 @@ class Attempts:
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""
         reader = choose(terms.choice.name, self._readers)
+        self._choices.note(terms)
         first_block = sink.shape.start // sink.shape.block_size
         with self._runtime.sequences.hold(sequence.seq_id, first_block):
             if sink.shape.total_bytes:
@@ -137,4 +154,5 @@ def _hand_off_timings(call: PrefillCall, sink: Sink, hit: int) -> Timings:
 
 
 def _finished(end: TokenSampled, timings: Timings) -> Finished:
-    return Finished(FinishReason(end.finish_reason), timings)
+    assert end.finish_reason is not None, "the last token says why it is the last"
+    return Finished(end.finish_reason, timings)

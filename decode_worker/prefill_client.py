@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import grpc
 
@@ -19,13 +20,17 @@ from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tasks import group
 from baton.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A prefill worker: where, and which instance is meant."""
+    """A prefill worker: where, which instance is meant, and how busy the gateway finds it."""
 
     address: str
     instance_id: str
+    queued_tokens: int = 0  #: prompt tokens waiting for compute there
+    prefill_token_s: float = 0.0  #: seconds of compute per prompt token; 0 when unknown
 
 
 class PrefillCall:
@@ -45,7 +50,7 @@ class PrefillCall:
         self.first_token_at = 0.0  #: loop time
         self._liveness = liveness
         self._received = False
-        self._requests: asyncio.Queue[prefill_pb2.PrefillRequest] = asyncio.Queue()
+        self._requests: asyncio.Queue[prefill_pb2.PrefillRequest | None] = asyncio.Queue()
 
     def terms(self, accepted: prefill_pb2.PrefillAccepted) -> Terms:
         """How its KV is read."""
@@ -68,10 +73,14 @@ class PrefillCall:
     async def requests(
         self, start: prefill_pb2.PrefillStart
     ) -> AsyncIterator[prefill_pb2.PrefillRequest]:
-        """What goes up, for gRPC to pull."""
+        """What goes up, for gRPC to pull until ``hang_up``."""
         yield prefill_pb2.PrefillRequest(start=start)
-        while True:
-            yield await self._requests.get()
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    def hang_up(self) -> None:
+        """End ``requests``: gRPC leaves its task waiting there when a call breaks by itself."""
+        self._requests.put_nowait(None)
 
     async def listen(self, events: AsyncIterable[prefill_pb2.PrefillEvent]) -> None:
         """Take in what comes down until the call is done. Raises what it ends with otherwise."""
@@ -100,13 +109,13 @@ class PrefillCall:
             case "accepted":
                 self._check(event.accepted)
                 self.kv_since = now if event.accepted.hit_tokens else 0.0
-                self.accepted.set_result(event.accepted)
+                _resolve(self.accepted, event.accepted)
             case "layer_ready":
                 self.kv_since = self.kv_since or now
             case "first_token":
                 self.first_token_at = now
                 self.timings = wire.timings_from_wire(event.first_token.timings)
-                self.first_token.set_result(event.first_token)
+                _resolve(self.first_token, event.first_token)
             case "done":
                 self._over("done was said before all KV was received")
             case "error" if self._received:
@@ -135,8 +144,13 @@ class PrefillCall:
         """The call has ended. Raises PrefillLost, unless all that was wanted is here."""
         if not self._received:
             raise self._lost(why)
-        if not self.done.done():
-            self.done.set_result(None)
+        _resolve(self.done, None)
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    """Tell whoever waits, unless it was cancelled while it waited."""
+    if not future.done():
+        future.set_result(value)
 
 
 class PrefillClient:
@@ -164,7 +178,7 @@ class PrefillClient:
             identity=wire.identity_to_wire(self._identity),
             generation=wire.generation_to_wire(generation),
             from_token=from_token,
-            transports=[reader.capability for reader in self._readers],
+            transports=[await reader.offer(target.instance_id) for reader in self._readers],
         )
         async with self._connections.to(target.instance_id, target.address, "control") as channel:
             call = PrefillCall(target, Liveness(self._beat))
@@ -177,4 +191,5 @@ class PrefillClient:
                     listening.cancel()
                     beating.cancel()
             finally:
+                call.hang_up()
                 events.cancel()

@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
+from baton.kv.shm.reader import ShmReader
+from baton.kv.transport import Reader, capabilities
 from baton.settings import DecodeSettings
 from baton.v1 import decode_pb2_grpc, worker_pb2
 from decode_worker.attempt import Attempts
+from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillClient
 from decode_worker.service import DecodeService
 from model.worker.process import Role
@@ -22,13 +25,14 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections = Connections()
-        readers = [GrpcReader(connections)]
+        connections, shm = Connections(), ShmReader()
+        known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm}
+        readers = [known[name] for name in settings.kv_transports]
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers)
+        chooser = Chooser(runtime.engine, settings)
         service = DecodeService(
             runtime,
-            Attempts(runtime, client, readers),
-            local_prefill=settings.local_prefill,
+            Attempts(runtime, client, readers, chooser),
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
@@ -37,12 +41,11 @@ def decode_role(settings: DecodeSettings) -> Role:
                 roles=[worker_pb2.ROLE_DECODE],
                 served_name=settings.served_name,
                 local_prefill=settings.local_prefill,
-                transports=[
-                    worker_pb2.TransportCapability(name=reader.name, version=reader.version)
-                    for reader in readers
-                ],
+                transports=capabilities(readers),
+                prefill_decisions=chooser.decisions,
             )
         finally:
+            await shm.close()
             await connections.close()
 
     return role

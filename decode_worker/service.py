@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import grpc
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from baton import wire
 from baton.errors import BatonError, ClientGone
 from baton.liveness import PeerSilent
+from baton.streams import Writer
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from decode_worker.attempt import Attempts
 from decode_worker.session import Session
@@ -23,24 +25,21 @@ Context = grpc.aio.ServicerContext[decode_pb2.SessionRequest, decode_pb2.Session
 class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
     """One ``Session`` per call."""
 
-    def __init__(
-        self, runtime: Runtime, attempts: Attempts, *, local_prefill: bool, queue_limit: int
-    ) -> None:
+    def __init__(self, runtime: Runtime, attempts: Attempts, *, queue_limit: int) -> None:
         self._runtime = runtime
         self._attempts = attempts
-        self._local_prefill = local_prefill
         self._queue_limit = queue_limit
 
     async def Session(  # type: ignore[override]  # noqa: N802 - a coroutine that writes
         self, requests: AsyncIterator[decode_pb2.SessionRequest], context: Context
     ) -> None:
         """What ends the session is its last message, unless the gateway is gone."""
+        write = Writer(context)
         session = Session(
             self._runtime,
             self._attempts,
             requests,
-            context.write,
-            local_prefill=self._local_prefill,
+            write,
             queue_limit=self._queue_limit,
         )
         try:
@@ -52,6 +51,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
         except BatonError as error:
             log.warning("session ended", peer=context.peer(), code=error.code, reason=error.message)
-            # A gateway that does not read cannot keep us waiting.
-            async with asyncio.timeout(self._runtime.beat.patience):
-                await context.write(decode_pb2.SessionEvent(error=wire.error_to_wire(error)))
+            with suppress(TimeoutError, ClientGone):  # one that does not read cannot hold us up
+                async with asyncio.timeout(self._runtime.beat.patience):
+                    await write(decode_pb2.SessionEvent(error=wire.error_to_wire(error)))
+            await context.abort(error.grpc_code, error.message)

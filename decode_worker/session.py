@@ -39,14 +39,12 @@ class Session:
         requests: Requests,
         write: Write,
         *,
-        local_prefill: bool,
         queue_limit: int,
     ) -> None:
         self._runtime = runtime
         self._attempts = attempts
         self._requests = requests
         self._write = write
-        self._local_prefill = local_prefill
         self._queue_limit = queue_limit
         self._outbox = Outbox(queue_limit)
         self._liveness = Liveness(runtime.beat)
@@ -134,7 +132,7 @@ class Session:
                 generation = wire.generation_from_wire(submit.generation)
                 outcome = await self._attempts.run(
                     generation,
-                    self._target(submit),
+                    _target(submit),
                     lambda index, token_id: self._outbox.token(key, index, token_id),
                 )
         except BatonError as error:
@@ -147,10 +145,17 @@ class Session:
             outcome = InternalError(f"attempt failed: {error!r}")
         self._outbox.ended(_ended(key, outcome))
 
-    def _target(self, submit: decode_pb2.Submit) -> Target | None:
-        if self._local_prefill or not submit.HasField("prefill"):
-            return None
-        return Target(submit.prefill.address, submit.prefill.instance_id)
+
+def _target(submit: decode_pb2.Submit) -> Target | None:
+    if not submit.HasField("prefill"):
+        return None
+    prefill = submit.prefill
+    return Target(
+        address=prefill.address,
+        instance_id=prefill.instance_id,
+        queued_tokens=prefill.queued_tokens,
+        prefill_token_s=prefill.prefill_us_per_token / 1e6,
+    )
 
 
 def _key(message: decode_pb2.Cancel | common_pb2.Generation) -> AttemptKey:

@@ -14,7 +14,7 @@ from baton.errors import (
     WorkerFull,
 )
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
-from baton.identity import CompatibilityClass
+from baton.identity import Family
 from gateway.attempt import Attempt
 from gateway.fleet import Booking
 from gateway.patience import Patience
@@ -44,7 +44,7 @@ class Course:
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
     last: Place | None = None
-    compatibility: CompatibilityClass | None = None
+    family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: set[str] = field(default_factory=set)
     #: Decode workers whose session broke once since then; they may live.
@@ -58,7 +58,7 @@ class Course:
             model=request.model,
             tokens=len(request.prompt_ids) + len(self.generated),
             longest=len(request.prompt_ids) + request.sampling.max_tokens,
-            compatibility=self.compatibility,
+            family=self.family,
             avoid=frozenset(self.avoid),
             prefer=self.last.decode.instance_id if self.last is not None else "",
             local_prefill=self.attempts > 0,
@@ -84,7 +84,7 @@ class Course:
         """From now on the request stays in this class: only there is a replay exact."""
         self.run = run
         self.last = run.place
-        self.compatibility = run.place.decode.report.compatibility
+        self.family = run.place.decode.report.identity.family
 
     def received(self, tokens: list[int]) -> None:
         """Progress: what failed before is forgiven."""

@@ -51,6 +51,7 @@ class Load:
     blocks_quarantined: int = 0
     steps: int = 0  #: engine steps since start
     last_step: float = 0.0  #: seconds
+    prefill_token: float = 0.0  #: seconds of compute per prompt token, measured; 0 when unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +64,19 @@ class Transport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillDecision:
+    """How many prompts a decode worker computed itself (or not), for one reason."""
+
+    local: bool
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A worker's status message as a value."""
 
     identity: Identity
-    compatibility: CompatibilityClass
     roles: frozenset[Role]
     local_prefill: bool  #: a decode worker that prefills every prompt itself
     model: str
@@ -76,6 +85,12 @@ class Report:
     load: Load
     transports: tuple[Transport, ...]
     draining: bool
+    prefill_decisions: tuple[PrefillDecision, ...] = ()
+
+    @property
+    def compatibility(self) -> CompatibilityClass:
+        assert self.identity.compatibility is not None, "from_wire refuses a status without one"
+        return self.identity.compatibility
 
     @classmethod
     def from_wire(cls, status: worker_pb2.WorkerStatus) -> Report:
@@ -86,7 +101,6 @@ class Report:
         load = status.load
         return cls(
             identity=identity,
-            compatibility=identity.compatibility,
             roles=frozenset(_ROLES[role] for role in status.roles if role in _ROLES),
             local_prefill=status.local_prefill,
             model=status.model,
@@ -102,12 +116,17 @@ class Report:
                 blocks_quarantined=load.blocks_quarantined,
                 steps=load.steps,
                 last_step=load.last_step_us / 1e6,
+                prefill_token=load.prefill_us_per_token / 1e6,
             ),
             transports=tuple(
                 Transport(name=t.name, version=t.version, unavailable=t.unavailable)
                 for t in status.transports
             ),
             draining=status.draining,
+            prefill_decisions=tuple(
+                PrefillDecision(local=d.local, reason=d.reason, count=d.count)
+                for d in status.prefill_decisions
+            ),
         )
 
 

@@ -88,7 +88,10 @@ class Orchestrator:
         """
         course = Course(request, next(self._arrivals), Patience(request.deadlines))
         finish: FinishReason | None = None
-        with self._admission.admit(len(request.prompt_ids)) as ticket:
+        with (
+            self._metrics.open_streams.track_inprogress(),
+            self._admission.admit(len(request.prompt_ids)) as ticket,
+        ):
             while finish is None:
                 try:
                     run, tokens = await self._restart(course)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from baton.errors import IncompatiblePeer, NoWorker
-from baton.identity import CompatibilityClass
+from baton.identity import Family
 from gateway.fleet import Health, Role, Worker
 
 #: The lowest score takes the request; equal ones are drawn from.
@@ -26,7 +26,7 @@ class Need:
     tokens: int  #: prompt and generated so far: the KV to be there before the next token
     longest: int  #: tokens of prompt and answer at most
     #: Of the attempts before: a replay stays inside the class. None for a first attempt.
-    compatibility: CompatibilityClass | None = None
+    family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: Collection[str] = ()
     #: Instance that holds this request's blocks in its cache, empty for none.
@@ -105,7 +105,7 @@ class Placement:
         """Prefill workers for a decode worker; empty for local prefill, None for no way."""
         if decode.report.local_prefill:
             return []
-        same = [p for p in prefills if p.report.compatibility == decode.report.compatibility]
+        same = [p for p in prefills if p.report.identity.family == decode.report.identity.family]
         found = [p for p in same if p.instance_id not in need.avoid]
         if found:
             return found
@@ -128,7 +128,7 @@ def _able(workers: Sequence[Worker], role: Role, need: Need, tokens: int) -> lis
         and not worker.report.draining
         and worker.report.model == need.model
         and worker.report.max_model_len >= tokens
-        and need.compatibility in (None, worker.report.compatibility)
+        and need.family in (None, worker.report.identity.family)
     ]
 
 
@@ -150,7 +150,7 @@ def _why_unpaired(decode: Worker, workers: Sequence[Worker]) -> str:
     for worker in workers:
         if Role.PREFILL in worker.report.roles and not worker.report.draining:
             try:
-                decode.report.compatibility.require_same(worker.report.compatibility)
+                decode.report.identity.require_pair(worker.report.identity)
             except IncompatiblePeer as error:
                 return (
                     f"prefill worker {worker.address} cannot serve decode worker "

@@ -16,7 +16,7 @@ from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.membership import Membership
 from baton.v1 import worker_pb2, worker_pb2_grpc
-from gateway.fleet import Health, Report, Role, Worker
+from gateway.fleet import Health, Report, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -76,16 +76,6 @@ class Registry:
             if member.worker is not None and member.health in (Health.HEALTHY, Health.SUSPECT)
         ]
 
-    def healthy(self, role: Role) -> list[Worker]:
-        """Healthy workers of a role that are not leaving."""
-        return [
-            worker
-            for worker in self.workers
-            if worker.health is Health.HEALTHY
-            and role in worker.report.roles
-            and not worker.report.draining
-        ]
-
     async def run(self) -> None:
         """Follow the membership until cancelled; then every stream is closed."""
         async with tasks.group() as group:
@@ -112,40 +102,41 @@ class Registry:
 
     async def _watch(self, member: Member) -> None:
         """Follow one Watch stream to its end. Raises Unreachable unless it gave a report."""
+        worked = False
+        try:
+            ended = await self._listen(member)
+        except IncompatiblePeer as error:
+            member.turn(Health.REFUSED, error.message)
+        else:
+            worked = member.health in (Health.HEALTHY, Health.SUSPECT)
+            member.turn(Health.CONNECTING if member.worker is None else Health.OUT, ended)
+        self._changed()
+        if not worked:
+            raise Unreachable(member.reason)
+
+    async def _listen(self, member: Member) -> str:
+        """Take in reports until the stream ends; returns why. Raises IncompatiblePeer."""
         liveness = Liveness(self._beat)
         async with channels.connect(member.address) as channel:
-            stub = worker_pb2_grpc.WorkerServiceStub(channel)
-            call = stub.Watch(
+            call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(
                 worker_pb2.WatchRequest(identity=wire.identity_to_wire(self._identity))
             )
             try:
                 async with tasks.group() as beside:
                     beside.create_task(liveness.run(lambda _: self._tick(member, liveness.silent)))
                     await self._read(member, call, liveness)
-                    raise Unreachable("it closed the status stream")
-            except Unreachable as closed:
-                ended = str(closed)
+                    raise PeerSilent("it closed the status stream")
             except PeerSilent as silence:
-                ended = str(silence)
+                return str(silence)
             except grpc.aio.AioRpcError as error:
-                ended = f"{error.code().name.lower()}: {error.details()}"
-            except IncompatiblePeer as error:
-                member.turn(Health.REFUSED, error.message)
-                self._changed()
-                raise Unreachable(error.message) from error
+                return f"{error.code().name.lower()}: {error.details()}"
+            except IncompatiblePeer:
+                raise
             except Exception as error:
-                log.exception("worker status", address=member.address)
-                ended = repr(error)
+                log.exception("status not understood", address=member.address)
+                return repr(error)
             finally:
                 call.cancel()
-        worked = member.health in (Health.HEALTHY, Health.SUSPECT)
-        if member.health is not Health.CONNECTING or member.worker is not None:
-            member.turn(Health.OUT, ended)
-            self._changed()
-        else:
-            member.reason = ended
-        if not worked:
-            raise Unreachable(ended)
 
     async def _read(
         self,

@@ -66,6 +66,8 @@ class Session:
         if prefill is not None:
             submit.prefill.address = prefill.address
             submit.prefill.instance_id = prefill.instance_id
+            submit.prefill.queued_tokens = prefill.queued_tokens
+            submit.prefill.prefill_us_per_token = prefill.report.load.prefill_token * 1e6
         self._outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
         return attempt
 

@@ -122,4 +122,5 @@ def _describe(member: Member) -> dict[str, Any]:
         "compatibility": asdict(report.compatibility),
         "load": asdict(report.load),
         "transports": [asdict(transport) for transport in report.transports],
+        "prefill_decisions": [asdict(decision) for decision in report.prefill_decisions],
     }

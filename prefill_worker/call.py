@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager
 
 from baton import wire
-from baton.errors import ClientGone, IncompatiblePeer, InvalidRequest
+from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Timings
 from baton.kv.framing import Shape
 from baton.kv.transport import Offer, Outlet, Source, negotiate
@@ -77,9 +77,7 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        if theirs.compatibility is None:
-            raise IncompatiblePeer("the caller names no compatibility class: not a worker")
-        self._runtime.runner.compatibility.require_same(theirs.compatibility)
+        self._runtime.identity.require_pair(theirs)
         return first.start
 
     def _shape(self, start: int, end: int) -> Shape:

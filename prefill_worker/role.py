@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.kv.grpc_transport import GrpcOutlet
+from baton.kv.shm.outlet import ShmOutlet
+from baton.kv.transport import Outlet, capabilities
 from baton.v1 import prefill_pb2_grpc, worker_pb2
 from model.worker.process import Role
 from model.worker.runtime import Profile, Runtime
@@ -21,14 +23,36 @@ def prefill_role(kv_address: str = "") -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        outlet = GrpcOutlet(kv_address)
-        services.add_generic_rpc_handlers([outlet.handler()])
-        service = PrefillService(runtime, [outlet])
-        services.add(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, service)
-        yield Profile(
-            roles=[worker_pb2.ROLE_PREFILL],
-            served_name=runtime.settings.served_name,
-            transports=[worker_pb2.TransportCapability(name=outlet.name, version=outlet.version)],
-        )
+        async with _outlets(runtime, services, kv_address) as outlets:
+            service = PrefillService(runtime, outlets)
+            services.add(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, service)
+            yield Profile(
+                roles=[worker_pb2.ROLE_PREFILL],
+                served_name=runtime.settings.served_name,
+                transports=capabilities(outlets),
+            )
 
     return role
+
+
+@asynccontextmanager
+async def _outlets(
+    runtime: Runtime, services: LateHandlers, kv_address: str
+) -> AsyncIterator[list[Outlet]]:
+    """The transports that the settings name, serving for the body."""
+    grpc = GrpcOutlet(kv_address)
+    shm = ShmOutlet(
+        runtime.identity.instance_id,
+        total_bytes=runtime.settings.shm_bytes,
+        block_bytes=runtime.runner.compatibility.block_bytes,
+    )
+    known: dict[str, Outlet] = {"grpc": grpc, "shm": shm}
+    names = runtime.settings.kv_transports
+    if "grpc" in names:
+        services.add_generic_rpc_handlers([grpc.handler()])
+    if "shm" in names:
+        shm.start()
+    try:
+        yield [known[name] for name in names]
+    finally:
+        await shm.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import grpc
 import structlog
 
 from baton import wire
-from baton.errors import BatonError, InternalError
+from baton.errors import BatonError, ClientGone, InternalError
 from baton.kv.transport import Outlet
 from baton.liveness import PeerSilent
+from baton.streams import Writer
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from model.worker.runtime import Runtime
 from prefill_worker.call import PrefillCall
@@ -31,7 +33,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         self, requests: AsyncIterator[prefill_pb2.PrefillRequest], context: Context
     ) -> None:
         """Whatever ends the call early is its last message; by then its memory is given up."""
-        call = PrefillCall(self._runtime, self._outlets, requests, context.write)
+        write = Writer(context)
+        call = PrefillCall(self._runtime, self._outlets, requests, write)
         try:
             with self._runtime.census.call():
                 await call.run()
@@ -39,12 +42,16 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         except PeerSilent as silence:
             log.warning("decode worker lost", peer=context.peer(), reason=str(silence))
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
+        except ClientGone as gone:
+            log.info("prefill abandoned", peer=context.peer(), reason=gone.message)
+            return
         except BatonError as error:
             failure = error
         except Exception as error:
             log.exception("prefill failed")
             failure = InternalError(f"prefill failed: {error!r}")
         log.info("prefill ended early", code=failure.code, reason=failure.message)
-        # A peer that does not read cannot keep us waiting.
-        async with asyncio.timeout(self._runtime.beat.patience):
-            await context.write(prefill_pb2.PrefillEvent(error=wire.error_to_wire(failure)))
+        with suppress(TimeoutError, ClientGone):  # one that does not read cannot keep us waiting
+            async with asyncio.timeout(self._runtime.beat.patience):
+                await write(prefill_pb2.PrefillEvent(error=wire.error_to_wire(failure)))
+        await context.abort(failure.grpc_code, failure.message)

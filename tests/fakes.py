@@ -87,7 +87,11 @@ class Submitted:
     """A submit as it arrived."""
 
     generation: Generation
-    prefill_instance_id: str  #: empty for local prefill
+    prefill: decode_pb2.PrefillTarget  #: empty for local prefill
+
+    @property
+    def prefill_instance_id(self) -> str:
+        return self.prefill.instance_id
 
     @property
     def key(self) -> AttemptKey:
@@ -189,6 +193,7 @@ class FakeWorker:
     max_model_len: int = CONTEXT
     blocks_free: int = 1000
     queued_tokens: int = 0
+    prefill_us_per_token: float = 0.0
     draining: bool = False
     beat: float = 0.05
     port: int = 0
@@ -248,7 +253,11 @@ class FakeWorker:
             max_model_len=self.max_model_len,
             vocab_size=VOCAB_SIZE,
             draining=self.draining,
-            load=worker_pb2.Load(blocks_free=self.blocks_free, queued_tokens=self.queued_tokens),
+            load=worker_pb2.Load(
+                blocks_free=self.blocks_free,
+                queued_tokens=self.queued_tokens,
+                prefill_us_per_token=self.prefill_us_per_token,
+            ),
             transports=[worker_pb2.TransportCapability(name="grpc", version=1)],
         )
 
@@ -302,7 +311,7 @@ class _Decode(decode_pb2_grpc.DecodeServiceServicer):
                 case "submit":
                     submit = request.submit
                     submitted = Submitted(
-                        wire.generation_from_wire(submit.generation), submit.prefill.instance_id
+                        wire.generation_from_wire(submit.generation), submit.prefill
                     )
                     self._worker.submits.append(submitted)
                     session.scripts[submitted.key] = asyncio.ensure_future(

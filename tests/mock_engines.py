@@ -9,7 +9,7 @@ from baton.identity import CompatibilityClass
 from baton.sampling import SamplingSpec
 from model.engine.engine import Engine
 from model.engine.events import Event, TokenSampled
-from model.engine.mock_runner import MockRunner
+from model.engine.mock_runner import CostModel, MockRunner
 from model.engine.sequence import Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
 
@@ -23,12 +23,14 @@ class SteppedEngine(Engine):
 
     runner: MockRunner
 
-    def __init__(self, num_blocks: int = 32, **settings: Any) -> None:
+    def __init__(
+        self, num_blocks: int = 32, cost: CostModel | None = None, **settings: Any
+    ) -> None:
         limits = {"max_model_len": 256, "chunk_tokens": 5, "max_tokens_per_step": 12}
         limits |= {"max_running": 8} | settings
         self.events: list[Event] = []
         super().__init__(
-            MockRunner(MOCK_CLASS, num_blocks, sleep=lambda _: None),
+            MockRunner(MOCK_CLASS, num_blocks, cost=cost, sleep=lambda _: None),
             SchedulerSettings(block_size=BLOCK, **limits),
             self.events.extend,
         )

@@ -79,10 +79,24 @@ class Cluster:
         return [*self.prefill, *self.decode]
 
     async def settle(self, seconds: float = 5.0) -> None:
-        """Wait until no worker has anything in use. Fails with every violation otherwise."""
+        """Wait until no worker has KV or calls in use. Fails with every violation otherwise."""
+        await self._until_clean(self._books, seconds)
+
+    async def settle_wholly(self, seconds: float = 5.0) -> None:
+        """As ``settle``, tasks and descriptors of the process included: ours must be closed."""
+        await self._until_clean(
+            lambda: [line for w in self.workers for line in check(w.runtime, idle=True)], seconds
+        )
+
+    def _books(self) -> list[str]:
+        wrong = [line for w in self.workers for line in w.runtime.engine.check_integrity(True)]
+        calls = sum(w.runtime.census.calls for w in self.workers)
+        return [*wrong, f"{calls} calls are open"] if calls else wrong
+
+    async def _until_clean(self, violations: Callable[[], list[str]], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while wrong := [line for w in self.workers for line in check(w.runtime, idle=True)]:
-            assert time.monotonic() < deadline, wrong
+        while wrong := violations():
+            assert time.monotonic() < deadline, (wrong, asyncio.all_tasks())
             await asyncio.sleep(0.02)
 
 
@@ -111,16 +125,20 @@ async def cluster(
             max_tokens_per_step=64,
             chunk_tokens=chunk_tokens,
             max_running=max_running,
+            local_prefill_share=settings.prefill_share,
         )
         own = await stack.enter_async_context(AsyncExitStack())
         server = Server("127.0.0.1", 0)
         await server.start()
+        own.push_async_callback(server.stop, 0)
         loaded = LoadedModel(runner, VOCAB, limits)
         context = worker(loaded, settings, role, server, census)
         return Worker(await own.enter_async_context(context), server, own)
 
-    common = {"model": "mock"} | BEAT | settings
-    decoding = {"local_prefill", "session_queue"}
+    # What stands between the workers and tampers is a gRPC relay.
+    relayed = {"kv_transports": ["grpc"]} if kv_address else {}
+    common = {"model": "mock"} | BEAT | relayed | settings
+    decoding = {"local_prefill", "local_prefill_share", "local_prefill_queue", "session_queue"}
     async with AsyncExitStack() as stack:
         made = Cluster(layout)
         for _ in range(prefill):
@@ -132,7 +150,7 @@ async def cluster(
             decode_settings = DecodeSettings(**common)
             made.decode.append(await start(stack, decode_settings, decode_role(decode_settings)))
         yield made
-        await made.settle()
+        await made.settle_wholly()
 
 
 # -- what is asked ---------------------------------------------------------------------------
@@ -213,19 +231,28 @@ class SessionDouble:
     def __init__(self) -> None:
         self.streams: dict[AttemptKey, Stream] = {}
         self.error: BatonError | None = None
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.hello: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
-        self.outgoing: asyncio.Queue[decode_pb2.SessionRequest] = asyncio.Queue()
+        self.outgoing: asyncio.Queue[decode_pb2.SessionRequest | None] = asyncio.Queue()
         self.reading = asyncio.Event()  #: cleared: leaves what comes unread
         self.reading.set()
 
     def submit(
-        self, asked: Generation, prefill: Worker | None = None, *, instance_id: str = ""
+        self,
+        asked: Generation,
+        prefill: Worker | None = None,
+        *,
+        instance_id: str = "",
+        **known: float,
     ) -> Stream:
+        """``known``: what the gateway says of the prefill worker (PrefillTarget)."""
         stream = self.streams[asked.key] = Stream(asked)
         submit = decode_pb2.Submit(generation=wire.generation_to_wire(asked))
         if prefill is not None:
-            submit.prefill.address = prefill.address
-            submit.prefill.instance_id = instance_id or prefill.instance_id
+            target = decode_pb2.PrefillTarget(
+                address=prefill.address, instance_id=instance_id or prefill.instance_id, **known
+            )
+            submit.prefill.CopyFrom(target)
         self.outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
         return stream
 
@@ -237,8 +264,13 @@ class SessionDouble:
     async def read(self, call: Any) -> None:
         while True:
             await self.reading.wait()
-            event = await call.read()
+            try:
+                event = await call.read()
+            except grpc.aio.AioRpcError as error:
+                self.ended.set_result(f"{error.code().name}: {error.details()}")
+                return
             if event is grpc.aio.EOF:
+                self.ended.set_result("")
                 return
             match event.WhichOneof("message"):
                 case "hello":
@@ -273,8 +305,8 @@ async def session(
 
     async def requests() -> AsyncIterator[decode_pb2.SessionRequest]:
         yield decode_pb2.SessionRequest(hello=hello)
-        while True:
-            yield await double.outgoing.get()
+        while (request := await double.outgoing.get()) is not None:
+            yield request
 
     async def beat() -> None:
         sequence = 0
@@ -290,6 +322,7 @@ async def session(
         try:
             yield double
         finally:
+            double.outgoing.put_nowait(None)  # or gRPC's own task may wait there for ever
             call.cancel()
             for task in tasks:
                 task.cancel()

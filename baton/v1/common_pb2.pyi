@@ -25,16 +25,18 @@ class CompatibilityClass(_message.Message):
     def __init__(self, model_revision: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_size: _Optional[int] = ..., block_size: _Optional[int] = ..., kv_dtype: _Optional[str] = ..., parallel: _Optional[str] = ...) -> None: ...
 
 class Identity(_message.Message):
-    __slots__ = ("protocol", "instance_id", "compatibility", "numerics_id")
+    __slots__ = ("protocol", "instance_id", "compatibility", "numerics_id", "deterministic")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     COMPATIBILITY_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_ID_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     instance_id: str
     compatibility: CompatibilityClass
     numerics_id: str
-    def __init__(self, protocol: _Optional[int] = ..., instance_id: _Optional[str] = ..., compatibility: _Optional[_Union[CompatibilityClass, _Mapping]] = ..., numerics_id: _Optional[str] = ...) -> None: ...
+    deterministic: bool
+    def __init__(self, protocol: _Optional[int] = ..., instance_id: _Optional[str] = ..., compatibility: _Optional[_Union[CompatibilityClass, _Mapping]] = ..., numerics_id: _Optional[str] = ..., deterministic: _Optional[bool] = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ("code", "message", "retryable")

@@ -38,12 +38,16 @@ class Submit(_message.Message):
     def __init__(self, generation: _Optional[_Union[_common_pb2.Generation, _Mapping]] = ..., prefill: _Optional[_Union[PrefillTarget, _Mapping]] = ...) -> None: ...
 
 class PrefillTarget(_message.Message):
-    __slots__ = ("address", "instance_id")
+    __slots__ = ("address", "instance_id", "queued_tokens", "prefill_us_per_token")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_US_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     address: str
     instance_id: str
-    def __init__(self, address: _Optional[str] = ..., instance_id: _Optional[str] = ...) -> None: ...
+    queued_tokens: int
+    prefill_us_per_token: float
+    def __init__(self, address: _Optional[str] = ..., instance_id: _Optional[str] = ..., queued_tokens: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request_id", "attempt", "choice_index")

@@ -31,14 +31,16 @@ class KvFrame(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class TransportOffer(_message.Message):
-    __slots__ = ("name", "version", "metadata")
+    __slots__ = ("name", "version", "metadata", "unavailable")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     metadata: bytes
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., metadata: _Optional[bytes] = ...) -> None: ...
+    unavailable: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., metadata: _Optional[bytes] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
 class TransportChoice(_message.Message):
     __slots__ = ("name", "address", "metadata", "downgrades", "checksums")

@@ -24,7 +24,7 @@ class WatchRequest(_message.Message):
     def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence")
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class WorkerStatus(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_DECISIONS_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     roles: _containers.RepeatedScalarFieldContainer[Role]
     local_prefill: bool
@@ -47,10 +48,11 @@ class WorkerStatus(_message.Message):
     vocab_size: int
     cache_events: _containers.RepeatedCompositeFieldContainer[CacheEvent]
     sequence: int
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ...) -> None: ...
+    prefill_decisions: _containers.RepeatedCompositeFieldContainer[PrefillDecision]
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us")
+    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +62,7 @@ class Load(_message.Message):
     BLOCKS_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAST_STEP_US_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_US_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     queued_tokens: int
     running: int
     waiting: int
@@ -69,7 +72,18 @@ class Load(_message.Message):
     blocks_quarantined: int
     steps: int
     last_step_us: int
-    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ...) -> None: ...
+    prefill_us_per_token: float
+    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ...) -> None: ...
+
+class PrefillDecision(_message.Message):
+    __slots__ = ("local", "reason", "count")
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    local: bool
+    reason: str
+    count: int
+    def __init__(self, local: _Optional[bool] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TransportCapability(_message.Message):
     __slots__ = ("name", "version", "unavailable")

@@ -19,9 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError, InternalError
+from baton.generation import FinishReason
 from model.cache.blocks import BlockCounts, BlockPool
 from model.cache.prefix import PrefixCache
-from model.engine.events import Event, FinishReason, LayerReady
+from model.engine.costs import Costs
+from model.engine.events import Event, LayerReady
 from model.engine.plan import StepPlan, StepResult
 from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
@@ -47,6 +49,7 @@ class Load:
     last_step_s: float
     idle: bool  #: nothing to compute now
     draining: bool
+    costs: Costs  #: measured
     failed: bool  #: several steps failed in a row, or the engine itself is broken
 
 
@@ -172,6 +175,7 @@ class Engine:
                 last_step_s=self._last_step_s,
                 idle=scheduler.queued_tokens == 0 and scheduler.running == 0,
                 draining=scheduler.draining,
+                costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
             )
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from baton.errors import BatonError
-
-#: "stop": an end-of-sequence id was drawn; "length": max_tokens are generated.
-FinishReason: TypeAlias = Literal["stop", "length"]
+from baton.generation import FinishReason
 
 
 @dataclass(frozen=True, slots=True)

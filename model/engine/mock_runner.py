@@ -91,6 +91,11 @@ class MockStore:
         """Views into the pool, no copy: valid while the caller holds the blocks."""
         return [memoryview(self.pool[layer, block]) for block in blocks]
 
+    async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
+        """Copy the blocks to ``target``. Raises ValueError when its length is not theirs."""
+        rows = np.frombuffer(target, dtype=np.uint8).reshape(len(blocks), self.block_bytes)
+        np.take(self.pool[layer], list(blocks), axis=0, out=rows)
+
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
         """Copy ``data`` into the blocks. Raises ValueError when its length is not theirs."""
         expected = len(blocks) * self.block_bytes

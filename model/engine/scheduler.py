@@ -3,8 +3,8 @@
 There is one kind of work. A sequence has ``length`` tokens of which ``computed`` have KV; a
 slice is the next few of the missing ones, and it samples when it reaches the last. A decode
 step is the case of one missing token (the unified view of vLLM's V1 scheduler). Decodes are
-planned first, so they never wait for a prompt; prefill chunks share what is left of the budget,
-first come, first served.
+planned first, so they never wait for a prompt; prefill chunks share what is left of the budget
+(see ``ComputeQueue``), first come, first served.
 
 Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls; ``plan`` and
 ``commit`` alternate, and the other commands may come between the two, while the step runs.
@@ -12,14 +12,16 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import Counter
 from collections.abc import Callable
 
 from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
+from baton.generation import FinishReason
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
-from model.engine.events import Event, FinishReason, SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.compute_queue import ComputeQueue
+from model.engine.costs import StepCosts
+from model.engine.events import Event, SequenceFailed, SequencePreempted, TokenSampled
 from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
@@ -41,21 +43,22 @@ class Scheduler:
         clock: Callable[[], float],
     ) -> None:
         self.settings = settings
+        self.costs = StepCosts()
         self._pool = pool
         self._prefix = prefix
         self._clock = clock
         self._live: dict[int, Sequence] = {}
-        self._prefilling: list[Sequence] = []  # by rank
+        self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
         self._holds: dict[int, Hold] = {}
         self._running: StepPlan | None = None
+        self._running_load = (0, 0)  # its prompt tokens and its decodes
         self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
         self._events: list[Event] = []
         self._sitting_out = 0  # sequences of the batch that wait for a block out of quarantine
         self._next_seq_id = 1
         self._next_hold_id = 1
         self.draining = False
-        self.queued_tokens = 0  #: missing tokens of all prompts in the compute queue
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
 
@@ -188,16 +191,9 @@ class Scheduler:
             for s in self._decoding.values()
             if s.computed < s.room
         ]
-        budget = self.settings.max_tokens_per_step - len(slices)
-        places = self.settings.max_running - len(slices)
-        for seq in self._prefilling[: max(places, 0)]:
-            if budget <= 0:
-                break
-            count = min(self.settings.chunk_tokens, budget, seq.missing)
-            if seq.started_s is None:
-                seq.started_s = self._clock()
-            slices.append(seq.next_slice(count))
-            budget -= count
+        chunks = self._queue.chunks(len(slices))
+        self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
+        slices += chunks
         plan = StepPlan(self.steps + 1, tuple(slices))
         if slices:
             self._running = plan
@@ -207,6 +203,7 @@ class Scheduler:
         """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
         plan = self._finish_step()
         self.compute_s += result.compute_s
+        self.costs.observe(*self._running_load, result.compute_s)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
         for part in plan.slices:
@@ -225,7 +222,7 @@ class Scheduler:
                 self._publish(seq)
             first = seq.phase is prefilling
             if first:
-                self.queued_tokens -= len(part.token_ids)
+                self._queue.computed(len(part.token_ids))
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
             if token is None or part.sample is None:
@@ -257,7 +254,7 @@ class Scheduler:
 
     def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
         """The prompt is computed: hand it off, decode it, or end it."""
-        self._prefilling.remove(seq)
+        self._queue.remove(seq)
         seq.phase = Phase.KEPT
         if seq.request.keep:
             return
@@ -270,8 +267,7 @@ class Scheduler:
 
     def _enqueue(self, seq: Sequence) -> None:
         seq.phase = Phase.PREFILLING
-        insort(self._prefilling, seq, key=lambda s: s.rank)
-        self.queued_tokens += seq.missing
+        self._queue.add(seq)
 
     def _join_batch(self, seq: Sequence) -> None:
         seq.phase = Phase.DECODING
@@ -290,8 +286,7 @@ class Scheduler:
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
         elif seq.phase is Phase.PREFILLING:
-            self._prefilling.remove(seq)
-            self.queued_tokens -= seq.missing
+            self._queue.remove(seq, seq.missing)
         seq.phase = Phase.ENDED
         # A new list, not clear(): the running step reads the old one.
         blocks, seq.blocks = seq.blocks, []
@@ -366,7 +361,12 @@ class Scheduler:
     def waiting(self) -> int:
         """Sequences that wait for compute or for KV."""
         awaiting = sum(s.phase is Phase.AWAITING_KV for s in self._live.values())
-        return len(self._prefilling) + awaiting
+        return len(self._queue) + awaiting
+
+    @property
+    def queued_tokens(self) -> int:
+        """Missing tokens of all prompts in the compute queue."""
+        return self._queue.tokens
 
     def check(self) -> list[str]:
         """Recompute every reference and compare it with the books; one line per violation."""
@@ -383,11 +383,9 @@ class Scheduler:
             if any(not owners[b] and not holds[b] for b in part.block_table):
                 wrong.append(f"the running step uses blocks that {part.seq_id} no longer has")
         phases = Counter(s.phase for s in self._live.values())
-        queued = sum(s.missing for s in self._prefilling)
-        if (phases[Phase.PREFILLING], phases[Phase.DECODING], queued) != (
-            len(self._prefilling),
+        if (phases[Phase.PREFILLING], phases[Phase.DECODING]) != (
+            len(self._queue),
             len(self._decoding),
-            self.queued_tokens,
         ):
             wrong.append("the queues do not match the phases of the live sequences")
-        return wrong
+        return wrong + self._queue.check()

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from baton.errors import InvalidRequest
+from baton.generation import FinishReason, finish_reason
 from baton.sampling import SamplingSpec
 from model.cache.prefix import Chain
-from model.engine.events import FinishReason, SequenceTimings
+from model.engine.events import SequenceTimings
 from model.engine.plan import Sample, Slice
 
 
@@ -177,10 +178,7 @@ class Sequence:
     def append(self, token_id: int) -> FinishReason | None:
         """Append a sampled token; says whether, and why, generation ends with it."""
         self.generated_ids.append(token_id)
-        spec = self.request.spec
-        if token_id in spec.eos_ids and not spec.ignore_eos:
-            return "stop"
-        return "length" if len(self.generated_ids) >= spec.max_tokens else None
+        return finish_reason(len(self.generated_ids), token_id, self.request.spec)
 
     def check(self) -> list[str]:
         """Violations of the invariant, one line each."""

@@ -18,11 +18,16 @@ class SchedulerSettings:
     chunk_tokens: int = 512  #: most tokens of one prompt in one step
     max_running: int = 256  #: sequences in one step
     keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
+    #: How much longer prompt tokens may make a step that decodes, as a share of a decode step.
+    #: They get at least one token a step. None: as much as fits.
+    local_prefill_share: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_model_len", "chunk_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.local_prefill_share is not None and self.local_prefill_share <= 0:
+            raise ValueError(f"local_prefill_share is {self.local_prefill_share}, not above 0")
         if self.max_tokens_per_step <= self.max_running:
             raise ValueError(
                 f"max_tokens_per_step is {self.max_tokens_per_step}, but must be above "

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from baton.kv.shm import MEMORY_NAME
+
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -17,8 +19,8 @@ class Census:
     """Counts calls, tasks and descriptors; compares the last two with a baseline.
 
     Connected peers are no leak, so what stands for them is left out: gRPC's own tasks (its
-    handlers are ``calls``), the tasks of streams that last as long as the peer, and connected
-    sockets.
+    handlers are ``calls``), the tasks of streams that last as long as the peer, connected
+    sockets, and the memory shared with a peer.
     """
 
     def __init__(self) -> None:
@@ -53,7 +55,7 @@ class Census:
 
     @property
     def descriptors(self) -> int:
-        """Open file descriptors that are no connected sockets; 0 where /proc is not there."""
+        """Open file descriptors that stand for no peer; 0 where /proc is not there."""
         if not _DESCRIPTORS.is_dir():
             return 0
         return sum(1 for entry in _DESCRIPTORS.iterdir() if not _is_connection(entry))
@@ -78,12 +80,14 @@ def _is_grpc(task: asyncio.Task[object]) -> bool:
 
 
 def _is_connection(entry: Path) -> bool:
-    """Whether an entry of /proc/self/fd is a TCP connection (or the listing's own, closed now)."""
+    """Whether an entry of /proc/self/fd is a connection, or memory shared over one (or the
+    listing's own, closed now)."""
     try:
-        if not str(entry.readlink()).startswith("socket:"):
-            return False
+        target = str(entry.readlink())
+        if not target.startswith("socket:"):
+            return target.startswith(f"/memfd:{MEMORY_NAME}")
         with socket.socket(fileno=os.dup(int(entry.name))) as endpoint:
             endpoint.getpeername()
-            return endpoint.family in (socket.AF_INET, socket.AF_INET6)
+            return endpoint.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     except OSError as error:
         return error.errno != errno.ENOTCONN

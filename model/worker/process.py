@@ -21,12 +21,12 @@ import structlog
 
 from baton import log as logs
 from baton.errors import Draining
+from baton.parent import exit_with_parent
 from baton.settings import WorkerSettings
 from baton.v1 import worker_pb2_grpc
 from model.weights.errors import CheckpointError
 from model.worker.census import Census
 from model.worker.loading import LoadedModel, load_model
-from model.worker.parent import exit_with_parent
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers, Server
 from model.worker.service import WorkerService

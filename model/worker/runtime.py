@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,12 +21,14 @@ from model.worker.sequences import LiveSequence, Sequences
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """What a worker says of itself that does not change."""
+    """What a worker says of itself that its engine does not know."""
 
     roles: Sequence[worker_pb2.Role]
     served_name: str
     local_prefill: bool = False
     transports: Sequence[worker_pb2.TransportCapability] = ()
+    #: Asked for every status.
+    prefill_decisions: Callable[[], Sequence[worker_pb2.PrefillDecision]] = tuple
 
 
 class Runtime:
@@ -47,6 +49,7 @@ class Runtime:
             instance_id=new_instance_id(),
             compatibility=self.runner.compatibility,
             numerics_id=self.runner.numerics_id,
+            deterministic=settings.deterministic,
         )
         self.census = census or Census()
         self.leaving = asyncio.Event()  #: set at the very end: streams of peers end themselves

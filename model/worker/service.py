@@ -86,6 +86,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             draining=load.draining,
             vocab_size=runtime.vocab_size,
             sequence=sequence,
+            prefill_decisions=profile.prefill_decisions(),
         )
 
 
@@ -111,4 +112,5 @@ def _load(load: Load) -> worker_pb2.Load:
         blocks_quarantined=load.blocks.quarantined,
         steps=load.steps,
         last_step_us=round(load.last_step_s * 1e6),
+        prefill_us_per_token=load.costs.prefill_token_s * 1e6,
     )

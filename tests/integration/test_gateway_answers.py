@@ -186,6 +186,7 @@ async def test_official_client_cancels_in_mid_stream(checkpoint: Path) -> None:
         async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
             stream = await client.completions.create(model=MODEL, prompt="hi", stream=True)
             await anext(stream)
+            assert gateway.metric("baton_open_streams") == 1
             await stream.close()
             key = await worker.cancelled()
         assert key == worker.submits[0].key
@@ -244,7 +245,7 @@ async def test_endpoints_that_tell(checkpoint: Path) -> None:
             "prefill",
         ]
         assert cluster["workers"][0]["compatibility"]["layers"] == 2
-        assert cluster["workers"][0]["transports"][0]["name"] == "grpc"
+        assert cluster["workers"][0]["transports"][-1]["name"] == "grpc"
 
 
 async def test_many_at_once(checkpoint: Path) -> None:

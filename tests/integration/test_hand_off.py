@@ -122,14 +122,16 @@ async def test_the_first_token_may_be_the_last() -> None:
 
 async def test_many_at_once() -> None:
     asked = [generation(prompt(5 + 9 * i, first=i), request_id=str(i)) for i in range(12)]
-    async with cluster(prefill=2, decode=2, num_blocks=512) as c:
-        async with session(c.decode[0]) as one, session(c.decode[1]) as two:
-            streams = [
-                (one, two)[i % 2].submit(each, c.prefill[i // 2 % 2])
-                for i, each in enumerate(asked)
-            ]
-            for stream in streams:
-                assert await stream.finished() == expected(stream.asked)
+    async with (
+        cluster(prefill=2, decode=2, num_blocks=512) as c,
+        session(c.decode[0]) as one,
+        session(c.decode[1]) as two,
+    ):
+        streams = [
+            (one, two)[i % 2].submit(each, c.prefill[i // 2 % 2]) for i, each in enumerate(asked)
+        ]
+        for stream in streams:
+            assert await stream.finished() == expected(stream.asked)
 
 
 # -- the first token and the KV travel apart -------------------------------------------------
@@ -271,13 +273,16 @@ async def test_workers_of_different_classes_do_not_pair() -> None:
 
 
 async def test_a_full_prefill_worker_is_lost_to_this_attempt() -> None:
-    async with cluster(decode=2, num_blocks=16, cost=CostModel(step_s=0.2)) as c:
-        async with session(c.decode[0]) as one, session(c.decode[1]) as two:
-            first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
-            await asyncio.sleep(0.1)
-            error = await two.submit(generation(prompt(40, 3), max_tokens=2), c.prefill[0]).failed()
-            assert isinstance(error, PrefillLost) and "worker_full" in error.message
-            await first.finished()
+    async with (
+        cluster(decode=2, num_blocks=16, cost=CostModel(step_s=0.2)) as c,
+        session(c.decode[0]) as one,
+        session(c.decode[1]) as two,
+    ):
+        first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
+        await asyncio.sleep(0.1)
+        error = await two.submit(generation(prompt(40, 3), max_tokens=2), c.prefill[0]).failed()
+        assert isinstance(error, PrefillLost) and "worker_full" in error.message
+        await first.finished()
 
 
 async def test_a_full_decode_worker_says_so() -> None:
@@ -313,10 +318,9 @@ async def test_the_transfer_deadline() -> None:
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4])
 async def test_cancelled_at_any_stage_frees_both_sides(delay: float) -> None:
     """Queued, computing, transferring, decoding: ``cluster`` checks the books at the end."""
-    async with cluster(cost=CostModel(step_s=0.03)) as c, session(c.decode[0]) as s:
-        streams = [
-            s.submit(generation(prompt(50, i), request_id=str(i)), c.prefill[0]) for i in range(3)
-        ]
+    asked = [generation(prompt(50, i), request_id=str(i), max_tokens=40) for i in range(3)]
+    async with cluster(num_blocks=128, cost=SLOW) as c, session(c.decode[0]) as s:
+        streams = [s.submit(each, c.prefill[0]) for each in asked]
         await asyncio.sleep(delay)
         for stream in streams:
             s.cancel(stream)

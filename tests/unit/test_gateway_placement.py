@@ -23,7 +23,6 @@ PREFILL = frozenset({Role.PREFILL})
 def report(name: str, queued: int = 0, free: int = 100, **fields: Any) -> Report:
     values: dict[str, Any] = {
         "identity": Identity(name, CLASS),
-        "compatibility": CLASS,
         "roles": frozenset({Role.DECODE}),
         "local_prefill": False,
         "model": "m",
@@ -73,12 +72,26 @@ def test_ties_are_drawn() -> None:
 def test_only_one_class_pairs_and_replays_stay_in_it() -> None:
     workers = [
         worker("d1", free=1000),
-        worker("d2", compatibility=OTHER),
-        worker("p2", compatibility=OTHER, roles=PREFILL),
+        worker("d2", identity=Identity("d2", OTHER)),
+        worker("p2", identity=Identity("p2", OTHER), roles=PREFILL),
     ]
     assert choose(workers, need()) == ("d2", "p2")
     with pytest.raises(NoWorker, match="layers 2 here, 3 there"):
-        choose(workers, need(compatibility=CLASS))
+        choose(workers, need(family=Identity("d1", CLASS).family))
+
+
+def test_where_bits_are_promised_only_equal_numerics_pair() -> None:
+    def promising(name: str, numerics: str) -> Identity:
+        return Identity(name, CLASS, numerics, deterministic=True)
+
+    workers = [
+        worker("d", identity=promising("d", "1 thread")),
+        worker("p", identity=promising("p", "2 threads"), roles=PREFILL),
+    ]
+    with pytest.raises(NoWorker, match="'1 thread', deterministic here, '2 threads'"):
+        choose(workers, need())
+    workers.append(worker("q", identity=promising("q", "1 thread"), roles=PREFILL))
+    assert choose(workers, need()) == ("d", "q")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from baton.errors import (
     Preempted,
     WorkerFull,
 )
+from baton.generation import FinishReason
 from baton.sampling import SamplingSpec
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
@@ -119,7 +120,7 @@ def test_a_replay_computes_generated_ids_as_well() -> None:
     bench.step()
     bench.step()
     ends = [(e.index, e.finish_reason) for e in bench.take_events() if isinstance(e, TokenSampled)]
-    assert ends == [(2, None), (3, "length")]
+    assert ends == [(2, None), (3, FinishReason.LENGTH)]
 
 
 # -- how sequences end ---------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_ends_at_max_tokens_or_eos() -> None:
     bench.step({short: EOS})
     bench.step()
     reasons = {e.seq_id: e.finish_reason for e in bench.take_events() if e.finish_reason}
-    assert reasons == {long: "length", short: "stop"}
+    assert reasons == {long: FinishReason.LENGTH, short: FinishReason.STOP}
     assert bench.live == 0 and bench.pool.counts().owned == 0
 
 
@@ -312,8 +313,8 @@ def test_received_kv_joins_the_batch_and_is_shared_from_then_on() -> None:
 def test_activation_may_finish() -> None:
     bench = Bench()
     by_eos, by_length = bench.submit(5, receive=True), bench.submit(5, most=1, receive=True)
-    assert bench.activate(by_eos, EOS) == "stop"
-    assert bench.activate(by_length, TOKEN) == "length"
+    assert bench.activate(by_eos, EOS) is FinishReason.STOP
+    assert bench.activate(by_length, TOKEN) is FinishReason.LENGTH
     assert bench.activate(by_length, TOKEN) is None, "an ended sequence is left alone"
     assert bench.live == 0 and bench.pool.counts().cached == 2
     with pytest.raises(RuntimeError, match="does not wait for KV"):
