@@ -61,12 +61,12 @@ class Display:
 
     def log(self, name: str, line: str) -> None:
         """One line that process ``name`` wrote; its own colours are kept."""
-        prefix = Text(f"{name:>{self._width}} | ", style=_COLOURS.get(name[0], ""))
-        self._print(prefix + Text.from_ansi(line))
+        prefix = (f"{name:>{self._width}} | ", _COLOURS.get(name[0], ""))
+        self._print(Text.assemble(prefix, Text.from_ansi(line)))
 
     def note(self, text: str, style: str = "bold") -> None:
         """One line of baton's own."""
-        self._print(Text(f"{_OWN:>{self._width}} | ") + Text(text, style=style))
+        self._print(Text.assemble(f"{_OWN:>{self._width}} | ", (text, style)))
 
     def plain(self, text: str) -> None:
         """A line to be copied: without prefix, never wrapped."""
@@ -77,12 +77,13 @@ class Display:
 
     def _status(self) -> Group:
         elapsed = time.monotonic() - self._began
-        rows = []
+        rows: list[Text | Spinner] = []
         for name, phase in self._phases.items():
-            colour = _COLOURS.get(name[0], "")
-            text = Text(f"{name:>{self._width}}  {phase.value}", style=colour)
-            if phase is not Phase.READY:
+            text = Text(f"{name:>{self._width}}  {phase.value}", style=_COLOURS.get(name[0], ""))
+            if phase is Phase.READY:
+                rows.append(Text.assemble("✓ ", text))
+            else:
                 text.append(f"  {elapsed:.0f} s", style="dim")
                 self._spinners[name].update(text=text)
-            rows.append(text if phase is Phase.READY else self._spinners[name])
+                rows.append(self._spinners[name])
         return Group(*rows)

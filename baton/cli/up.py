@@ -148,6 +148,8 @@ def _passed_on(settings: UpSettings, kind: type[ProcessSettings]) -> list[str]:
         value, flag = getattr(settings, name), name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", ",".join(value)]
         elif value is not None:
             flags += [f"--{flag}", str(value)]
     return flags

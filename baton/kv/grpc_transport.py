@@ -21,6 +21,7 @@ from baton.kv.connections import Connections
 from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
 from baton.kv.transport import Sink, Source, Terms
+from baton.streams import Writer
 from baton.tasks import group
 from baton.v1 import kv_pb2
 
@@ -98,7 +99,7 @@ class GrpcOffer:
 class GrpcOutlet:
     """The prefill side: every open offer, and the service that serves them. An ``Outlet``."""
 
-    name, version = NAME, VERSION
+    name, version, unavailable = NAME, VERSION, ""
 
     def __init__(self, address: str = "") -> None:
         """``address``: of the KV service, where it is not that of the Prefill call."""
@@ -130,26 +131,27 @@ class GrpcOutlet:
             await context.abort(
                 grpc.StatusCode.NOT_FOUND, "no such hand-off: its Prefill call has ended"
             )
+        writer = Writer(context)
         try:
-            whole = await offer.stream(request, context.write)
+            whole = await offer.stream(request, writer)
         except BatonError as error:
             await context.abort(error.grpc_code, error.message)
         if not whole:
+            await writer.settled()
             await context.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
 
 
 class GrpcReader:
     """The decode side. Implements ``Reader``."""
 
-    name, version = NAME, VERSION
+    name, version, unavailable = NAME, VERSION, ""
 
     def __init__(self, connections: Connections, stripes: int = 1) -> None:
         """``stripes``: streams that share one hand-off, each taking its layers."""
         self._connections = connections
         self._stripes = stripes
 
-    @property
-    def capability(self) -> kv_pb2.TransportOffer:
+    async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         return kv_pb2.TransportOffer(name=NAME, version=VERSION)
 
     async def read(self, terms: Terms, sink: Sink) -> None:

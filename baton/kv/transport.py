@@ -2,8 +2,10 @@
 
     prefill worker                               decode worker
     --------------                               -------------
-    Outlet.open(source) -> Offer                 Reader.capability: what it can read
-    Offer.choice: travels in PrefillAccepted ->  Reader.read(choice, address, sink)
+                                             <-  Reader.offer(instance): travels in PrefillStart
+    negotiate(offers, outlets) -> Outlet
+    Outlet.open(source) -> Offer
+    Offer.choice: travels in PrefillAccepted ->  Reader.read(terms, sink)
     Offer.ready(layer, end): may be read now     Sink.write(...): verified, into the pool
     Offer.close(): the Prefill call has ended    its cancellation stops the reading
 
@@ -22,16 +24,22 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
 from baton.errors import HandoffFailed, IncompatiblePeer
 from baton.kv.framing import Assembly, Piece, Shape
 from baton.tasks import finish
-from baton.v1 import kv_pb2
+from baton.v1 import kv_pb2, worker_pb2
+
+log = structlog.get_logger(__name__)
 
 
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]: ...
+
+    async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None: ...
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None: ...
 
@@ -48,8 +56,21 @@ class Source:
 
     async def read(self, piece: Piece) -> Sequence[memoryview]:
         """The piece's blocks. The caller is inside ``hold``."""
-        blocks = [self.block_table[index] for index in self.shape.blocks(piece)]
-        return await finish(self.store.read(piece.layer, blocks))
+        return await finish(self.store.read(piece.layer, self._blocks(piece)))
+
+    async def read_into(self, piece: Piece, target: memoryview) -> int:
+        """Copy the piece's blocks to the start of ``target``; returns how many bytes they are.
+
+        The caller is inside ``hold``. When cancelled it ends the copying first, then is
+        cancelled. Raises ValueError when they do not fit.
+        """
+        blocks = self._blocks(piece)
+        nbytes = len(blocks) * self.shape.block_bytes
+        await finish(self.store.read_into(piece.layer, blocks, target[:nbytes]))
+        return nbytes
+
+    def _blocks(self, piece: Piece) -> list[int]:
+        return [self.block_table[index] for index in self.shape.blocks(piece)]
 
 
 class Sink:
@@ -107,6 +128,7 @@ class Outlet(Protocol):
 
     name: str
     version: int
+    unavailable: str  #: why it cannot be used in this process; empty when it can
 
     def open(self, source: Source) -> Offer: ...
 
@@ -116,10 +138,10 @@ class Reader(Protocol):
 
     name: str
     version: int
+    unavailable: str  #: why it cannot be used in this process; empty when it can
 
-    @property
-    def capability(self) -> kv_pb2.TransportOffer:
-        """What travels in PrefillStart."""
+    async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
+        """What travels in PrefillStart to that instance: how it can be read from, or why not."""
         ...
 
     async def read(self, terms: Terms, sink: Sink) -> None:
@@ -128,6 +150,16 @@ class Reader(Protocol):
         Raises HandoffFailed (what came is wrong) or PrefillLost (nothing comes any more).
         """
         ...
+
+
+def capabilities(
+    transports: Sequence[Outlet | Reader],
+) -> list[worker_pb2.TransportCapability]:
+    """What a worker says of its transports."""
+    return [
+        worker_pb2.TransportCapability(name=t.name, version=t.version, unavailable=t.unavailable)
+        for t in transports
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +183,23 @@ def negotiate(
     passed_over: list[str] = []
     for offer in offered:
         outlet = mine.get(offer.name)
-        if outlet is None:
-            passed_over.append(f"{offer.name}: the prefill worker does not have it")
-        elif outlet.version != offer.version:
-            passed_over.append(
-                f"{offer.name}: version {offer.version} there, {outlet.version} here"
-            )
-        else:
+        if outlet is not None and not (obstacle := _obstacle(offer, outlet)):
             return outlet, passed_over
+        passed_over.append(f"{offer.name}: {obstacle if outlet else _MISSING}")
     there = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
     here = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
-    raise IncompatiblePeer(f"no KV transport in common: {there} there, {here} here")
+    why = "".join(f"; {line}" for line in passed_over)
+    raise IncompatiblePeer(f"no KV transport in common: {there} there, {here} here{why}")
+
+
+_MISSING = "the prefill worker does not have it"
+
+
+def _obstacle(offer: kv_pb2.TransportOffer, outlet: Outlet) -> str:
+    """Why the pair cannot use a transport that both know; empty when it can."""
+    if outlet.version != offer.version:
+        return f"version {offer.version} there, {outlet.version} here"
+    return outlet.unavailable or offer.unavailable
 
 
 def choose(name: str, readers: Sequence[Reader]) -> Reader:
@@ -170,3 +208,29 @@ def choose(name: str, readers: Sequence[Reader]) -> Reader:
         if reader.name == name:
             return reader
     raise HandoffFailed(f"transport {name!r} was chosen, but was never offered")
+
+
+class Choices:
+    """Which transport the KV of each prefill instance comes over; what is new is logged."""
+
+    _KNOWN = 1024  # instances come and go: of the oldest it is said again
+
+    def __init__(self) -> None:
+        self._said: dict[str, tuple[str, ...]] = {}
+
+    def note(self, terms: Terms) -> None:
+        """Log the choice for a pair at its first use, and when it changes."""
+        choice = (terms.choice.name, *terms.choice.downgrades)
+        if self._said.get(terms.instance_id) == choice:
+            return
+        if len(self._said) >= self._KNOWN:
+            del self._said[next(iter(self._said))]
+        self._said[terms.instance_id] = choice
+        say = log.warning if terms.choice.downgrades else log.info
+        say(
+            "kv transport",
+            name=terms.choice.name,
+            peer=terms.address,
+            instance=terms.instance_id,
+            passed_over=list(terms.choice.downgrades),
+        )

@@ -37,6 +37,12 @@ class HostStore:
         views = self._bytes[layer]
         return [memoryview(views[block]).toreadonly() for block in blocks]
 
+    async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
+        _require_inside(self._bytes.shape[:2], layer, blocks)
+        rows = _as_rows(target, len(blocks), self.block_bytes)
+        # "clip" alone copies straight to its target; the blocks are known to exist.
+        np.take(self._bytes[layer], blocks, axis=0, out=rows, mode="clip")
+
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
         _require_inside(self._bytes.shape[:2], layer, blocks)
         self._bytes[layer, list(blocks)] = _as_rows(data, len(blocks), self.block_bytes)
@@ -74,6 +80,14 @@ class CudaStore:
         loop = asyncio.get_running_loop()
         copied = await loop.run_in_executor(self._thread, self._copy_out, layer, list(blocks))
         return [memoryview(block).toreadonly() for block in copied]
+
+    async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
+        _require_inside(self._bytes.shape[:2], layer, blocks)
+        rows, wanted = _as_rows(target, len(blocks), self.block_bytes), list(blocks)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(
+            self._thread, lambda: np.copyto(rows, self._copy_out(layer, wanted))
+        )
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
         _require_inside(self._bytes.shape[:2], layer, blocks)

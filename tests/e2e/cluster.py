@@ -135,6 +135,22 @@ class Cluster:
             if worker["state"] == "healthy"
         }
 
+    def busiest(self, letter: str) -> Process:
+        """The worker of a kind ("p", "d", "c") that has most to do, as the gateway knows."""
+        loads = {name: load for name, load in self.loads().items() if name.startswith(letter)}
+
+        def work(name: str) -> tuple[int, int]:
+            load = loads[name]
+            return load["running"] + load["waiting"], load["blocks_owned"]
+
+        return self.processes[max(loads, key=work)]
+
+    def migrations(self) -> dict[str, float]:
+        """How many attempts were placed again, by the code of what ended the one before."""
+        text = httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text
+        found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', text, re.M)
+        return {reason: float(count) for reason, count in found}
+
     def until_healthy(self, *names: str) -> None:
         """Wait until the gateway takes these workers for healthy."""
         until(lambda: self.loads().keys() >= set(names), 30.0, f"{names} healthy")

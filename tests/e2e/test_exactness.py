@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,12 @@ import httpx
 import pytest
 
 from tests.e2e import client
-from tests.e2e.cluster import Cluster, cluster
+from tests.e2e.cluster import Cluster, cluster, until
+from tests.reference import FAMILIES, make_checkpoint
 
 LENGTHS = (15, 16, 17, 47, 48, 49, 130, 257)
 TOKENS = 32
-LONG = 250
+LONG = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Case:
 
 
 SHORT_CASES = [Case(length, seed, TOKENS) for length in LENGTHS for seed in (None, 7)]
-LONG_CASES = [Case(length, seed, LONG) for length in (33, 200) for seed in (None, 7)]
+LONG_CASES = [Case(length, seed, LONG) for length in (33, 200) for seed in (None, 7, 8, 9)]
 
 Tokens = dict[Case, list[int]]
 
@@ -69,10 +69,14 @@ async def one_by_one(url: str, cases: Sequence[Case]) -> Tokens:
 
 
 @pytest.fixture(scope="module")
-def reference(request: pytest.FixtureRequest, tiny_llama: Path) -> Tokens:
+def references() -> dict[str, Tokens]:
+    """By dtype, as they are computed."""
+    return {}
+
+
+def alone_and_together(model: Path, dtype: str, cases: Sequence[Case]) -> Tokens:
     """Each case alone on a colocated worker; on the way, the same worker with batches and hits."""
-    with deterministic(tiny_llama, request.param, "--colocated", "1") as running:
-        cases = [*SHORT_CASES, *LONG_CASES]
+    with deterministic(model, dtype, "--colocated", "1") as running:
         tokens = asyncio.run(one_by_one(running.url, cases))
         assert asyncio.run(together(running.url, cases)) == tokens
     assert all(len(tokens[case]) == case.max_tokens for case in cases)
@@ -80,12 +84,24 @@ def reference(request: pytest.FixtureRequest, tiny_llama: Path) -> Tokens:
     return tokens
 
 
+@pytest.fixture
+def reference(
+    request: pytest.FixtureRequest, references: dict[str, Tokens], tiny_llama: Path
+) -> Tokens:
+    """The tokens of every case, in the dtype that the test asks for."""
+    dtype = request.param
+    if dtype not in references:
+        references[dtype] = alone_and_together(tiny_llama, dtype, [*SHORT_CASES, *LONG_CASES])
+    return references[dtype]
+
+
+def dtype_of(request: pytest.FixtureRequest) -> str:
+    """What ``reference`` was asked for."""
+    return str(request.node.callspec.params["reference"])
+
+
 def only(reference: Tokens, cases: Sequence[Case]) -> Tokens:
     return {case: reference[case] for case in cases}
-
-
-FLOAT32 = pytest.param("float32", id="float32")
-BFLOAT16 = pytest.param("bfloat16", id="bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -93,84 +109,79 @@ BFLOAT16 = pytest.param("bfloat16", id="bfloat16")
     [
         ("float32", 16),
         ("float32", 512),
+        ("bfloat16", 16),
         ("bfloat16", 100),
+        ("bfloat16", 512),
         pytest.param("float32", 100, marks=pytest.mark.slow),
-        pytest.param("bfloat16", 16, marks=pytest.mark.slow),
-        pytest.param("bfloat16", 512, marks=pytest.mark.slow),
     ],
     indirect=["reference"],
 )
 async def test_disaggregated_in_any_chunk_and_batch(
     request: pytest.FixtureRequest, reference: Tokens, chunk: int, tiny_llama: Path
 ) -> None:
-    dtype = request.node.callspec.params["reference"]
+    dtype = dtype_of(request)
     wanted = only(reference, SHORT_CASES)
     with deterministic(tiny_llama, dtype, "--chunk-tokens", str(chunk)) as running:
         assert await one_by_one(running.url, SHORT_CASES) == wanted, "alone, nothing cached"
         assert await together(running.url, SHORT_CASES) == wanted, "together, prefixes cached"
 
 
-@pytest.mark.parametrize(
-    "reference",
-    ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)],
-    indirect=True,
-)
+@pytest.mark.parametrize("reference", ["float32", "bfloat16"], indirect=True)
 async def test_preempted(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
-    """Sixteen sequences of 2 to 18 blocks, and long ones that grow to 29, in a pool of 40."""
-    dtype = request.node.callspec.params["reference"]
+    """Sixteen sequences of 3 to 19 blocks, and eight of 12 to 22, in a pool of 40."""
+    dtype = dtype_of(request)
     cases = [*SHORT_CASES, *LONG_CASES]
     flags = ("--num-blocks", "40", "--queue-timeout", "120")
     with deterministic(tiny_llama, dtype, *flags) as running:
         assert await together(running.url, cases) == reference
-        assert migrations(running, "preempted") > 0
+        assert running.migrations().get("preempted", 0) > 0
 
 
-def migrations(running: Cluster, reason: str) -> float:
-    """How many attempts were placed again for this reason."""
-    metrics = httpx.get(running.cluster_url.replace("/cluster", "/metrics")).text
-    found = re.search(rf'^baton_migrations_total{{reason="{reason}"}} (\S+)$', metrics, re.M)
-    return float(found[1]) if found else 0.0
-
-
-@pytest.mark.parametrize(
-    "reference",
-    ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)],
-    indirect=True,
-)
+@pytest.mark.parametrize("reference", ["float32", "bfloat16"], indirect=True)
 async def test_each_kind_of_worker_killed_in_mid_stream(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
-    dtype = request.node.callspec.params["reference"]
+    dtype = dtype_of(request)
     flags = ("--prefill", "2", "--decode", "2", "--chunk-tokens", "16")
     with deterministic(tiny_llama, dtype, *flags) as running:
         running.until_healthy("p0", "p1", "d0", "d1")
-        for name in ("d0", "p0"):
-            got = await together_while_killing(running, name, LONG_CASES)
-            assert got == only(reference, LONG_CASES), f"{name} killed"
-            assert f"{name} died: killed by SIGKILL" in running.output
+        # At the first token, most prompts of the sixteen are still being computed.
+        for name, cases, after in (("p0", SHORT_CASES, 1), ("d0", LONG_CASES, 2 * LONG)):
+            got = await together_while_killing(running, name, cases, after)
+            assert got == only(reference, cases), f"{name} killed"
+            said = f"{name} died: killed by SIGKILL"
+            until(lambda said=said: said in running.output, 10.0, said)
+        assert running.migrations().keys() >= {"prefill_lost", "decode_lost"}
 
 
-async def together_while_killing(running: Cluster, name: str, cases: Sequence[Case]) -> Tokens:
-    """Kill the worker when a quarter of all tokens is here."""
-    arrived = 0
-    killed = False
+async def together_while_killing(
+    running: Cluster, name: str, cases: Sequence[Case], after: int
+) -> Tokens:
+    """Send all cases at once, and kill the worker when so many tokens are here."""
+    growing = [client.Answer() for _ in cases]
 
-    async def follow(http: httpx.AsyncClient, case: Case) -> list[int]:
-        nonlocal arrived, killed
-        answer, counted = client.Answer(), 0
-        async for current in client.stream(http, case.body):
-            answer = current
-            arrived += len(answer.token_ids) - counted
-            counted = len(answer.token_ids)
-            if arrived > len(cases) * LONG / 4 and not killed:
-                killed = True
-                running.processes[name].send(signal.SIGKILL)
-        assert answer.done and answer.error is None, answer
-        return answer.token_ids
+    async def follow(http: httpx.AsyncClient, index: int) -> list[int]:
+        async for answer in client.stream(http, cases[index].body):
+            growing[index] = answer
+        assert growing[index].done and growing[index].error is None, growing[index]
+        return growing[index].token_ids
 
-    async with client.connect(running.url) as http:
-        got = await asyncio.gather(*(follow(http, case) for case in cases))
-    assert killed
-    return dict(zip(cases, got, strict=True))
+    async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
+        following = [group.create_task(follow(http, index)) for index in range(len(cases))]
+        while sum(len(answer.token_ids) for answer in growing) < after:
+            await asyncio.sleep(0.001)
+        running.processes[name].send(signal.SIGKILL)
+    return {case: task.result() for case, task in zip(cases, following, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family: str, dtype: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(family, tmp_path)
+    wanted = alone_and_together(checkpoint, dtype, SHORT_CASES)
+    with deterministic(checkpoint, dtype, "--chunk-tokens", "100") as running:
+        assert asyncio.run(one_by_one(running.url, SHORT_CASES)) == wanted
+        assert asyncio.run(together(running.url, SHORT_CASES)) == wanted

@@ -28,15 +28,6 @@ def jobs(count: int, length: int = 20, max_tokens: int = 120) -> list[Job]:
     return [job(rng, length, max_tokens) for _ in range(count)]
 
 
-def busy(running: Cluster, letter: str) -> Process:
-    """The worker of a kind that has most to do."""
-    loads = {name: load for name, load in running.loads().items() if name.startswith(letter)}
-    name = max(
-        loads, key=lambda n: (loads[n]["running"] + loads[n]["waiting"], loads[n]["blocks_owned"])
-    )
-    return running.processes[name]
-
-
 @asynccontextmanager
 async def streams(
     running: Cluster, work: Sequence[Job]
@@ -61,10 +52,13 @@ async def streams(
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def some_tokens(growing: list[client.Answer], each: int) -> None:
-    async with asyncio.timeout(30.0):
-        while min(len(answer.token_ids) for answer in growing) < each:
-            await asyncio.sleep(0.01)
+async def some_tokens(growing: list[client.Answer], each: int, count: int | None = None) -> None:
+    """Wait until the first ``count`` answers (all, if None) have so many tokens each."""
+    deadline = time.monotonic() + 30.0
+    while min(len(answer.token_ids) for answer in growing[:count]) < each:
+        assert time.monotonic() < deadline, growing
+        assert not any(answer.error for answer in growing), growing
+        await asyncio.sleep(0.01)
 
 
 def assert_exact(running: Cluster, work: Sequence[Job], answers: Sequence[client.Answer]) -> None:
@@ -80,7 +74,7 @@ async def test_killed_decode_worker_with_another_there(tiny_llama: Path) -> None
         running.until_healthy("p0", "d0", "d1")
         async with streams(running, work) as (growing, task):
             await some_tokens(growing, 5)
-            busy(running, "d").send(signal.SIGKILL)
+            running.busiest("d").send(signal.SIGKILL)
             answers = await asyncio.wait_for(task, 60.0)
         assert_exact(running, work, answers)
 
@@ -93,7 +87,7 @@ async def test_killed_prefill_worker_with_another_there_and_then_none(tiny_llama
             work = jobs(4, length=length, max_tokens=30)
             async with streams(running, work) as (_, task):
                 await asyncio.sleep(1.0)
-                busy(running, "p").send(signal.SIGKILL)
+                running.busiest("p").send(signal.SIGKILL)
                 answers = await asyncio.wait_for(task, 90.0)
             assert_exact(running, work, answers)
         assert not any(p.alive for p in running.workers if p.name.startswith("p"))
@@ -133,8 +127,8 @@ async def test_frozen_workers_with_others_there(tiny_llama: Path) -> None:
     with cluster(tiny_llama, *SLOW, "--prefill", "2", "--decode", "2") as running:
         running.until_healthy("p0", "p1", "d0", "d1")
         async with streams(running, work) as (growing, task):
-            await some_tokens(growing[:4], 5)
-            frozen = [busy(running, "d"), busy(running, "p")]
+            await some_tokens(growing, 5, count=4)
+            frozen = [running.busiest("d"), running.busiest("p")]
             for process in frozen:
                 process.send(signal.SIGSTOP)
             answers_and_wake = asyncio.gather(task, _wake(frozen))

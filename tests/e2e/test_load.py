@@ -79,6 +79,7 @@ async def test_mock_workers_lose_repeat_and_change_nothing(
             assert answer.token_ids == wanted[: len(answer.token_ids)], (index, task)
             if answer.done:
                 assert answer.token_ids == wanted, (index, task)
+        assert running.migrations().get("preempted", 0) > 0, "the pool was never short"
         # The books are checked by cluster() when the block ends.
 
 
