@@ -19,7 +19,8 @@ help: ## this list
 
 demo: $(VENV)/.demo ## start a small cluster with the demo model, say how to talk to it
 	@$(BIN)/baton up --model model/demo/checkpoint --served-model-name baton-demo \
-		--prefill $(PREFILL) --decode $(DECODE) --port $(PORT) $(ARGS)
+		--prefill $(PREFILL) --decode $(DECODE) --port $(PORT) \
+		--local-prefill-queue 0 $(ARGS)  # every prompt is handed over, to be watched
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -m "not slow"

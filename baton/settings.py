@@ -184,12 +184,11 @@ class PrefillSettings(WorkerSettings):
     """A prefill worker: turns prompts into KV and hands it over, layer by layer."""
 
 
-class DecodeSettings(WorkerSettings):
-    """A decode worker: generates tokens from KV that it is handed, or computes itself."""
+class LocalPrefillSettings(ModelSettings):
+    """How far a decode worker may compute prompts itself."""
 
-    section: ClassVar[str] = "decode worker"
+    section: ClassVar[str] = "local prefill"
 
-    local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
     local_prefill_share: float = Field(
         0.3,
         gt=0,
@@ -199,9 +198,17 @@ class DecodeSettings(WorkerSettings):
     local_prefill_queue: Annotated[int, Placeholder("TOKENS")] = Field(
         256,
         ge=0,
-        description="prompt tokens that may wait here for being computed sooner than on a "
+        description="prompt tokens that may wait on a decode worker for being computed sooner than on a "
         "prefill worker; 0: none ever is",
     )
+
+
+class DecodeSettings(WorkerSettings, LocalPrefillSettings):
+    """A decode worker: generates tokens from KV that it is handed, or computes itself."""
+
+    section: ClassVar[str] = "decode worker"
+
+    local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
     session_queue: Tokens = Field(
         65_536, description="unsent tokens per session before it is taken for dead"
     )
@@ -270,7 +277,7 @@ class GatewaySettings(FrontSettings):
         return self
 
 
-class UpSettings(ComputeSettings, HandoffSettings, FrontSettings):
+class UpSettings(ComputeSettings, HandoffSettings, LocalPrefillSettings, FrontSettings):
     """Start a gateway and its workers on this machine, and stop them together.
 
     Without --prefill, --decode and --colocated: one prefill and one decode worker. The options

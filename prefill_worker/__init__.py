@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""The prefill worker: computes prompts and offers their KV, layer by layer."""

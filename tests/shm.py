@@ -41,17 +41,29 @@ class MemoryStore:
         self.pool: npt.NDArray[np.uint8] = np.random.default_rng(seed).integers(
             0, 256, shape, dtype=np.uint8
         )
+        self.gate = asyncio.Event()  #: cleared: copies do not end
+        self.gate.set()
+        self.copying = 0
+
+    @asynccontextmanager
+    async def _copy(self) -> AsyncIterator[None]:
+        self.copying += 1
+        await self.gate.wait()
+        yield
+        self.copying -= 1
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         return [memoryview(self.pool[layer, block]) for block in blocks]
 
     async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
         rows = np.frombuffer(target, dtype=np.uint8).reshape(len(blocks), -1)
-        rows[:] = self.pool[layer, list(blocks)]
+        async with self._copy():
+            rows[:] = self.pool[layer, list(blocks)]
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
         rows = np.frombuffer(data, dtype=np.uint8).reshape(len(blocks), -1)
-        self.pool[layer, list(blocks)] = rows
+        async with self._copy():
+            self.pool[layer, list(blocks)] = rows
 
 
 class HandOff:
@@ -63,10 +75,10 @@ class HandOff:
         rng = np.random.default_rng(seed)
         self._from: list[int] = rng.permutation(count * 2)[:count].tolist()
         self._to: list[int] = rng.permutation(count * 2)[:count].tolist()
-        self._there, self._here = MemoryStore(count * 2, seed), MemoryStore(count * 2, seed + 1)
+        self.there, self.here = MemoryStore(count * 2, seed), MemoryStore(count * 2, seed + 1)
         self.holds = 0
-        self.source = Source(self.shape, self._there, self._from, self._hold)
-        self.sink = Sink(self.shape, self._here, self._to)
+        self.source = Source(self.shape, self.there, self._from, self._hold)
+        self.sink = Sink(self.shape, self.here, self._to)
 
     @contextmanager
     def _hold(self) -> Iterator[None]:
@@ -81,7 +93,7 @@ class HandOff:
         """Every block that is wanted is here, as it is there."""
         first = self.shape.start // BLOCK
         there, here = self._from[first:], self._to[first:]
-        return bool((self._there.pool[:, there] == self._here.pool[:, here]).all())
+        return bool((self.there.pool[:, there] == self.here.pool[:, here]).all())
 
     def compute(self, offer: ShmOffer, end: int | None = None) -> None:
         for layer in range(LAYERS):

@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""One decoder-only transformer for all supported families, reading a paged cache."""

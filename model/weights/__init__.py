@@ -1,1 +1,1 @@
-"""TODO docstring."""
+"""Hugging Face checkpoints: found, checked whole, loaded, and told apart by a revision."""

@@ -77,7 +77,8 @@ class Cluster:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("BATON_")}
         self.lines: list[str] = []
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "baton", "up", *flags],
+            # Short prompts are cheaper where they are decoded; here they are to be handed over.
+            [sys.executable, "-m", "baton", "up", "--local-prefill-queue", "0", *flags],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -144,6 +145,12 @@ class Cluster:
             return load["running"] + load["waiting"], load["blocks_owned"]
 
         return self.processes[max(loads, key=work)]
+
+    def prefilled_locally(self) -> int:
+        """Prompts that decode workers computed themselves, as the gateway last heard."""
+        workers = httpx.get(self.cluster_url).json()["workers"]
+        decisions = [d for worker in workers for d in worker["prefill_decisions"]]
+        return sum(decision["count"] for decision in decisions if decision["local"])
 
     def migrations(self) -> dict[str, float]:
         """How many attempts were placed again, by the code of what ended the one before."""

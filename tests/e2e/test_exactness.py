@@ -25,7 +25,7 @@ from tests.reference import FAMILIES, make_checkpoint
 
 LENGTHS = (15, 16, 17, 47, 48, 49, 130, 257)
 TOKENS = 32
-LONG = 150
+LONG = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,23 @@ async def test_disaggregated_in_any_chunk_and_batch(
 
 
 @pytest.mark.parametrize("reference", ["float32", "bfloat16"], indirect=True)
+async def test_prefilled_where_it_is_cheaper(
+    request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
+) -> None:
+    """Prompts are computed on either side, as measured costs happen to say."""
+    dtype = dtype_of(request)
+    wanted = only(reference, SHORT_CASES)
+    with deterministic(tiny_llama, dtype, "--local-prefill-queue", "100000") as running:
+        assert await one_by_one(running.url, SHORT_CASES) == wanted
+        assert await together(running.url, SHORT_CASES) == wanted
+        assert running.prefilled_locally() > 0
+
+
+@pytest.mark.parametrize("reference", ["float32", "bfloat16"], indirect=True)
 async def test_preempted(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
-    """Sixteen sequences of 3 to 19 blocks, and eight of 12 to 22, in a pool of 40."""
+    """Sixteen sequences of 3 to 19 blocks, and eight of 15 to 25, in a pool of 40."""
     dtype = dtype_of(request)
     cases = [*SHORT_CASES, *LONG_CASES]
     flags = ("--num-blocks", "40", "--queue-timeout", "120")
@@ -144,11 +157,12 @@ async def test_each_kind_of_worker_killed_in_mid_stream(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
     dtype = dtype_of(request)
-    flags = ("--prefill", "2", "--decode", "2", "--chunk-tokens", "16")
+    flags = ("--prefill", "2", "--decode", "2", "--chunk-tokens", "16", "--max-step-tokens", "16")
     with deterministic(tiny_llama, dtype, *flags) as running:
         running.until_healthy("p0", "p1", "d0", "d1")
-        # At the first token, most prompts of the sixteen are still being computed.
-        for name, cases, after in (("p0", SHORT_CASES, 1), ("d0", LONG_CASES, 2 * LONG)):
+        # At the first token, most prompts are still being computed: sixteen tokens a step.
+        everything = [*SHORT_CASES, *LONG_CASES]
+        for name, cases, after in (("p0", everything, 1), ("d0", LONG_CASES, 16)):
             got = await together_while_killing(running, name, cases, after)
             assert got == only(reference, cases), f"{name} killed"
             said = f"{name} died: killed by SIGKILL"

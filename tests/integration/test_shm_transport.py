@@ -181,6 +181,29 @@ async def test_the_decode_side_leaves_in_mid_transfer() -> None:
         assert not hand_off.holds
 
 
+@pytest.mark.parametrize("side", ["here", "there"])
+async def test_a_copy_under_way_ends_before_its_blocks_go(side: str) -> None:
+    """And keeps the memory no longer than that."""
+    hand_off = HandOff(40)
+    store = hand_off.there if side == "there" else hand_off.here
+    store.gate.clear()
+    async with outlet(ID) as there, reader() as here:
+        offer = there.open(hand_off.source)
+        hand_off.compute(offer)
+        reading = asyncio.create_task(here.read(terms(ID, offer.token), hand_off.sink))
+        await until(lambda: store.copying, "a copy")
+        offer.close()
+        reading.cancel()
+        leaving = asyncio.gather(here.close(), there.close())
+        await asyncio.sleep(0.05)
+        assert not reading.done() if side == "here" else hand_off.holds
+        store.gate.set()
+        await leaving
+        with pytest.raises((asyncio.CancelledError, PrefillLost)):
+            await reading
+        await until(lambda: not hand_off.holds and not memories(), "all is given up")
+
+
 async def test_a_store_that_fails() -> None:
     hand_off = HandOff(40)
 

@@ -142,7 +142,10 @@ def test_the_store_moves_bytes_and_refuses_other_lengths() -> None:
     async def there_and_back() -> bytes:
         await store.write(1, [3, 0], memoryview(data))
         first, second = await store.read(1, [3, 0])
-        return bytes(first) + bytes(second)
+        copied = bytearray(2 * store.block_bytes)
+        await store.read_into(1, [3, 0], memoryview(copied))
+        assert copied == bytes(first) + bytes(second)
+        return bytes(copied)
 
     assert asyncio.run(there_and_back()) == data.tobytes()
     assert not store.pool[0].any()

@@ -125,6 +125,9 @@ def test_kv_handed_over_as_bytes_continues_bitwise(checkpoint: Path, determinist
     for layer in range(3):
         blocks = asyncio.run(here.runner.store.read(layer, sent.block_table))
         data = memoryview(b"".join(blocks))
+        copied = memoryview(bytearray(len(data)))
+        asyncio.run(here.runner.store.read_into(layer, sent.block_table, copied))
+        assert copied == data
         asyncio.run(there.runner.store.write(layer, received.block_table, data))
     expected = here.step(sent)[0]
     assert there.decode({0: 99})[0].tobytes() == expected.tobytes()
@@ -137,6 +140,8 @@ def test_the_store_refuses_what_does_not_fit(checkpoint: Path) -> None:
         asyncio.run(store.write(0, [1], wrong))
     with pytest.raises(ValueError, match=r"layer 3 is outside 0 \.\. 2"):
         asyncio.run(store.read(3, [0]))
+    with pytest.raises(ValueError, match=f"{store.block_bytes + 1} bytes for 1 blocks"):
+        asyncio.run(store.read_into(0, [1], memoryview(bytearray(wrong))))
     for block in (-1, 4):
         with pytest.raises(ValueError, match=rf"block {block} is outside 0 \.\. 3"):
             asyncio.run(store.write(0, [block], wrong[:-1]))
