@@ -198,8 +198,8 @@ class LocalPrefillSettings(ModelSettings):
     local_prefill_queue: Annotated[int, Placeholder("TOKENS")] = Field(
         256,
         ge=0,
-        description="prompt tokens that may wait on a decode worker for being computed sooner than on a "
-        "prefill worker; 0: none ever is",
+        description="prompt tokens that may wait on a decode worker for being computed sooner "
+        "than on a prefill worker; 0: none ever is",
     )
 
 

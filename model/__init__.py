@@ -1,1 +1,1 @@
-"""The model and its engine: nets, cache, sampling, weights, scheduling, and the worker around them."""
+"""The model and its engine: nets, cache, sampling, weights, scheduling, worker processes."""

@@ -104,7 +104,7 @@ class Child:
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         words = next((line for line in reversed(self._tail) if line.strip()), "")
-        return words.strip() or f"exit status {code}"
+        return words.strip().removeprefix(f"{self.spec.module}: ") or f"exit status {code}"
 
     async def stop(self, grace: float) -> None:
         """TERM; after ``grace`` seconds KILL. Returns when the process is gone."""

@@ -161,7 +161,8 @@ def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name.upper() not in known}
     if sys.stdout.isatty() and "NO_COLOR" not in kept:
         kept["FORCE_COLOR"] = "1"
-    return kept | {"PYTHONUNBUFFERED": "1"}
+    # gRPC's core writes every closed connection to stderr; our own log says what it meant.
+    return {"GRPC_VERBOSITY": "ERROR"} | kept | {"PYTHONUNBUFFERED": "1"}
 
 
 def _greet(settings: UpSettings, display: Display, specs: Sequence[Spec]) -> None:

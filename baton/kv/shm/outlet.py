@@ -82,7 +82,7 @@ class ShmOutlet:
             log.warning("shm transport unavailable", reason=self.unavailable)
             return
         self.unavailable = ""
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        self._listen()
 
     async def close(self) -> None:
         """Refuse new links, end the others with their readings, free their memory."""
@@ -105,13 +105,21 @@ class ShmOutlet:
     def _forget(self, token: bytes) -> None:
         self._offers.pop(token, None)
 
-    def _accept(self) -> None:
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
         """One connection per wake-up."""
-        assert self._listener is not None, "its reader is removed with it"
         try:
-            connection, _ = self._listener.accept()
-        except OSError as error:  # gone again, or no descriptor left
+            connection, _ = listener.accept()
+        except BlockingIOError:  # gone again
+            return
+        except OSError as error:  # no descriptor left: it would wake us for ever
             log.warning("kv link not accepted", reason=str(error))
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(PATIENCE, self._listen)
             return
         wire = Wire(connection)
         task = asyncio.create_task(self._welcome(wire), name="kv link")
@@ -135,7 +143,7 @@ class ShmOutlet:
                 await finish(asyncio.to_thread(segment.reserve))
                 async with asyncio.timeout(PATIENCE):
                     await _prove(wire, segment)
-            except (Unusable, PeerError, TimeoutError) as error:
+            except (Unusable, PeerError, OSError) as error:  # a TimeoutError is an OSError
                 reason = str(error) or f"no proof came within {PATIENCE:g} s"
                 log.warning("kv link refused", reason=reason)
                 wire.send(messages.Broken(reason))
