@@ -12,18 +12,43 @@ from dataclasses import dataclass
 from model.demo.baton_topics import BATON_TOPICS
 from model.demo.inner_topics import INNER_TOPICS
 from model.demo.serving_topics import SERVING_TOPICS
-from model.demo.small_talk import NO_MORE, SMALL_TALK, TOO_HARD, UNKNOWN
+from model.demo.small_talk import NO_MORE, ONLY_DOWN, SMALL_TALK, TOO_HARD, UNKNOWN
 from model.demo.strangers import (
     draw_filler,
     draw_stranger,
     draw_system_prompt,
+    draw_thing,
     held_out_strangers,
 )
-from model.demo.sums import draw_count, draw_hard_sum, draw_sum
+from model.demo.sums import draw_count, draw_count_up, draw_hard_sum, draw_sum
 from model.demo.topic import Topic
 
 TOPICS: tuple[Topic, ...] = (*SERVING_TOPICS, *BATON_TOPICS, *INNER_TOPICS, *SMALL_TALK)
 
+_BEGGINGS = (
+    "",
+    "",
+    "can you ",
+    "could you ",
+    "would you ",
+    "please ",
+    "I want you to ",
+    "I need you to ",
+)
+_COMMANDS = (
+    *("explain {noun}", "describe {noun}", "tell me about {noun}", "tell me what {noun} is"),
+    *("define {noun}", "go over {noun}", "introduce {noun}", "summarise {noun}", "clarify {noun}"),
+    *("say what {noun} is", "help me with {noun}", "give me the basics of {noun}"),
+    *("give me a summary of {noun}", "give me an idea of {noun}", "write about {noun}"),
+)
+_ASKINGS = (
+    *("what is {noun}", "what's {noun}", "what exactly is {noun}", "what in the world is {noun}"),
+    *("what actually is {noun}", "what really is {noun}", "just what is {noun}", "what are {noun}"),
+)
+_TAILS = (
+    *("", "", "", " about", " all about", " good for", " used for", " there for", " again", " now"),
+    *(" and why does it matter", " and how does it work", " and why do we need it", " like"),
+)
 _PARAPHRASES = (
     *("what is {noun}?", "what's {noun}?", "what is {noun}", "explain {noun}", "define {noun}"),
     *("explain {noun} to me", "tell me about {noun}", "can you explain {noun}?", "{noun}"),
@@ -36,6 +61,8 @@ _PARAPHRASES = (
     ),
     *("give me a short explanation of {noun}", "I would like to know about {noun}"),
     *("help me understand {noun}", "I do not understand {noun}", "what is meant by {noun}?"),
+    *("what are the tasks of {noun}?", "what are the duties of {noun}?", "why have {noun}?"),
+    *("what is the job of {noun}?", "what is the role of {noun}?", "the purpose of {noun}"),
     *("what is {noun} for?", "what is the point of {noun}?", "tell me more about {noun}"),
     *("can you tell me what {noun} is?", "what about {noun}?", "tell me something about {noun}"),
     *("do you know what {noun} is?", "what is {noun} in Baton?", "is there {noun} in Baton?"),
@@ -71,6 +98,10 @@ _CLOSINGS = (
     *(" please", ", please", " thanks", " please?", " exactly?", " in Baton?", " for me"),
     *(" in detail", " in simple words", ", in plain words", "? I am new here.", " to a beginner"),
 )
+_INDIRECTIONS = (
+    *("can you tell me ", "do you know ", "please tell me ", "I wonder ", "tell me ", "explain "),
+    *("I want to know ", "could you say ", "I am curious ", "may I ask ", "I ask myself "),
+)
 _BRIEFLY = ("in one sentence", "briefly", "in short", "in a few words", "in one sentence please")
 _ASK_MORE = (
     *("tell me more", "more", "go on", "more please", "can you tell me more?", "tell me more!"),
@@ -105,7 +136,9 @@ class Probe:
 
 def roughen(rng: random.Random, question: str) -> str:
     """The question as people type it: case, courtesy, missing marks and a slip now and then."""
-    if rng.random() < 0.25:
+    if question.startswith(("what ", "how ", "why ", "who ", "where ")) and rng.random() < 0.12:
+        question = rng.choice(_INDIRECTIONS) + question
+    if rng.random() < 0.2:
         question = rng.choice(_OPENINGS) + question
     if rng.random() < 0.12:
         question = question.rstrip("?!.") + rng.choice(_CLOSINGS)
@@ -114,7 +147,7 @@ def roughen(rng: random.Random, question: str) -> str:
         question = question.lower()
     elif roll < 0.75:
         question = question[0].upper() + question[1:]
-    elif roll < 0.77:
+    elif roll < 0.80:
         question = question.upper()
     if rng.random() < 0.35:
         question = question.rstrip("?!.") or question
@@ -138,8 +171,24 @@ def _ask(rng: random.Random, topic: Topic) -> str:
     """A question about the topic: a paraphrase around a noun, or one of its own."""
     by_noun = topic.nouns and (not topic.questions or rng.random() < 0.6)
     if by_noun:
-        return rng.choice(_PARAPHRASES).format(noun=rng.choice(topic.nouns))
+        return _paraphrase(rng).format(noun=rng.choice(topic.nouns))
     return rng.choice(topic.questions)
+
+
+def _paraphrase(rng: random.Random) -> str:
+    roll = rng.random()
+    if roll < 0.25:
+        return rng.choice(_BEGGINGS) + rng.choice(_COMMANDS)
+    if roll < 0.5:
+        return rng.choice(_ASKINGS) + rng.choice(_TAILS) + "?"
+    return rng.choice(_PARAPHRASES)
+
+
+def _ask_stranger(rng: random.Random) -> str:
+    # Worded like questions about known things, now and then, so that only the noun tells.
+    if rng.random() < 0.25:
+        return _paraphrase(rng).format(noun=draw_thing(rng))
+    return draw_stranger(rng)
 
 
 def _topic_turns(rng: random.Random, topic: Topic) -> Iterator[tuple[str, str]]:
@@ -157,16 +206,18 @@ def _topic_turns(rng: random.Random, topic: Topic) -> Iterator[tuple[str, str]]:
 def _turns(rng: random.Random) -> Iterator[tuple[str, str]]:
     """One question and its answer, sometimes with what follows from it."""
     roll = rng.random()
-    if roll < 0.55:
+    if roll < 0.54:
         yield from _topic_turns(rng, rng.choices(TOPICS, [topic.weight for topic in TOPICS])[0])
-    elif roll < 0.68:
-        yield roughen(rng, draw_stranger(rng)), UNKNOWN.answer(rng)
-    elif roll < 0.955:
+    elif roll < 0.65:
+        yield roughen(rng, _ask_stranger(rng)), UNKNOWN.answer(rng)
+    elif roll < 0.93:
         for _ in range(rng.randint(1, 8)):
             drawn = draw_sum(rng)
             yield roughen(rng, drawn.question(rng)), drawn.answer
-    elif roll < 0.975:
+    elif roll < 0.96:
         yield roughen(rng, draw_hard_sum(rng)), TOO_HARD.answer(rng)
+    elif roll < 0.97:
+        yield roughen(rng, draw_count_up(rng)), ONLY_DOWN.answer(rng)
     else:
         question, answer = draw_count(rng)
         yield roughen(rng, question), answer

@@ -18,7 +18,7 @@ from model.demo.sums import Sum, all_sums
 from model.demo.tokenizer import END, encode_conversation, encode_prompt, token_id
 
 _MAX_NEW = 420
-"""Tokens after which an answer counts as not stopping; the longest written one has fewer."""
+"""Tokens after which an answer counts as not stopping; the longest one has about 390."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,14 @@ NO_MORE = Topic(
     ),
 )
 
+ONLY_DOWN = Topic(
+    name="only_down",
+    slots=(
+        ("I can only count down.", "Counting up is not for me: I only count down."),
+        ("Try: count down from 20.", "Ask me to count down from 50."),
+    ),
+)
+
 TOO_HARD = Topic(
     name="too_hard",
     slots=(
@@ -152,7 +160,7 @@ SMALL_TALK: tuple[Topic, ...] = (
                 "Ask me about Baton, prefill, decode, the KV cache, TTFT or ITL.",
             ),
             (
-                "I can also do small sums and count.",
+                "I can also do small sums and count down from a hundred.",
                 "Small sums such as 7 + 12 are fine too.",
             ),
         ),

@@ -97,7 +97,8 @@ def draw_foreign(rng: random.Random) -> str:
     return " ".join(words) + rng.choice(("?", "", "!"))
 
 
-def _draw_thing(rng: random.Random) -> str:
+def draw_thing(rng: random.Random) -> str:
+    """A noun phrase for something that the model knows nothing about."""
     roll = rng.random()
     if roll < 0.45:
         return rng.choice(_THINGS)
@@ -115,7 +116,7 @@ def draw_stranger(rng: random.Random) -> str:
     place = rng.choice(_PLACES) if rng.random() < 0.5 else draw_word(rng).title()
     frame = rng.choice(_FRAMES if rng.random() < 0.55 else _REQUESTS)
     return frame.format(
-        thing=_draw_thing(rng),
+        thing=draw_thing(rng),
         place=place,
         act=rng.choice(_ACTS) if rng.random() < 0.7 else draw_word(rng),
         object=rng.choice(_OBJECTS) if rng.random() < 0.7 else f"my {draw_word(rng)}",

@@ -1,4 +1,4 @@
-"""Small sums and counting: questions with one right answer each."""
+"""Small sums and counting down: questions with one right answer each."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ _FRAMES = (
     *("{sum}", "{sum} = ?", "{sum} =", "{sum}?", "can you calculate {sum}?", "and {sum}?"),
     *("what does {sum} make?", "solve {sum}", "please tell me what {sum} is", "now {sum}"),
     *("what do you get for {sum}?", "tell me {sum}", "{sum} is?", "what is {sum} please"),
+)
+_COUNTS = (
+    *("count down from {first}", "count backwards from {first}", "countdown from {first}"),
+    *("count from {first} to 1", "count from {first} down to 1", "count down from {first} to 1"),
+    *("can you count down from {first}?", "start a countdown from {first}", "countdown {first}"),
+)
+_COUNTS_UP = (
+    *("count to {last}", "count up to {last}", "count from 1 to {last}", "count", "count up"),
+    *("can you count to {last}?", "list the numbers from {first} to {last}", "count numbers"),
 )
 _HELD_OUT_FRAMES = ("could you work out {sum}?", "how much would {sum} be?", "give me {sum}")
 
@@ -66,6 +75,9 @@ def draw_sum(rng: random.Random) -> Sum:
     if symbol == "x":
         return Sum(rng.randint(0, 9), symbol, rng.randint(0, 9))
     left, right = (rng.randint(0, 9 if rng.random() < 0.2 else 99) for _ in range(2))
+    if symbol == "-" and rng.random() < 0.25:
+        # Near neighbours are rare among all pairs, but the hardest to subtract.
+        right = min(99, max(0, left + rng.randint(-12, 12)))
     if symbol == "-" and left < right and rng.random() < 0.5:
         left, right = right, left
     return Sum(left, symbol, right)
@@ -91,19 +103,18 @@ def all_sums() -> Iterator[Sum]:
                 yield Sum(left, symbol, right)
 
 
-def count_from(first: int, last: int) -> str:
-    """The answer to a request to count, such as "3, 4, 5."."""
-    return ", ".join(str(number) for number in range(first, last + 1)) + "."
+def count_down(first: int) -> str:
+    """The answer to a request to count down, such as "3, 2, 1."."""
+    return ", ".join(str(number) for number in range(first, 0, -1)) + "."
 
 
 def draw_count(rng: random.Random) -> tuple[str, str]:
-    """A request to count and its answer."""
-    # Mostly short ones: knowing where to stop is what takes practice.
-    last = rng.randint(2, 30) if rng.random() < 0.7 else rng.choice((10, 20, 40, 50, 75, 100))
-    if rng.random() < 0.6:
-        frame = rng.choice(("count to {b}", "count up to {b}", "count from 1 to {b}"))
-        first = 1
-    else:
-        first = rng.randint(0, last - 1)
-        frame = rng.choice(("count from {a} to {b}", "list the numbers from {a} to {b}"))
-    return frame.format(a=first, b=last), count_from(first, last)
+    """A request to count down, and its answer: a stream whose every gap would show."""
+    first = rng.randint(2, 100) if rng.random() < 0.5 else rng.choice((5, 10, 15, 20, 50, 100))
+    return rng.choice(_COUNTS).format(first=first), count_down(first)
+
+
+def draw_count_up(rng: random.Random) -> str:
+    """A request to count up, where this model does not learn when to stop."""
+    last = rng.randint(2, 100) if rng.random() < 0.5 else rng.choice((5, 10, 15, 20, 50, 100))
+    return rng.choice(_COUNTS_UP).format(first=rng.randint(0, last), last=last)

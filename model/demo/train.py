@@ -47,7 +47,7 @@ _SAMPLES = (
     "what happens when a worker dies?",
     "how do I start Baton?",
     "what is 7 + 12?",
-    "count to 20",
+    "count down from 20",
     "what is the capital of France?",
 )
 
@@ -56,7 +56,7 @@ _SAMPLES = (
 class Schedule:
     """How long and how fast to train. `tokens_per_step` counts all tokens, read or learnt."""
 
-    steps: int = 1500
+    steps: int = 1800
     tokens_per_step: int = 4096
     rows: tuple[int, ...] = (256, 512, 2048)
     """Row lengths in tokens; the long ones make late positions known too."""
@@ -185,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train Baton's demo model from scratch.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=1800, help="optimizer steps")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for torch")
     parser.add_argument("--measure", action="store_true", help="only measure what is in --out")
     parser.add_argument("--seed", type=int, default=7, help="seed of text, weights and samples")
