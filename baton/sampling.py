@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baton.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
+MAX_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class SamplingSpec:
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _within("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _within("min_tokens", self.min_tokens, 0, self.max_tokens)
         for token, bias in self.logit_bias.items():
             _within(f"logit_bias[{token}]", bias, -100.0, 100.0)
@@ -56,10 +57,10 @@ class SamplingSpec:
 
 def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Refuse a value outside [low, high], or (low, high] when ``open_low``; NaN is outside."""
-    good = math.isfinite(value) and low <= value <= high and not (open_low and value == low)
+    good = low <= value <= high and not (open_low and value == low)
     if not good:
         raise InvalidRequest(
-            f"{name} is {value}, but must be {'above' if open_low else 'at least'} {low:g} "
-            f"and at most {high:g}",
+            f"{name} is {reprlib.repr(value)}, but must be "
+            f"{'above' if open_low else 'at least'} {low:g} and at most {high:g}",
             param=name,
         )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
+import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -329,6 +330,19 @@ def _explain(mistake: ErrorDetails) -> str:
     return f"{flag}: {message}{given}"
 
 
+def _require_mapping(path: str, prog: str) -> None:
+    """Exit with one line unless the file is YAML and maps settings to values."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        sys.stderr.write(f"{prog}: --config {path}: {said}\n")
+        raise SystemExit(2) from None
+    if content is not None and not isinstance(content, dict):
+        sys.stderr.write(f"{prog}: --config {path}: not a mapping of settings to values\n")
+        raise SystemExit(2)
+
+
 def _required(cls: type[ProcessSettings]) -> list[str]:
     """The options without which ``cls`` cannot be loaded, for the usage line."""
     decode = ["--decode HOST:PORT,..."] if issubclass(cls, GatewaySettings) else []
@@ -343,8 +357,8 @@ def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", default=os.environ.get("BATON_CONFIG"))
     path = early.parse_known_args(argv)[0].config
-    if path is not None and not Path(path).is_file():
-        raise SystemExit(f"{prog}: --config {path}: no such file")
+    if path is not None:
+        _require_mapping(path, prog)
 
     class Configured(cls):  # type: ignore[valid-type, misc]
         @classmethod

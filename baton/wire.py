@@ -115,7 +115,7 @@ def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
 
 
 def _milliseconds(seconds: float) -> int:
-    return 0 if math.isinf(seconds) else max(1, round(seconds * 1000))
+    return 0 if math.isinf(seconds) else min(2**64 - 1, max(1, round(seconds * 1000)))
 
 
 def _seconds(milliseconds: int) -> float:

@@ -16,6 +16,7 @@ from baton.v1 import common_pb2, decode_pb2
 from decode_worker.attempt import Attempts, Finished
 from decode_worker.outbox import Outbox
 from decode_worker.prefill_client import Target
+from model.worker.requests import from_wire
 from model.worker.runtime import Runtime
 
 log = structlog.get_logger(__name__)
@@ -129,7 +130,7 @@ class Session:
         outcome: Finished | BatonError
         try:
             with self._runtime.census.call():
-                generation = wire.generation_from_wire(submit.generation)
+                generation = from_wire(submit.generation, self._runtime.max_model_len)
                 outcome = await self._attempts.run(
                     generation,
                     _target(submit),

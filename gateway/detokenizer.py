@@ -17,6 +17,7 @@ class Vocabulary:
     tokenizer: Tokenizer
     special_ids: frozenset[int]  #: never shown
     byte_ids: frozenset[int]  #: byte fallback: a run of them is decoded as one
+    longest: int  #: characters of the longest token
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
@@ -26,6 +27,7 @@ class Vocabulary:
             tokenizer=tokenizer,
             special_ids=frozenset(i for i, token in added.items() if token.special),
             byte_ids=frozenset(i for i in byte_tokens if i is not None),
+            longest=max(map(len, tokenizer.get_vocab()), default=1),
         )
 
 

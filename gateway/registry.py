@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between attempts to reach a worker that does not answer: at most, first and ever.
 RECONNECT_FIRST = 0.2
-RECONNECT_LONGEST = 5.0
+RECONNECT_LONGEST = 1.0
 
 
 class Unreachable(Exception):

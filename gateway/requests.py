@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import reprlib
 import secrets
 import struct
 import time
@@ -12,7 +13,7 @@ from typing import Literal
 
 from baton.deadlines import Deadlines
 from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
-from baton.sampling import SamplingSpec
+from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway.schemas import (
     ChatMessage,
     ChatRequest,
@@ -142,9 +143,11 @@ class Validator:
     ) -> ValidRequest:
         if not prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        if max_tokens is not None and max_tokens < 1:
+        if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
             raise InvalidRequest(
-                f"max_tokens is {max_tokens}, but must be at least 1", param="max_tokens"
+                f"max_tokens is {reprlib.repr(max_tokens)}, but must be at least 1 and at most "
+                f"{MAX_TOKENS}",
+                param="max_tokens",
             )
         if wire.stream_options is not None and not wire.stream:
             raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
@@ -189,11 +192,13 @@ class Validator:
         )
 
     def _logit_bias(self, wire: dict[str, float]) -> dict[int, float]:
+        last = self._tokenizer.vocab_size - 1
         for key in wire:
-            if not (key.isascii() and key.isdigit() and int(key) < self._tokenizer.vocab_size):
+            # One spelling per id: "01" would silently win over "1", or lose.
+            short = key.isascii() and key.isdigit() and len(key) <= len(str(last))
+            if not (short and str(int(key)) == key and int(key) <= last):
                 raise InvalidRequest(
-                    f"logit_bias names token {key!r}, but ids are 0 to "
-                    f"{self._tokenizer.vocab_size - 1}",
+                    f"logit_bias names token {reprlib.repr(key)}, but ids are 0 to {last}",
                     param="logit_bias",
                 )
         return {int(key): bias for key, bias in wire.items()}
@@ -203,13 +208,15 @@ class Validator:
         for token_id in ids:
             if not 0 <= token_id < size:
                 raise InvalidRequest(
-                    f"prompt has token id {token_id}, but ids are 0 to {size - 1}", param="prompt"
+                    f"prompt has token id {reprlib.repr(token_id)}, but ids are 0 to {size - 1}",
+                    param="prompt",
                 )
 
     def _require_model(self, name: str) -> None:
         if name != self._served_model:
             raise ModelNotFound(
-                f"model {name!r} is not served here; {self._served_model!r} is", param="model"
+                f"model {reprlib.repr(name)} is not served here; {self._served_model!r} is",
+                param="model",
             )
 
 

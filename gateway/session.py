@@ -49,7 +49,7 @@ class Session:
         self._on_end = on_end
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._disowned: OrderedDict[AttemptKey, None] = OrderedDict()
-        self._outgoing: asyncio.Queue[decode_pb2.SessionRequest] = asyncio.Queue()
+        self._outgoing: asyncio.Queue[decode_pb2.SessionRequest | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(), name=f"session {worker.address}")
 
     def submit(self, generation: Generation, prefill: Worker | None) -> Attempt:
@@ -123,12 +123,14 @@ class Session:
                 f"{error.code().name.lower()}: {error.details()}"
             )
         finally:
+            # Ends _requests: gRPC leaves its task waiting there when a call breaks by itself.
+            self._outgoing.put_nowait(None)
             call.cancel()
 
     async def _requests(self) -> AsyncIterator[decode_pb2.SessionRequest]:
         yield decode_pb2.SessionRequest(hello=wire.identity_to_wire(self._identity))
-        while True:
-            yield await self._outgoing.get()
+        while (request := await self._outgoing.get()) is not None:
+            yield request
 
     def _send_beat(self, sequence: int) -> None:
         beat = common_pb2.Heartbeat(sequence=sequence)

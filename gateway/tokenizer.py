@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer
 
-from baton.errors import InvalidRequest
+from baton.errors import ContextLengthExceeded, InvalidRequest
 from gateway.chat_template import ChatTemplate, Message
 from gateway.detokenizer import Detokenizer, Vocabulary
 
 #: Longer texts are tokenised off the event loop: about a millisecond's worth of work.
 _LONG_TEXT = 4096
+
+#: A text of so many times the characters that its longest tokens could cover is refused unread;
+#: the factor leaves room for normalisers that shrink a text.
+_SHRINK = 8
 
 _FILES = (
     "tokenizer.json",
@@ -44,6 +49,8 @@ class ModelTokenizer:
     eos_ids: tuple[int, ...]
     context_length: int
     vocab_size: int
+    #: One long text at a time: each takes a core, and many times its size in memory.
+    _long: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
     async def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a plain text, with whatever the tokenizer itself puts around it."""
@@ -56,6 +63,12 @@ class ModelTokenizer:
         """
         if self.chat_template is None:
             raise InvalidRequest("this model has no chat template; use /v1/completions")
+        if len(messages) > self.context_length:
+            raise ContextLengthExceeded(
+                f"there are {len(messages)} messages, but the context length is "
+                f"{self.context_length} tokens",
+                param="messages",
+            )
         return await self._encode(self.chat_template.render(messages), special=False)
 
     def detokenizer(self) -> Detokenizer:
@@ -63,10 +76,20 @@ class ModelTokenizer:
         return Detokenizer(self.vocabulary)
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        encode = self.vocabulary.tokenizer.encode
+        """Raises ContextLengthExceeded for what could not fit, however it is tokenised."""
+        tokenizer, most = self.vocabulary.tokenizer, self.context_length * self.vocabulary.longest
         if len(text) <= _LONG_TEXT:
-            return tuple(encode(text, add_special_tokens=special).ids)
-        return tuple((await asyncio.to_thread(encode, text, add_special_tokens=special)).ids)
+            return tuple(tokenizer.encode(text, add_special_tokens=special).ids)
+        if len(text) > _SHRINK * most:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(text)} characters, but the context length is "
+                f"{self.context_length} tokens of at most {self.vocabulary.longest} characters"
+            )
+        # The batch call lets other threads run meanwhile; the plain one does not.
+        encode = partial(tokenizer.encode_batch_fast, [text], add_special_tokens=special)
+        async with self._long:
+            [encoding] = await asyncio.to_thread(encode)
+        return tuple(encoding.ids)
 
 
 def load(model: str) -> ModelTokenizer:

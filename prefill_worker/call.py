@@ -14,6 +14,7 @@ from baton.kv.transport import Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
 from baton.v1 import common_pb2, kv_pb2, prefill_pb2
+from model.worker.requests import from_wire
 from model.worker.runtime import Runtime
 from model.worker.sequences import LiveSequence
 from prefill_worker.outbox import Outbox
@@ -48,7 +49,7 @@ class PrefillCall:
     async def run(self) -> None:
         """Raises BatonError when the call ends early, PeerSilent when its peer is gone."""
         start = await self._start()
-        generation = wire.generation_from_wire(start.generation)
+        generation = from_wire(start.generation, self._runtime.max_model_len)
         outlet, downgrades = negotiate(start.transports, self._outlets)
         shape = self._shape(start.from_token, generation.tokens)
         with (

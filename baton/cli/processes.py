@@ -46,7 +46,7 @@ class Patience:
     first_pause: float = 0.5
     longest_pause: float = 10.0
     deaths: int = 5  #: in a row
-    forgiven_after: float = 60.0  #: seconds alive after which earlier deaths are forgotten
+    forgiven_after: float = 10.0  #: seconds alive after which earlier deaths are forgotten
 
     def pause(self, deaths: int) -> float:
         """Seconds before the start that follows the ``deaths``-th death in a row."""

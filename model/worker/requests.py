@@ -5,9 +5,25 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 
-from baton.errors import InvalidRequest
+from baton import wire
+from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.generation import Generation
+from baton.v1 import common_pb2
 from model.engine.sequence import SequenceRequest
+
+
+def from_wire(message: common_pb2.Generation, max_model_len: int) -> Generation:
+    """The generation asked for; one of millions of ids is refused before any is looked at.
+
+    Raises ContextLengthExceeded, and what ``wire.generation_from_wire`` does.
+    """
+    tokens = len(message.prompt_ids) + len(message.generated_ids)
+    if tokens > max_model_len:
+        raise ContextLengthExceeded(
+            f"prompt and generated ids are {tokens} tokens, but this worker holds at most "
+            f"{max_model_len}"
+        )
+    return wire.generation_from_wire(message)
 
 
 def to_sequence(

@@ -137,14 +137,14 @@ class Cluster:
         }
 
     def busiest(self, letter: str) -> Process:
-        """The worker of a kind ("p", "d", "c") that has most to do, as the gateway knows."""
-        loads = {name: load for name, load in self.loads().items() if name.startswith(letter)}
+        """The worker of a kind ("p", "d", "c") that has most to do, as they say themselves."""
 
-        def work(name: str) -> tuple[int, int]:
-            load = loads[name]
-            return load["running"] + load["waiting"], load["blocks_owned"]
+        def work(process: Process) -> tuple[int, int]:
+            load = report(process.address, idle=False).load
+            return load.running + load.waiting, load.blocks_owned
 
-        return self.processes[max(loads, key=work)]
+        living = [each for each in self.workers if each.name.startswith(letter) and each.alive]
+        return max(living, key=work)
 
     def prefilled_locally(self) -> int:
         """Prompts that decode workers computed themselves, as the gateway last heard."""

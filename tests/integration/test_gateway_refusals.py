@@ -253,3 +253,24 @@ async def test_a_protocol_too_old_is_refused(checkpoint: Path) -> None:
         ready = (await gateway.client.get("/ready")).json()
         assert any("protocol version 0" in reason for reason in ready["reasons"])
         assert (await gateway.complete()).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"seed": 10**400}, "seed is 1000"),
+        ({"top_k": 10**400}, "top_k is 1000"),
+        ({"max_tokens": 10**4299}, "max_tokens is 1000"),
+        ({"logit_bias": {"9" * 5000: 1}}, "0 to 259"),
+        ({"logit_bias": {"01": 1}}, "0 to 259"),
+        ({"model": "m" * 100_000}, "is not served here"),
+        ({"prompt": "x" * 5_000_000}, "5000000 characters"),
+    ],
+)
+async def test_absurd_values_get_short_answers(
+    gateway: Gateway, fields: dict[str, Any], says: str
+) -> None:
+    response = await gateway.complete(**fields)
+    assert response.status_code in (400, 404)
+    assert says in response.json()["error"]["message"]
+    assert len(response.text) < 1000

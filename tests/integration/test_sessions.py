@@ -104,7 +104,8 @@ async def test_what_is_submitted_twice_is_refused() -> None:
     ("length", "sampling", "error", "says"),
     [
         (0, {}, RequestError, "no tokens"),
-        (CONTEXT - 5, {"max_tokens": 6}, ContextLengthExceeded, f"{CONTEXT + 1}"),
+        (CONTEXT - 5, {"max_tokens": 6}, ContextLengthExceeded, f"{CONTEXT - 5}"),
+        (250, {"max_tokens": CONTEXT}, ContextLengthExceeded, f"{CONTEXT + 250}"),
         (200, {"max_tokens": 100}, ContextLengthExceeded, "256"),  # over the pool
         (9, {"eos_ids": (VOCAB,)}, RequestError, f"{VOCAB}"),
         (9, {"logit_bias": {VOCAB + 3: 1.0}}, RequestError, f"{VOCAB + 3}"),
