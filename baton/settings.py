@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -40,7 +40,8 @@ def _split(value: object) -> object:
 
 
 Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT,...")]
-Devices = Annotated[list[str], BeforeValidator(_split), Placeholder("DEVICE,...")]
+Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
+Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,...")]
 KvTransports = Annotated[
     list[Literal["shm", "grpc"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
@@ -167,7 +168,7 @@ class WorkerSettings(ComputeSettings, HandoffSettings):
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
-    device: Annotated[str, Placeholder("DEVICE")] = Field("cpu", description="cpu or cuda:N")
+    device: Device = Field("cpu", description="cpu or cuda:N")
     drain_grace: Annotated[float, Placeholder("SECONDS")] = Field(
         5.0, ge=0, description="seconds that running sequences get to finish when told to stop"
     )

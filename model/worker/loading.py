@@ -64,6 +64,8 @@ def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, i
     from model.engine.torch_runner import load_runner
     from model.sampling.sampler import sample
 
+    if settings.device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"--device {settings.device}: torch {torch.__version__} finds no GPU here")
     runner = load_runner(
         resolve_model(settings.model),
         sampler=sample,
