@@ -21,6 +21,7 @@ import structlog
 
 from baton import log as logs
 from baton.errors import Draining
+from baton.kv.heap import keep_freed_memory
 from baton.parent import exit_with_parent
 from baton.settings import WorkerSettings
 from baton.v1 import worker_pb2_grpc
@@ -51,6 +52,7 @@ def run(name: str, settings: WorkerSettings, role: Role) -> int:
     A setting or a checkpoint that cannot be served: one line on stderr, status 2.
     """
     logs.configure(settings.log_level, settings.log_format, name)
+    keep_freed_memory()  # where there is no glibc, KV messages only cost more
     if settings.exit_with_parent:
         exit_with_parent()
     # Until there is something to shut down, Ctrl-C simply ends the process.

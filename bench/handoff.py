@@ -1,0 +1,102 @@
+"""Both ends of Baton's own transports, as the workers use them, but for the computing.
+
+Everything is ready when the reading starts, so what is measured is the transport alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+
+from baton import channels
+from baton.errors import BatonError
+from baton.identity import new_instance_id
+from baton.kv.connections import Connections
+from baton.kv.grpc_transport import GrpcOutlet, GrpcReader
+from baton.kv.shm.outlet import ShmOutlet
+from baton.kv.shm.reader import ShmReader
+from baton.kv.transport import Outlet, Reader, Sink, Source, Terms
+from baton.settings import HandoffSettings
+from baton.v1 import kv_pb2
+from bench.job import Job, Memory, Receiver, Sender, Where
+
+_SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
+
+
+class OutletSender:
+    """The prefill side, whatever the transport."""
+
+    def __init__(self, outlet: Outlet, address: str, instance_id: str, memory: Memory) -> None:
+        self._outlet = outlet
+        self._peer = {"address": address, "instance_id": instance_id}
+        self._memory = memory
+
+    @asynccontextmanager
+    async def offer(self, job: Job) -> AsyncIterator[Where]:
+        store, shape = job.store(self._memory), job.shape
+        offer = self._outlet.open(Source(shape, store, job.table(0), nullcontext))
+        for layer in range(shape.layers):
+            offer.ready(layer, shape.end)
+        try:
+            yield {**self._peer, "token": offer.token.hex()}
+        finally:
+            offer.close()
+
+
+class ReaderReceiver:
+    """The decode side, whatever the transport."""
+
+    def __init__(self, reader: Reader, memory: Memory) -> None:
+        self._reader = reader
+        self._memory = memory
+
+    async def read(self, job: Job, where: Where) -> None:
+        """Raises BatonError when it fails."""
+        sink = Sink(job.shape, job.store(self._memory), job.table(1))
+        token = bytes.fromhex(where["token"])
+        choice = kv_pb2.TransportChoice(name=self._reader.name)
+        await self._reader.read(Terms(where["address"], where["instance_id"], token, choice), sink)
+
+
+@asynccontextmanager
+async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
+    outlet, server = GrpcOutlet(), channels.server()
+    server.add_generic_rpc_handlers((outlet.handler(),))
+    port = channels.bind(server, "127.0.0.1", 0)
+    await server.start()
+    try:
+        yield OutletSender(outlet, f"127.0.0.1:{port}", new_instance_id(), memory)
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def grpc_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
+    connections = Connections()
+    try:
+        yield ReaderReceiver(GrpcReader(connections), memory)
+    finally:
+        await connections.close()
+
+
+@asynccontextmanager
+async def shm_sender(job: Job, memory: Memory) -> AsyncIterator[Sender]:
+    """Raises BatonError where there is no shared memory."""
+    instance_id = new_instance_id()
+    outlet = ShmOutlet(instance_id, total_bytes=_SHM_BYTES, block_bytes=job.shape.block_bytes)
+    outlet.start()
+    if outlet.unavailable:
+        raise BatonError(f"shm is unavailable here: {outlet.unavailable}")
+    try:
+        yield OutletSender(outlet, "this host", instance_id, memory)
+    finally:
+        await outlet.close()
+
+
+@asynccontextmanager
+async def shm_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
+    reader = ShmReader()
+    try:
+        yield ReaderReceiver(reader, memory)
+    finally:
+        await reader.close()
