@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ import httpx
 import pytest
 
 from tests.e2e import client
-from tests.e2e.cluster import DEMO, Cluster, cluster
+from tests.e2e.cluster import DEMO, Cluster, cluster, report
 from tests.reference import FAMILIES, make_checkpoint
 
+BLOCK = 16
 LENGTHS = (15, 16, 17, 47, 48, 49, 130, 257)
 TOKENS = 32
 LONG = 100
@@ -159,20 +160,31 @@ async def test_each_kind_of_worker_killed_in_mid_stream(dtype: str) -> None:
     One of two prefill workers is lost while it computes; then the only decode worker while it
     generates every stream, so that all wait until it is there again.
     """
-    cases = [Case(length, seed, 100) for length in (40, 700) for seed in (None, 7, 8)]
+    cases = [Case(length, seed, 100) for length in (700, 40) for seed in (None, 7, 8)]
     wanted = await asyncio.to_thread(alone_and_together, DEMO, dtype, cases)
     with deterministic(DEMO, dtype, "--prefill", "2") as running:
         running.until_healthy("p0", "p1", "d0")
-        # The first token of any is that of a short prompt; the long ones are being computed.
-        assert await together_while_killing(running, "p0", cases, any) == wanted
-        assert await together_while_killing(running, "d0", cases, all) == wanted
+
+        def computing(_: Sequence[client.Answer]) -> bool:
+            """A long prompt's blocks are held where the victim is."""
+            load = report(running.processes["p0"].address, idle=False).load
+            return load.blocks_owned * BLOCK >= 700
+
+        def streaming(growing: Sequence[client.Answer]) -> bool:
+            return all(answer.token_ids for answer in growing)
+
+        assert await together_while_killing(running, "p0", cases, computing) == wanted
+        assert await together_while_killing(running, "d0", cases, streaming) == wanted
         assert running.migrations().keys() >= {"prefill_lost", "decode_lost"}
 
 
 async def together_while_killing(
-    running: Cluster, name: str, cases: Sequence[Case], enough: Callable[[Iterable[int]], bool]
+    running: Cluster,
+    name: str,
+    cases: Sequence[Case],
+    is_time: Callable[[Sequence[client.Answer]], bool],
 ) -> Tokens:
-    """Send all cases at once; kill the worker when ``enough`` (any, all) have a token."""
+    """Send all cases at once; kill the worker when ``is_time``, of the answers so far."""
     victim = running.processes[name]
     growing = [client.Answer() for _ in cases]
 
@@ -184,7 +196,7 @@ async def together_while_killing(
 
     async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
         following = [group.create_task(follow(http, index)) for index in range(len(cases))]
-        while not enough(len(answer.token_ids) for answer in growing):
+        while not await asyncio.to_thread(is_time, growing):
             await asyncio.sleep(0.001)
         victim.send(signal.SIGKILL)
     return {case: task.result() for case, task in zip(cases, following, strict=True)}
