@@ -7,6 +7,7 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from baton.errors import PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
 from baton.kv.transport import Choices, Reader, Sink, Terms, choose
@@ -16,6 +17,9 @@ from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
 from model.engine.events import TokenSampled
 from model.worker.runtime import Runtime
 from model.worker.sequences import LiveSequence
+
+#: Seconds that a Prefill call gets to say why it ended, once its KV has.
+_LAST_WORD = 0.1
 
 #: (position among all generated ids, token id); called as each token is known, never waits.
 OnToken = Callable[[int, int], None]
@@ -132,7 +136,12 @@ class Attempts:
         first_block = sink.shape.start // sink.shape.block_size
         with self._runtime.sequences.hold(sequence.seq_id, first_block):
             if sink.shape.total_bytes:
-                await reader.read(terms, sink)
+                try:
+                    await reader.read(terms, sink)
+                except PrefillLost:
+                    # KV ends with its call, which is about to say why: that goes first.
+                    await asyncio.sleep(_LAST_WORD)
+                    raise
             sink.require_complete()
 
 
