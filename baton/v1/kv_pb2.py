@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x62\x61ton/v1/kv.proto\x12\x08\x62\x61ton.v1\"B\n\rKvReadRequest\x12\x10\n\x08kv_token\x18\x01 \x01(\x0c\x12\x0e\n\x06stripe\x18\x02 \x01(\r\x12\x0f\n\x07stripes\x18\x03 \x01(\r\"d\n\x07KvFrame\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x13\n\x0bstart_token\x18\x02 \x01(\r\x12\x11\n\tend_token\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x07\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"V\n\x0eTransportOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\x13\n\x0bunavailable\x18\x04 \x01(\t\"i\n\x0fTransportChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\x12\n\ndowngrades\x18\x04 \x03(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\x32\x41\n\tKvService\x12\x34\n\x04Read\x12\x17.baton.v1.KvReadRequest\x1a\x11.baton.v1.KvFrame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x62\x61ton/v1/kv.proto\x12\x08\x62\x61ton.v1\"B\n\rKvReadRequest\x12\x10\n\x08kv_token\x18\x01 \x01(\x0c\x12\x0e\n\x06stripe\x18\x02 \x01(\r\x12\x0f\n\x07stripes\x18\x03 \x01(\r\"d\n\x07KvFrame\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x13\n\x0bstart_token\x18\x02 \x01(\r\x12\x11\n\tend_token\x18\x03 \x01(\r\x12\x11\n\tchecksums\x18\x04 \x03(\x07\x12\x0f\n\x07payload\x18\x0f \x01(\x0c\"i\n\x0eTransportOffer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\x13\n\x0bunavailable\x18\x04 \x01(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\"i\n\x0fTransportChoice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08metadata\x18\x03 \x01(\x0c\x12\x12\n\ndowngrades\x18\x04 \x03(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\x32\x41\n\tKvService\x12\x34\n\x04Read\x12\x17.baton.v1.KvReadRequest\x1a\x11.baton.v1.KvFrame0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KVFRAME']._serialized_start=99
   _globals['_KVFRAME']._serialized_end=199
   _globals['_TRANSPORTOFFER']._serialized_start=201
-  _globals['_TRANSPORTOFFER']._serialized_end=287
-  _globals['_TRANSPORTCHOICE']._serialized_start=289
-  _globals['_TRANSPORTCHOICE']._serialized_end=394
-  _globals['_KVSERVICE']._serialized_start=396
-  _globals['_KVSERVICE']._serialized_end=461
+  _globals['_TRANSPORTOFFER']._serialized_end=306
+  _globals['_TRANSPORTCHOICE']._serialized_start=308
+  _globals['_TRANSPORTCHOICE']._serialized_end=413
+  _globals['_KVSERVICE']._serialized_start=415
+  _globals['_KVSERVICE']._serialized_end=480
 # @@protoc_insertion_point(module_scope)

@@ -31,16 +31,18 @@ class KvFrame(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., start_token: _Optional[int] = ..., end_token: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class TransportOffer(_message.Message):
-    __slots__ = ("name", "version", "metadata", "unavailable")
+    __slots__ = ("name", "version", "metadata", "unavailable", "checksums")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     metadata: bytes
     unavailable: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., metadata: _Optional[bytes] = ..., unavailable: _Optional[str] = ...) -> None: ...
+    checksums: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., metadata: _Optional[bytes] = ..., unavailable: _Optional[str] = ..., checksums: _Optional[bool] = ...) -> None: ...
 
 class TransportChoice(_message.Message):
     __slots__ = ("name", "address", "metadata", "downgrades", "checksums")

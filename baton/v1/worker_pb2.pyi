@@ -24,7 +24,7 @@ class WatchRequest(_message.Message):
     def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions")
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions", "kv_pairings")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class WorkerStatus(_message.Message):
     CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    KV_PAIRINGS_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     roles: _containers.RepeatedScalarFieldContainer[Role]
     local_prefill: bool
@@ -49,7 +50,8 @@ class WorkerStatus(_message.Message):
     cache_events: _containers.RepeatedCompositeFieldContainer[CacheEvent]
     sequence: int
     prefill_decisions: _containers.RepeatedCompositeFieldContainer[PrefillDecision]
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ...) -> None: ...
+    kv_pairings: _containers.RepeatedCompositeFieldContainer[KvPairing]
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token")
@@ -84,6 +86,30 @@ class PrefillDecision(_message.Message):
     reason: str
     count: int
     def __init__(self, local: _Optional[bool] = ..., reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
+
+class KvPairing(_message.Message):
+    __slots__ = ("instance_id", "address", "transport", "downgrades", "checksums", "stripes", "complete", "failed", "bytes", "bytes_per_s")
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    DOWNGRADES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
+    STRIPES_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    instance_id: str
+    address: str
+    transport: str
+    downgrades: _containers.RepeatedScalarFieldContainer[str]
+    checksums: bool
+    stripes: int
+    complete: int
+    failed: int
+    bytes: int
+    bytes_per_s: float
+    def __init__(self, instance_id: _Optional[str] = ..., address: _Optional[str] = ..., transport: _Optional[str] = ..., downgrades: _Optional[_Iterable[str]] = ..., checksums: _Optional[bool] = ..., stripes: _Optional[int] = ..., complete: _Optional[int] = ..., failed: _Optional[int] = ..., bytes: _Optional[int] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class TransportCapability(_message.Message):
     __slots__ = ("name", "version", "unavailable")
