@@ -26,6 +26,8 @@ class HostStore:
         """``pool`` is KvPool.host, [layers, blocks, ...], contiguous."""
         layers, blocks = pool.shape[:2]
         self._bytes: _Bytes = pool.view(np.uint8).reshape(layers, blocks, -1)
+        # Slices of a memoryview cost a fifth of what views of an array do.
+        self._layers = [memoryview(layer.reshape(-1).data).toreadonly() for layer in self._bytes]
 
     @property
     def block_bytes(self) -> int:
@@ -34,8 +36,8 @@ class HostStore:
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Read-only views of the pool itself: valid until the blocks are released."""
         _require_inside(self._bytes.shape[:2], layer, blocks)
-        views = self._bytes[layer]
-        return [memoryview(views[block]).toreadonly() for block in blocks]
+        whole, length = self._layers[layer], self.block_bytes
+        return [whole[start : start + length] for start in (block * length for block in blocks)]
 
     async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
         _require_inside(self._bytes.shape[:2], layer, blocks)
