@@ -316,7 +316,7 @@ class RelaySettings(FleetSettings):
     admin_port: Port = Field(8101, description="HTTP port of /cluster and /metrics; 0 likewise")
     max_calls: int = Field(128, ge=1, description="Prefill calls at once; more are refused")
     max_reads: int = Field(
-        128, ge=1, description="KV streams at once, each a few MiB in flight; more are refused"
+        128, ge=1, description="KV streams at once, each of up to 5 MiB in memory; more are refused"
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 
 from baton import wire
-from baton.errors import BatonError, CapacityError, PeerError, PrefillLost
+from baton.errors import BatonError, CapacityError, PeerError, PrefillLost, RelayRefused
 from baton.generation import Generation, Timings
 from baton.identity import Identity
 from baton.kv import relay
@@ -138,6 +138,8 @@ class PrefillCall:
         """What the request can do nothing about is the prefill worker's loss, not ours."""
         if isinstance(error, CapacityError):
             return self._lost(f"{error.code}: {error.message}")
+        if isinstance(error, RelayRefused):
+            return RelayRefused(f"relay {self._route.relay}: {error.message}")
         return error
 
     def _lost(self, why: str) -> PrefillLost:

@@ -39,13 +39,19 @@ class Routes:
     """One route per prefill instance, found at first use. ``close`` it when nothing calls."""
 
     def __init__(
-        self, relay_address: str | None, transports: Sequence[str], *, reach: float = REACH
+        self,
+        relay_address: str | None,
+        transports: Sequence[str],
+        *,
+        reach: float = REACH,
+        again: float = AGAIN,
     ) -> None:
         """``transports``: what the settings allow; with none that needs a direct way, every call
-        goes by relay. ``reach``: seconds."""
+        goes by relay."""
         self._relay = relay_address if relay.NAME in transports else None
         self._dials = self._relay is None or not relay.DIRECT.isdisjoint(transports)
         self._reach = reach
+        self._again = again
         self._known: dict[str, Route] = {}
         self._trying: dict[str, asyncio.Task[Route]] = {}
 
@@ -59,7 +65,7 @@ class Routes:
         known = self._known.get(instance_id)
         if known is None:
             return await asyncio.shield(self._try(instance_id, address, self._relay))
-        if known.relay and asyncio.get_running_loop().time() - known.tried > AGAIN:
+        if known.relay and asyncio.get_running_loop().time() - known.tried > self._again:
             self._try(instance_id, address, known.relay)
         return known
 

@@ -147,7 +147,7 @@ class Caller:
 @asynccontextmanager
 async def calling(address: str) -> AsyncIterator[Caller]:
     """Calls to a relay; cancelled at the end."""
-    async with channels.connect(address, shared=False) as channel:
+    async with channels.connect(address, shared=False, window=2**20) as channel:
         caller = Caller(channel)
         try:
             yield caller

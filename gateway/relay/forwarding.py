@@ -15,6 +15,9 @@ from baton.tasks import group
 PREFILL_SERVICE, PREFILL = "baton.v1.PrefillService", "Prefill"
 KV_SERVICE, READ = "baton.v1.KvService", "Read"
 
+#: Bytes that a sender may be ahead of the relay on each stream.
+WINDOW = 2 * 2**20
+
 _AS_BYTES = (None, None)  # neither serialiser nor deserialiser
 
 Context = grpc.aio.ServicerContext[bytes, bytes]

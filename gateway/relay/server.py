@@ -16,7 +16,7 @@ from baton.membership.static import StaticMembership
 from baton.settings import RelaySettings
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics, admin_app
-from gateway.relay.forwarding import handlers
+from gateway.relay.forwarding import WINDOW, handlers
 from gateway.relay.service import Relay
 
 _LOOK = 0.05  # seconds between looks at whether calls are still under way
@@ -58,7 +58,7 @@ async def running(settings: RelaySettings) -> AsyncIterator[Service]:
         max_calls=settings.max_calls,
         max_reads=settings.max_reads,
     )
-    server = channels.server()
+    server = channels.server(window=WINDOW)
     server.add_generic_rpc_handlers(handlers(relay.prefill, relay.read))
     answering = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(answering, server)

@@ -20,7 +20,7 @@ from baton.v1 import kv_pb2, prefill_pb2
 from gateway.fleet import Role, Worker
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics
-from gateway.relay.forwarding import Context, Ended, forward_prefill, forward_read
+from gateway.relay.forwarding import WINDOW, Context, Ended, forward_prefill, forward_read
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,7 @@ class Relay:
         self._patience = patience
         self._max_calls = max_calls
         self._max_reads = max_reads
-        self._connections = Connections()
+        self._connections = Connections(WINDOW)
         self._by_token: dict[bytes, _Call] = {}
         self.calls = 0  #: Prefill calls under way
         self.reads = 0  #: KV streams under way
@@ -91,9 +91,9 @@ class Relay:
         self, requests: AsyncIterator[bytes], context: Context, write: Writer[bytes]
     ) -> None:
         if self.leaving:
-            raise RelayRefused("this relay is leaving")
+            raise RelayRefused("it is leaving")
         if self.calls > self._max_calls:
-            raise RelayRefused(f"this relay takes {self._max_calls} Prefill calls at once")
+            raise RelayRefused(f"it takes {self._max_calls} Prefill calls at once")
         target = self._target(context)
         first = await self._first(requests)
         self._require_caller(first)
@@ -137,7 +137,7 @@ class Relay:
             if worker.instance_id == instance_id and role in worker.report.roles:
                 return worker
         raise RelayRefused(
-            f"this relay knows no live {role.value} worker with instance id {instance_id!r}"
+            f"no live {role.value} worker with instance id {instance_id!r} is registered"
         )
 
     @contextmanager
@@ -186,7 +186,7 @@ class Relay:
 
     async def _read(self, request: bytes, write: Writer[bytes]) -> None:
         if self.reads > self._max_reads:
-            raise RelayRefused(f"this relay takes {self._max_reads} KV streams at once")
+            raise RelayRefused(f"the relay takes {self._max_reads} KV streams at once")
         call = self._owner(request)
         target = call.target
 

@@ -142,6 +142,19 @@ async def test_only_registered_live_workers_are_let_through() -> None:
         assert (await call.read()).accepted.kv_token == p.token
 
 
+async def test_a_decode_worker_is_told_which_relay_refused_it() -> None:
+    port = next(ports.free("127.0.0.1"))
+    async with (
+        FakeWorker() as other,
+        cluster(relay=f"127.0.0.1:{port}", **FORCED) as c,
+        relay([c.prefill[0].address], [other.address], port) as r,
+        session(c.decode[0]) as s,
+    ):
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, RelayRefused) and error.retryable
+        assert r.address in error.message and c.decode[0].instance_id in error.message
+
+
 async def test_a_token_is_good_for_its_call_and_as_long_as_that() -> None:
     frames = [kv_pb2.KvFrame(layer=i, payload=b"kv").SerializeToString() for i in range(3)]
     async with (
