@@ -198,7 +198,8 @@ class PrefillClient:
         async with self._connections.to(instance_id, address, "control") as channel:
             call = PrefillCall(target, route, Liveness(self._beat))
             events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(
-                call.requests(start), metadata=((relay.TARGET, instance_id),)
+                call.requests(start),
+                metadata=((relay.TARGET, instance_id),) if route.relay else (),
             )
             try:
                 async with group() as tasks:

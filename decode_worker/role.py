@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
-from baton.kv.relay import RelayReader
+from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
 from baton.settings import DecodeSettings

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.kv.grpc_transport import GrpcOutlet
-from baton.kv.relay import RelayOutlet
+from baton.kv.relay_transport import RelayOutlet
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.transport import Outlet, capabilities
 from baton.v1 import prefill_pb2_grpc, worker_pb2
