@@ -20,6 +20,7 @@
       PeerError               a process or the network between failed
         PrefillLost             502  the prefill worker died, stalled or refused
         DecodeLost              502  the decode worker or the session with it is gone
+        RelayRefused            502  a relay does not know the worker, or has no room
         HandoffFailed           502  KV with a gap, overlap, duplicate or short block
         IncompatiblePeer        502  protocol version or compatibility class differ; names both
       DeadlineExceeded        504  a phase's deadline passed; names the phase
@@ -162,6 +163,10 @@ class PrefillLost(PeerError):
 
 class DecodeLost(PeerError):
     code = "decode_lost"
+
+
+class RelayRefused(PeerError):
+    code = "relay_refused"
 
 
 class HandoffFailed(PeerError):

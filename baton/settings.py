@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
@@ -43,7 +43,7 @@ Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
 Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,...")]
 KvTransports = Annotated[
-    list[Literal["shm", "grpc"]], BeforeValidator(_split), Placeholder("NAME,...")
+    list[Literal["shm", "grpc", "relay"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
@@ -143,10 +143,10 @@ class HandoffSettings(ModelSettings):
     section: ClassVar[str] = "KV hand-off"
 
     kv_transports: KvTransports = Field(
-        ["shm", "grpc"],
+        ["shm", "grpc", "relay"],
         min_length=1,
-        description="ways to move KV, best first (if unset shm,grpc): shm within a host, "
-        "grpc anywhere; a pair uses the first that both can",
+        description="ways to move KV, best first (if unset shm,grpc,relay): shm within a host, "
+        "grpc anywhere, relay where all else fails; a pair uses the first that both can",
     )
     shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         16 * 2**20,
@@ -154,6 +154,12 @@ class HandoffSettings(ModelSettings):
         le=2**30,
         description="shared memory per pair of prefill and decode worker, bytes",
     )
+
+    @model_validator(mode="after")
+    def _relay_last(self) -> Self:
+        if "relay" in self.kv_transports[:-1]:
+            raise ValueError("--kv-transports: relay is the last resort and comes last")
+        return self
 
 
 class WorkerSettings(ComputeSettings, HandoffSettings):
@@ -214,6 +220,17 @@ class DecodeSettings(WorkerSettings, LocalPrefillSettings):
     session_queue: Tokens = Field(
         65_536, description="unsent tokens per session before it is taken for dead"
     )
+    relay: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
+        None,
+        description="where `python -m gateway.relay` listens, for prefill workers that cannot be "
+        "reached; --kv-transports relay sends all through it",
+    )
+
+    @model_validator(mode="after")
+    def _relay_known(self) -> DecodeSettings:
+        if self.kv_transports == ["relay"] and self.relay is None:
+            raise ValueError("--kv-transports relay needs --relay HOST:PORT")
+        return self
 
     @property
     def prefill_share(self) -> float | None:
@@ -259,8 +276,8 @@ class FrontSettings(ModelSettings):
         )
 
 
-class GatewaySettings(FrontSettings):
-    """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
+class FleetSettings(ProcessSettings):
+    """Which workers there are."""
 
     section: ClassVar[str] = "fleet"
 
@@ -273,9 +290,39 @@ class GatewaySettings(FrontSettings):
     )
 
     @model_validator(mode="after")
-    def _some_worker(self) -> GatewaySettings:
+    def _some_worker(self) -> Self:
         if not self.decode:
             raise ValueError("--decode names no worker; at least one is needed")
+        return self
+
+
+class GatewaySettings(FrontSettings, FleetSettings):
+    """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
+
+
+class RelaySettings(FleetSettings):
+    """The relay: carries Prefill calls and KV between workers that cannot reach one another.
+
+    It forwards only between the workers named by --prefill and --decode; decode workers find it
+    by their --relay.
+    """
+
+    section: ClassVar[str] = "relay"
+
+    host: Annotated[str, Placeholder("HOST")] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
+    port: Port = Field(8100, description="gRPC port; 0 picks a free one")
+    admin_port: Port = Field(8101, description="HTTP port of /cluster and /metrics; 0 likewise")
+    max_calls: int = Field(128, ge=1, description="Prefill calls at once; more are refused")
+    max_reads: int = Field(
+        128, ge=1, description="KV streams at once, each of up to 5 MiB in memory; more are refused"
+    )
+
+    @model_validator(mode="after")
+    def _some_prefill(self) -> RelaySettings:
+        if not self.prefill:
+            raise ValueError("--prefill names no worker; at least one is needed")
         return self
 
 
@@ -346,8 +393,12 @@ def _require_mapping(path: str, prog: str) -> None:
 
 def _required(cls: type[ProcessSettings]) -> list[str]:
     """The options without which ``cls`` cannot be loaded, for the usage line."""
-    decode = ["--decode HOST:PORT,..."] if issubclass(cls, GatewaySettings) else []
-    return ["--model DIR", *decode] if issubclass(cls, ModelSettings) else []
+    needed = {
+        ModelSettings: "--model DIR",
+        RelaySettings: "--prefill HOST:PORT,...",
+        FleetSettings: "--decode HOST:PORT,...",
+    }
+    return [flag for base, flag in needed.items() if issubclass(cls, base)]
 
 
 def load(cls: type[S], argv: Sequence[str], prog: str) -> S:

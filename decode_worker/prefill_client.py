@@ -11,14 +11,16 @@ from typing import TypeVar
 import grpc
 
 from baton import wire
-from baton.errors import BatonError, CapacityError, PrefillLost
+from baton.errors import BatonError, CapacityError, PeerError, PrefillLost, RelayRefused
 from baton.generation import Generation, Timings
 from baton.identity import Identity
+from baton.kv import relay
 from baton.kv.connections import Connections
 from baton.kv.transport import Reader, Terms
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tasks import group
-from baton.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
+from baton.v1 import common_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
+from decode_worker.routes import Route, Routes
 
 T = TypeVar("T")
 
@@ -39,9 +41,10 @@ class PrefillCall:
     What goes wrong is raised by ``PrefillClient.call``, around whatever its body does.
     """
 
-    def __init__(self, target: Target, liveness: Liveness) -> None:
+    def __init__(self, target: Target, route: Route, liveness: Liveness) -> None:
         loop = asyncio.get_running_loop()
         self.target = target
+        self._route = route
         self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
         self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
@@ -135,10 +138,13 @@ class PrefillCall:
         """What the request can do nothing about is the prefill worker's loss, not ours."""
         if isinstance(error, CapacityError):
             return self._lost(f"{error.code}: {error.message}")
+        if isinstance(error, RelayRefused):
+            return RelayRefused(f"relay {self._route.relay}: {error.message}")
         return error
 
     def _lost(self, why: str) -> PrefillLost:
-        return PrefillLost(f"prefill worker {self.target.address}: {why}")
+        through = f" through relay {self._route.relay}" if self._route.relay else ""
+        return PrefillLost(f"prefill worker {self.target.address}{through}: {why}")
 
     def _over(self, why: str) -> None:
         """The call has ended. Raises PrefillLost, unless all that was wanted is here."""
@@ -154,15 +160,21 @@ def _resolve(future: asyncio.Future[T], value: T) -> None:
 
 
 class PrefillClient:
-    """Calls prefill workers, over one control connection per instance."""
+    """Calls prefill workers, over one control connection per instance, or through a relay."""
 
     def __init__(
-        self, identity: Identity, beat: Beat, connections: Connections, readers: Sequence[Reader]
+        self,
+        identity: Identity,
+        beat: Beat,
+        connections: Connections,
+        readers: Sequence[Reader],
+        routes: Routes,
     ) -> None:
         self._identity = identity
         self._beat = beat
         self._connections = connections
         self._readers = readers
+        self._routes = routes
 
     @asynccontextmanager
     async def call(
@@ -171,18 +183,24 @@ class PrefillClient:
         """A Prefill call for as long as the body runs; the body is cancelled when it fails.
 
         Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
-        instance or has no room; else what it answered (IncompatiblePeer, DeadlineExceeded,
-        KvOverflow, ...).
+        instance or has no room, RelayRefused when the relay does not let the call through; else
+        what was answered (IncompatiblePeer, DeadlineExceeded, KvOverflow, ...).
         """
+        instance_id = target.instance_id
+        route = await self._routes.to(instance_id, target.address)
         start = prefill_pb2.PrefillStart(
             identity=wire.identity_to_wire(self._identity),
             generation=wire.generation_to_wire(generation),
             from_token=from_token,
-            transports=[await reader.offer(target.instance_id) for reader in self._readers],
+            transports=await self._offers(instance_id, route),
         )
-        async with self._connections.to(target.instance_id, target.address, "control") as channel:
-            call = PrefillCall(target, Liveness(self._beat))
-            events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(call.requests(start))
+        address = route.relay or target.address
+        async with self._connections.to(instance_id, address, "control") as channel:
+            call = PrefillCall(target, route, Liveness(self._beat))
+            events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(
+                call.requests(start),
+                metadata=((relay.TARGET, instance_id),) if route.relay else (),
+            )
             try:
                 async with group() as tasks:
                     listening = tasks.create_task(call.listen(events), name="prefill call")
@@ -190,6 +208,16 @@ class PrefillClient:
                     yield call
                     listening.cancel()
                     beating.cancel()
+            except PeerError:
+                self._routes.lost(instance_id)
+                raise
             finally:
                 call.hang_up()
                 events.cancel()
+
+    async def _offers(self, instance_id: str, route: Route) -> list[kv_pb2.TransportOffer]:
+        """How KV can come from that instance, beside a call that goes this way."""
+        offers = [await reader.offer(instance_id) for reader in self._readers]
+        for offer in offers:
+            offer.unavailable = offer.unavailable or route.obstacle(offer.name)
+        return offers

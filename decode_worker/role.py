@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
+from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
 from baton.settings import DecodeSettings
@@ -14,6 +15,7 @@ from baton.v1 import decode_pb2_grpc, worker_pb2
 from decode_worker.attempt import Attempts
 from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillClient
+from decode_worker.routes import Routes
 from decode_worker.service import DecodeService
 from model.worker.process import Role
 from model.worker.runtime import Profile, Runtime
@@ -26,9 +28,14 @@ def decode_role(settings: DecodeSettings) -> Role:
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
         connections, shm = Connections(), ShmReader()
-        known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm}
+        known: dict[str, Reader] = {
+            "grpc": GrpcReader(connections),
+            "relay": RelayReader(connections, settings.relay),
+            "shm": shm,
+        }
         readers = [known[name] for name in settings.kv_transports]
-        client = PrefillClient(runtime.identity, runtime.beat, connections, readers)
+        routes = Routes(settings.relay, settings.kv_transports)
+        client = PrefillClient(runtime.identity, runtime.beat, connections, readers, routes)
         chooser = Chooser(runtime.engine, settings)
         service = DecodeService(
             runtime,
@@ -45,6 +52,7 @@ def decode_role(settings: DecodeSettings) -> Role:
                 prefill_decisions=chooser.decisions,
             )
         finally:
+            await routes.close()
             await shm.close()
             await connections.close()
 

@@ -28,7 +28,7 @@ def public_app(
     generation: Generation, status: Status, *, max_body_bytes: int, body_timeout: float
 ) -> Starlette:
     """What clients see."""
-    return _app(
+    return application(
         [
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completion, methods=["POST"]),
@@ -44,7 +44,7 @@ def public_app(
 
 def admin_app(status: Status) -> Starlette:
     """What operators see, on a port of its own."""
-    return _app(
+    return application(
         [
             Route("/cluster", status.cluster),
             Route("/health", status.health),
@@ -55,7 +55,7 @@ def admin_app(status: Status) -> Starlette:
     )
 
 
-def _app(routes: list[Route], middleware: list[Middleware]) -> Starlette:
+def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:
     """From the outside in: unexpected errors, ``middleware``, errors of the table, routes."""
     return Starlette(
         routes=routes,

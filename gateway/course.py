@@ -11,6 +11,7 @@ from baton.errors import (
     IncompatiblePeer,
     Preempted,
     PrefillLost,
+    RelayRefused,
     WorkerFull,
 )
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
@@ -109,7 +110,9 @@ class Course:
                 decode.refused()
                 if prefill is not None:
                     prefill.refused()
-            case PrefillLost() | HandoffFailed() | IncompatiblePeer() if prefill is not None:
+            case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
+                prefill is not None
+            ):
                 self.avoid.add(prefill.instance_id)
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks

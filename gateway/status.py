@@ -87,7 +87,7 @@ class Status:
                     "queued_tokens": self._admission.tokens,
                     "waiting_requests": len(self._waiting),
                 },
-                "workers": [_describe(member) for member in self._registry.members],
+                "workers": [describe(member) for member in self._registry.members],
             }
         )
 
@@ -100,7 +100,8 @@ class Status:
         }
 
 
-def _describe(member: Member) -> dict[str, Any]:
+def describe(member: Member) -> dict[str, Any]:
+    """A worker as ``/cluster`` shows it."""
     described: dict[str, Any] = {
         "address": member.address,
         "state": member.health.value,

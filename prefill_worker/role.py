@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.kv.grpc_transport import GrpcOutlet
+from baton.kv.relay_transport import RelayOutlet
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.transport import Outlet, capabilities
 from baton.v1 import prefill_pb2_grpc, worker_pb2
@@ -46,9 +47,9 @@ async def _outlets(
         total_bytes=runtime.settings.shm_bytes,
         block_bytes=runtime.runner.compatibility.block_bytes,
     )
-    known: dict[str, Outlet] = {"grpc": grpc, "shm": shm}
+    known: dict[str, Outlet] = {"grpc": grpc, "relay": RelayOutlet(grpc), "shm": shm}
     names = runtime.settings.kv_transports
-    if "grpc" in names:
+    if not {"grpc", "relay"}.isdisjoint(names):
         services.add_generic_rpc_handlers([grpc.handler()])
     if "shm" in names:
         shm.start()

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from baton.settings import GatewaySettings
-from gateway.__main__ import HttpServer, listen
 from gateway.fleet import Health
+from gateway.http_server import HttpServer, listen
 from gateway.service import Service, running
 from gateway.tokenizer import load
 from tests.fakes import MODEL, FakeWorker, eventually

@@ -139,6 +139,7 @@ async def cluster(
     relayed = {"kv_transports": ["grpc"]} if kv_address else {}
     common = {"model": "mock"} | BEAT | relayed | settings
     decoding = {"local_prefill", "local_prefill_share", "local_prefill_queue", "session_queue"}
+    decoding |= {"relay"}
     async with AsyncExitStack() as stack:
         made = Cluster(layout)
         for _ in range(prefill):
@@ -243,14 +244,18 @@ class SessionDouble:
         prefill: Worker | None = None,
         *,
         instance_id: str = "",
+        address: str = "",
         **known: float,
     ) -> Stream:
-        """``known``: what the gateway says of the prefill worker (PrefillTarget)."""
+        """``instance_id`` and ``address``: said of the prefill worker in place of its own.
+        ``known``: what else the gateway says of it (PrefillTarget)."""
         stream = self.streams[asked.key] = Stream(asked)
         submit = decode_pb2.Submit(generation=wire.generation_to_wire(asked))
         if prefill is not None:
             target = decode_pb2.PrefillTarget(
-                address=prefill.address, instance_id=instance_id or prefill.instance_id, **known
+                address=address or prefill.address,
+                instance_id=instance_id or prefill.instance_id,
+                **known,
             )
             submit.prefill.CopyFrom(target)
         self.outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))

@@ -28,7 +28,9 @@ class Connections:
     closed with its last user.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
+        """``window``: see ``channels.connect``."""
+        self._window = window
         self._open: dict[tuple[str, str, str], _Connection] = {}
 
     @asynccontextmanager
@@ -39,7 +41,7 @@ class Connections:
         key = (instance_id, address, purpose)
         connection = self._open.get(key)
         if connection is None:
-            channel = channels.connect(address, shared=False)
+            channel = channels.connect(address, shared=False, window=self._window)
             connection = self._open[key] = _Connection(instance_id, channel)
         connection.users += 1
         try:

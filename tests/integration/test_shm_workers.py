@@ -88,7 +88,7 @@ async def test_a_prefill_worker_without_it_says_why(settings: dict[str, Any], re
     with capture_logs() as logs:
         async with cluster(**settings) as c, session(c.decode[0]) as s:
             assert await s.submit(asked, c.prefill[0]).finished() == expected(asked)
-            shm, grpc = (await status(c.prefill[0])).transports
+            shm, grpc, _ = (await status(c.prefill[0])).transports
             assert (shm.name, grpc.name, grpc.unavailable) == ("shm", "grpc", "")
             assert reason in shm.unavailable
     ((name, (why,)),) = chosen(logs)

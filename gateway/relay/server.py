@@ -1,0 +1,78 @@
+"""The relay put together: its watch on the workers, its gRPC server, its admin application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from starlette.applications import Starlette
+
+from baton import channels, tasks
+from baton.identity import Identity, new_instance_id
+from baton.membership.static import StaticMembership
+from baton.settings import RelaySettings
+from gateway.registry import Registry
+from gateway.relay.admin import Metrics, admin_app
+from gateway.relay.forwarding import WINDOW, handlers
+from gateway.relay.service import Relay
+
+_LOOK = 0.05  # seconds between looks at whether calls are still under way
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running relay without its HTTP server."""
+
+    address: str
+    admin: Starlette
+    registry: Registry
+    relay: Relay
+    metrics: Metrics
+
+    async def drain(self, grace: float) -> None:
+        """Take no new calls; return when none is left, or after ``grace`` seconds."""
+        self.relay.leaving = True
+        for _ in range(round(grace / _LOOK)):
+            if not self.relay.calls:
+                return
+            await asyncio.sleep(_LOOK)
+
+
+@asynccontextmanager
+async def running(settings: RelaySettings) -> AsyncIterator[Service]:
+    """Watch the workers and forward between them inside the block; end every call after it.
+
+    Raises OSError when the address is taken.
+    """
+    identity = Identity(new_instance_id(), compatibility=None)
+    membership = StaticMembership([*settings.prefill, *settings.decode])
+    registry = Registry(membership, identity, settings.beat, changed=lambda: None)
+    metrics = Metrics()
+    relay = Relay(
+        registry,
+        metrics,
+        patience=settings.beat.patience,
+        max_calls=settings.max_calls,
+        max_reads=settings.max_reads,
+    )
+    server = channels.server(window=WINDOW)
+    server.add_generic_rpc_handlers(handlers(relay.prefill, relay.read))
+    answering = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    health_pb2_grpc.add_HealthServicer_to_server(answering, server)
+    address = f"{settings.host}:{channels.bind(server, settings.host, settings.port)}"
+    # A relay that no longer follows its workers serves nobody: a defect there ends the block.
+    async with tasks.group() as beside:
+        following = beside.create_task(registry.run(), name="registry")
+        await answering.set("", health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        try:
+            admin = admin_app(identity, registry, metrics)
+            yield Service(address, admin, registry, relay, metrics)
+        finally:
+            await answering.enter_graceful_shutdown()
+            await server.stop(0)
+            await relay.close()
+            following.cancel()
