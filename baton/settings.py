@@ -145,8 +145,8 @@ class HandoffSettings(ModelSettings):
     kv_transports: KvTransports = Field(
         ["shm", "grpc"],
         min_length=1,
-        description="ways to move KV, best first (if unset shm,grpc): shm within a host, "
-        "grpc anywhere; a pair uses the first that both can",
+        description="ways to move KV, best first: shm within a host, grpc anywhere; a pair uses "
+        "the first that both can",
     )
     shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         16 * 2**20,

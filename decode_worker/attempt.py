@@ -120,13 +120,7 @@ class Attempts:
     def _sink(self, sequence: LiveSequence) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
-        shape = Shape(
-            layers=compatibility.layers,
-            block_size=compatibility.block_size,
-            block_bytes=compatibility.block_bytes,
-            start=reserved.hit_tokens,
-            end=reserved.total_tokens,
-        )
+        shape = Shape.of(compatibility, reserved.hit_tokens, reserved.total_tokens)
         return Sink(shape, self._runtime.store, reserved.block_table)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:

@@ -51,7 +51,8 @@ class PrefillCall:
         start = await self._start()
         generation = from_wire(start.generation, self._runtime.max_model_len)
         outlet, downgrades = negotiate(start.transports, self._outlets)
-        shape = self._shape(start.from_token, generation.tokens)
+        compatibility = self._runtime.runner.compatibility
+        shape = Shape.of(compatibility, start.from_token, generation.tokens)
         with (
             self._runtime.sequence(generation, keep=True) as sequence,
             self._offer(outlet, shape, sequence) as offer,
@@ -80,17 +81,6 @@ class PrefillCall:
         theirs = wire.identity_from_wire(first.start.identity)
         self._runtime.identity.require_pair(theirs)
         return first.start
-
-    def _shape(self, start: int, end: int) -> Shape:
-        """Raises InvalidRequest when KV is wanted from an impossible position."""
-        compatibility = self._runtime.runner.compatibility
-        return Shape(
-            layers=compatibility.layers,
-            block_size=compatibility.block_size,
-            block_bytes=compatibility.block_bytes,
-            start=start,
-            end=end,
-        )
 
     @contextmanager
     def _offer(self, outlet: Outlet, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:

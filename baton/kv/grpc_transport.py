@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -20,6 +21,7 @@ from baton.errors import BatonError, HandoffFailed, InvalidRequest, PrefillLost
 from baton.kv.connections import Connections
 from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
+from baton.kv.progress import Progress
 from baton.kv.transport import Sink, Source, Terms
 from baton.streams import Writer
 from baton.tasks import group
@@ -39,16 +41,13 @@ class GrpcOffer:
         self.choice = kv_pb2.TransportChoice(name=NAME, address=address)
         self._source = source
         self._forget = forget
-        self._computed = [source.shape.start] * source.shape.layers
-        self._progress: set[asyncio.Event] = set()  # one per reading
+        self._progress = Progress(source.shape)
         self._readings: set[asyncio.Task[None]] = set()
         self._stripes = 0  # as the first reader said
         self._taken: set[int] = set()
 
     def ready(self, layer: int, end: int) -> None:
-        self._computed[layer] = max(self._computed[layer], end)
-        for event in self._progress:
-            event.set()
+        self._progress.advance(layer, end)
 
     def close(self) -> None:
         self._forget(self.token)
@@ -81,19 +80,10 @@ class GrpcOffer:
     async def _send(self, request: kv_pb2.KvReadRequest, write: Write) -> None:
         layers = range(request.stripe, self._source.shape.layers, request.stripes)
         cutter = Cutter(self._source.shape, KV_FRAME_BYTES, layers)
-        progress = asyncio.Event()
-        self._progress.add(progress)
-        try:
-            with self._source.hold():
-                while True:
-                    progress.clear()
-                    for piece in cutter.sendable(self._computed):
-                        await write(encode(piece, await self._source.read(piece)))
-                    if cutter.complete:
-                        return
-                    await progress.wait()
-        finally:
-            self._progress.discard(progress)
+        with self._source.hold():
+            async with aclosing(self._progress.pieces(cutter)) as pieces:
+                async for piece in pieces:
+                    await write(encode(piece, await self._source.read(piece)))
 
 
 class GrpcOutlet:
