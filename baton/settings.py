@@ -45,6 +45,7 @@ Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,.
 KvTransports = Annotated[
     list[Literal["shm", "grpc"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
+KvChecksums = Literal["auto", "on", "off"]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
 Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
@@ -156,6 +157,21 @@ class HandoffSettings(ModelSettings):
     )
 
 
+class ReadingSettings(ModelSettings):
+    """How a decode worker reads KV. The prefill side does as it is asked."""
+
+    section: ClassVar[str] = "reading of KV"
+
+    kv_checksums: KvChecksums = Field(
+        "auto",
+        description="a CRC-32C with every KV block; auto: from each prefill worker whose hand-offs "
+        "prove so slow that it costs under 2 % of them",
+    )
+    kv_stripes: int = Field(
+        1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
+    )
+
+
 class WorkerSettings(ComputeSettings, HandoffSettings):
     """What prefill and decode workers share."""
 
@@ -205,7 +221,7 @@ class LocalPrefillSettings(ModelSettings):
     )
 
 
-class DecodeSettings(WorkerSettings, LocalPrefillSettings):
+class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
     """A decode worker: generates tokens from KV that it is handed, or computes itself."""
 
     section: ClassVar[str] = "decode worker"
@@ -279,7 +295,9 @@ class GatewaySettings(FrontSettings):
         return self
 
 
-class UpSettings(ComputeSettings, HandoffSettings, LocalPrefillSettings, FrontSettings):
+class UpSettings(
+    ComputeSettings, HandoffSettings, ReadingSettings, LocalPrefillSettings, FrontSettings
+):
     """Start a gateway and its workers on this machine, and stop them together.
 
     Without --prefill, --decode and --colocated: one prefill and one decode worker. The options

@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 
 from baton import wire
-from baton.errors import BatonError, CapacityError, PrefillLost
+from baton.errors import BatonError, CapacityError, HandoffFailed, PrefillLost
 from baton.generation import Generation, Timings
 from baton.identity import Identity
 from baton.kv.connections import Connections
@@ -39,9 +39,10 @@ class PrefillCall:
     What goes wrong is raised by ``PrefillClient.call``, around whatever its body does.
     """
 
-    def __init__(self, target: Target, liveness: Liveness) -> None:
+    def __init__(self, target: Target, liveness: Liveness, checksums: bool) -> None:
         loop = asyncio.get_running_loop()
         self.target = target
+        self._checksums = checksums
         self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
         self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
@@ -124,11 +125,18 @@ class PrefillCall:
                 raise self._refused(wire.error_from_wire(event.error))
 
     def _check(self, accepted: prefill_pb2.PrefillAccepted) -> None:
-        """Raises PrefillLost when it is not the instance that was meant."""
+        """Raises PrefillLost when it is not the instance that was meant, HandoffFailed when it
+        does not do with checksums as it was asked."""
         theirs = wire.identity_from_wire(accepted.identity)
         if theirs.instance_id != self.target.instance_id:
             raise self._lost(
                 f"instance {theirs.instance_id} answers, {self.target.instance_id} was expected"
+            )
+        if accepted.transport.checksums != self._checksums:
+            asked, answered = ("on" if self._checksums else "off"), accepted.transport.checksums
+            raise HandoffFailed(
+                f"prefill worker {self.target.address}: checksums were to be {asked}, "
+                f"but are {'on' if answered else 'off'}"
             )
 
     def _refused(self, error: BatonError) -> BatonError:
@@ -166,22 +174,27 @@ class PrefillClient:
 
     @asynccontextmanager
     async def call(
-        self, target: Target, generation: Generation, from_token: int
+        self, target: Target, generation: Generation, from_token: int, *, checksums: bool
     ) -> AsyncIterator[PrefillCall]:
         """A Prefill call for as long as the body runs; the body is cancelled when it fails.
+
+        ``checksums``: its KV is to come with them.
 
         Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
         instance or has no room; else what it answered (IncompatiblePeer, DeadlineExceeded,
         KvOverflow, ...).
         """
+        offers = [await reader.offer(target.instance_id) for reader in self._readers]
+        for offer in offers:
+            offer.checksums = checksums
         start = prefill_pb2.PrefillStart(
             identity=wire.identity_to_wire(self._identity),
             generation=wire.generation_to_wire(generation),
             from_token=from_token,
-            transports=[await reader.offer(target.instance_id) for reader in self._readers],
+            transports=offers,
         )
         async with self._connections.to(target.instance_id, target.address, "control") as channel:
-            call = PrefillCall(target, Liveness(self._beat))
+            call = PrefillCall(target, Liveness(self._beat), checksums)
             events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(call.requests(start))
             try:
                 async with group() as tasks:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
+from baton.kv.checksums import Policy, measure_rate
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
+from baton.kv.ledger import Ledger
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
 from baton.settings import DecodeSettings
@@ -19,6 +24,8 @@ from model.worker.process import Role
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers
 
+log = structlog.get_logger(__name__)
+
 
 def decode_role(settings: DecodeSettings) -> Role:
     """Serve sessions, as ``settings`` say."""
@@ -26,13 +33,17 @@ def decode_role(settings: DecodeSettings) -> Role:
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
         connections, shm = Connections(), ShmReader()
-        known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm}
+        stripes = settings.kv_stripes
+        known: dict[str, Reader] = {"grpc": GrpcReader(connections, stripes), "shm": shm}
         readers = [known[name] for name in settings.kv_transports]
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers)
+        ledger = Ledger(
+            await _checksums(settings, runtime), connections.connected, stripes={"grpc": stripes}
+        )
         chooser = Chooser(runtime.engine, settings)
         service = DecodeService(
             runtime,
-            Attempts(runtime, client, readers, chooser),
+            Attempts(runtime, client, readers, ledger, chooser),
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
@@ -43,9 +54,20 @@ def decode_role(settings: DecodeSettings) -> Role:
                 local_prefill=settings.local_prefill,
                 transports=capabilities(readers),
                 prefill_decisions=chooser.decisions,
+                kv_pairings=ledger.pairings,
             )
         finally:
             await shm.close()
             await connections.close()
 
     return role
+
+
+async def _checksums(settings: DecodeSettings, runtime: Runtime) -> Policy:
+    """When to ask for checksums, which is measured here where it depends on their cost."""
+    rate = 0.0
+    if settings.kv_checksums == "auto":
+        block_bytes = runtime.runner.compatibility.block_bytes
+        rate = await asyncio.to_thread(measure_rate, block_bytes)
+        log.info("crc-32c measured", gb_per_s=round(rate / 1e9, 1))
+    return Policy(settings.kv_checksums, rate)

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from baton import channels, wire
 from baton.errors import PrefillLost
 from baton.identity import new_instance_id
+from baton.kv.checksums import SUM_BYTES
 from baton.kv.shm.wire import name_of
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.mock_runner import CostModel
@@ -27,7 +28,7 @@ from tests.workers import (
 )
 
 #: A page and eight slots of one block: several rounds of the ring for every prompt here.
-SMALL = {"shm_bytes": 4096 + 8 * LAYOUT.block_bytes}
+SMALL = {"shm_bytes": 4096 + 8 * (LAYOUT.block_bytes + SUM_BYTES)}
 SLOW = CostModel(step_s=0.03)
 
 
@@ -80,7 +81,7 @@ async def test_every_pair_has_its_link() -> None:
     ("settings", "reason"),
     [
         ({"shm_bytes": 4096}, "do not fit in 4096"),
-        ({"shm_bytes": 4096 + LAYOUT.block_bytes}, "do not fit"),
+        ({"shm_bytes": 4096 + 2 * LAYOUT.block_bytes}, "do not fit"),
     ],
 )
 async def test_a_prefill_worker_without_it_says_why(settings: dict[str, Any], reason: str) -> None:
