@@ -183,6 +183,7 @@ class DeadlineExceeded(BatonError):
     code = "deadline_exceeded"
     http_status = 504
     grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    phase = ""  #: empty when a peer reported it: only its message says which
 
     def __init__(self, phase: str, seconds: float) -> None:
         super().__init__(f"deadline exceeded in phase '{phase}': {seconds:g} s allowed")

@@ -23,6 +23,9 @@ _PLACEHOLDERS = {"int": "N", "float": "X", "str": "TEXT", "Path": "FILE"}
 #: Defaults that say nothing; the description says what an unset option means.
 _IDLE_DEFAULT = re.compile(r" ?\((default: (None|False)|default factory: .*|required)\)$")
 
+#: A default that is a list, as Python writes it.
+_LIST_DEFAULT = re.compile(r"\(default: \[(.*)\]\)$")
+
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
@@ -57,12 +60,18 @@ def source(cls: type[BaseSettings], prog: str, required: Sequence[str]) -> CliSe
         if options.get("metavar"):
             options["metavar"] = _placeholder(cls, field, options["metavar"])
         if options.get("help"):
-            options["help"] = _IDLE_DEFAULT.sub("", options["help"])
+            options["help"] = _LIST_DEFAULT.sub(_as_given, _IDLE_DEFAULT.sub("", options["help"]))
         groups[home].add_argument(*names, **options)
 
     return CliSettingsSource(
         cls, cli_prog_name=prog, root_parser=parser, add_argument_method=add_argument
     )
+
+
+def _as_given(default: re.Match[str]) -> str:
+    """A list as one writes it on the command line."""
+    plain = default[1].replace("'", "").replace(", ", ",")
+    return f"(default: {plain})"
 
 
 def _placeholder(cls: type[BaseSettings], field: str, typename: str) -> str:

@@ -45,6 +45,7 @@ Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,.
 KvTransports = Annotated[
     list[Literal["shm", "grpc", "relay"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
+KvChecksums = Literal["auto", "on", "off"]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
 Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
@@ -145,8 +146,8 @@ class HandoffSettings(ModelSettings):
     kv_transports: KvTransports = Field(
         ["shm", "grpc", "relay"],
         min_length=1,
-        description="ways to move KV, best first (if unset shm,grpc,relay): shm within a host, "
-        "grpc anywhere, relay where all else fails; a pair uses the first that both can",
+        description="ways to move KV, best first: shm within a host, grpc anywhere, relay where "
+        "all else fails; a pair uses the first that both can",
     )
     shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         16 * 2**20,
@@ -160,6 +161,21 @@ class HandoffSettings(ModelSettings):
         if "relay" in self.kv_transports[:-1]:
             raise ValueError("--kv-transports: relay is the last resort and comes last")
         return self
+
+
+class ReadingSettings(ModelSettings):
+    """How a decode worker reads KV. The prefill side does as it is asked."""
+
+    section: ClassVar[str] = "reading of KV"
+
+    kv_checksums: KvChecksums = Field(
+        "auto",
+        description="a CRC-32C with every KV block; auto: from each prefill worker whose hand-offs "
+        "prove so slow that it costs under 2 % of them",
+    )
+    kv_stripes: int = Field(
+        1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
+    )
 
 
 class WorkerSettings(ComputeSettings, HandoffSettings):
@@ -211,7 +227,7 @@ class LocalPrefillSettings(ModelSettings):
     )
 
 
-class DecodeSettings(WorkerSettings, LocalPrefillSettings):
+class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
     """A decode worker: generates tokens from KV that it is handed, or computes itself."""
 
     section: ClassVar[str] = "decode worker"
@@ -326,7 +342,9 @@ class RelaySettings(FleetSettings):
         return self
 
 
-class UpSettings(ComputeSettings, HandoffSettings, LocalPrefillSettings, FrontSettings):
+class UpSettings(
+    ComputeSettings, HandoffSettings, ReadingSettings, LocalPrefillSettings, FrontSettings
+):
     """Start a gateway and its workers on this machine, and stop them together.
 
     Without --prefill, --decode and --colocated: one prefill and one decode worker. The options

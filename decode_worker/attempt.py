@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from baton.errors import PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
-from baton.kv.transport import Choices, Reader, Sink, Terms, choose
+from baton.kv.ledger import HandOff, Ledger
+from baton.kv.transport import Reader, Sink, Terms, choose
 from baton.tasks import group, within
 from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
@@ -41,12 +42,13 @@ class Attempts:
         runtime: Runtime,
         client: PrefillClient,
         readers: Sequence[Reader],
+        ledger: Ledger,
         chooser: Chooser,
     ) -> None:
         self._runtime = runtime
         self._client = client
         self._readers = readers
-        self._choices = Choices()
+        self._ledger = ledger
         self._chooser = chooser
 
     async def run(
@@ -64,7 +66,8 @@ class Attempts:
             stays = self._chooser.stays(target, sequence.reservation)
             if target is None or stays:
                 return await self._prefill_here(sequence, generation)
-            return await self._prefill_at(target, sequence, generation)
+            with self._ledger.hand_off() as hand_off:
+                return await self._prefill_at(target, sequence, generation, hand_off)
 
     async def _prefill_here(self, sequence: LiveSequence, generation: Generation) -> Finished:
         async with within("prefill", generation.deadlines.prefill):
@@ -81,16 +84,25 @@ class Attempts:
         return _finished(end, timings)
 
     async def _prefill_at(
-        self, target: Target, sequence: LiveSequence, generation: Generation
+        self,
+        target: Target,
+        sequence: LiveSequence,
+        generation: Generation,
+        hand_off: HandOff,
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
-        async with self._client.call(target, generation, hit) as call, group() as tasks:
+        checksums = self._ledger.wants_checksums(target.instance_id)
+        async with (
+            self._client.call(target, generation, hit, checksums=checksums) as call,
+            group() as tasks,
+        ):
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
-            sink = self._sink(sequence)
+            terms, sink = call.terms(accepted), self._sink(sequence, checksums)
+            hand_off.agreed(terms, sink)
             receiving = tasks.create_task(
-                self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
+                self._receive(terms, sink, sequence), name="attempt receive"
             )
             first = await call.first_token
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
@@ -101,6 +113,7 @@ class Attempts:
                 self._runtime.engine.activate(sequence.seq_id, first.token_id)
                 timings = _hand_off_timings(call, sink, hit)
                 call.received(sink.bytes)
+                hand_off.complete(timings.transfer)
                 self._chooser.handed_over(
                     target,
                     nbytes=sink.bytes,
@@ -117,22 +130,15 @@ class Attempts:
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
-    def _sink(self, sequence: LiveSequence) -> Sink:
+    def _sink(self, sequence: LiveSequence, checksums: bool) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
-        shape = Shape(
-            layers=compatibility.layers,
-            block_size=compatibility.block_size,
-            block_bytes=compatibility.block_bytes,
-            start=reserved.hit_tokens,
-            end=reserved.total_tokens,
-        )
-        return Sink(shape, self._runtime.store, reserved.block_table)
+        shape = Shape.of(compatibility, reserved.hit_tokens, reserved.total_tokens)
+        return Sink(shape, self._runtime.store, reserved.block_table, checksums=checksums)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""
         reader = choose(terms.choice.name, self._readers)
-        self._choices.note(terms)
         first_block = sink.shape.start // sink.shape.block_size
         with self._runtime.sequences.hold(sequence.seq_id, first_block):
             if sink.shape.total_bytes:

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from baton.errors import WorkerFull
+from baton.ratio import Ratio
 from baton.settings import DecodeSettings
 from baton.v1 import worker_pb2
 from decode_worker.cost_rule import Choice, Here, There, Why, choose
 from decode_worker.prefill_client import Target
-from model.engine.costs import Ratio
 from model.engine.engine import Engine
 from model.engine.sequence import Reservation
 

@@ -11,7 +11,14 @@ from typing import TypeVar
 import grpc
 
 from baton import wire
-from baton.errors import BatonError, CapacityError, PeerError, PrefillLost, RelayRefused
+from baton.errors import (
+    BatonError,
+    CapacityError,
+    HandoffFailed,
+    PeerError,
+    PrefillLost,
+    RelayRefused,
+)
 from baton.generation import Generation, Timings
 from baton.identity import Identity
 from baton.kv import relay
@@ -41,10 +48,11 @@ class PrefillCall:
     What goes wrong is raised by ``PrefillClient.call``, around whatever its body does.
     """
 
-    def __init__(self, target: Target, route: Route, liveness: Liveness) -> None:
+    def __init__(self, target: Target, route: Route, liveness: Liveness, checksums: bool) -> None:
         loop = asyncio.get_running_loop()
         self.target = target
         self._route = route
+        self._checksums = checksums
         self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
         self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
@@ -127,11 +135,18 @@ class PrefillCall:
                 raise self._refused(wire.error_from_wire(event.error))
 
     def _check(self, accepted: prefill_pb2.PrefillAccepted) -> None:
-        """Raises PrefillLost when it is not the instance that was meant."""
+        """Raises PrefillLost when it is not the instance that was meant, HandoffFailed when it
+        does not do with checksums as it was asked."""
         theirs = wire.identity_from_wire(accepted.identity)
         if theirs.instance_id != self.target.instance_id:
             raise self._lost(
                 f"instance {theirs.instance_id} answers, {self.target.instance_id} was expected"
+            )
+        if accepted.transport.checksums != self._checksums:
+            asked, answered = ("on" if self._checksums else "off"), accepted.transport.checksums
+            raise HandoffFailed(
+                f"prefill worker {self.target.address}: checksums were to be {asked}, "
+                f"but are {'on' if answered else 'off'}"
             )
 
     def _refused(self, error: BatonError) -> BatonError:
@@ -178,9 +193,11 @@ class PrefillClient:
 
     @asynccontextmanager
     async def call(
-        self, target: Target, generation: Generation, from_token: int
+        self, target: Target, generation: Generation, from_token: int, *, checksums: bool
     ) -> AsyncIterator[PrefillCall]:
         """A Prefill call for as long as the body runs; the body is cancelled when it fails.
+
+        ``checksums``: its KV is to come with them.
 
         Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
         instance or has no room, RelayRefused when the relay does not let the call through; else
@@ -192,11 +209,11 @@ class PrefillClient:
             identity=wire.identity_to_wire(self._identity),
             generation=wire.generation_to_wire(generation),
             from_token=from_token,
-            transports=await self._offers(instance_id, route),
+            transports=await self._offers(instance_id, route, checksums),
         )
         address = route.relay or target.address
         async with self._connections.to(instance_id, address, "control") as channel:
-            call = PrefillCall(target, route, Liveness(self._beat))
+            call = PrefillCall(target, route, Liveness(self._beat), checksums)
             events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(
                 call.requests(start),
                 metadata=((relay.TARGET, instance_id),) if route.relay else (),
@@ -215,9 +232,12 @@ class PrefillClient:
                 call.hang_up()
                 events.cancel()
 
-    async def _offers(self, instance_id: str, route: Route) -> list[kv_pb2.TransportOffer]:
+    async def _offers(
+        self, instance_id: str, route: Route, checksums: bool
+    ) -> list[kv_pb2.TransportOffer]:
         """How KV can come from that instance, beside a call that goes this way."""
         offers = [await reader.offer(instance_id) for reader in self._readers]
         for offer in offers:
             offer.unavailable = offer.unavailable or route.obstacle(offer.name)
+            offer.checksums = checksums
         return offers

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import structlog
+
+from baton.kv.checksums import Policy, measure_rate
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
+from baton.kv.ledger import Ledger
 from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
@@ -21,6 +26,8 @@ from model.worker.process import Role
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers
 
+log = structlog.get_logger(__name__)
+
 
 def decode_role(settings: DecodeSettings) -> Role:
     """Serve sessions, as ``settings`` say."""
@@ -28,18 +35,22 @@ def decode_role(settings: DecodeSettings) -> Role:
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
         connections, shm = Connections(), ShmReader()
+        stripes = settings.kv_stripes
         known: dict[str, Reader] = {
-            "grpc": GrpcReader(connections),
+            "grpc": GrpcReader(connections, stripes),
             "relay": RelayReader(connections, settings.relay),
             "shm": shm,
         }
         readers = [known[name] for name in settings.kv_transports]
         routes = Routes(settings.relay, settings.kv_transports)
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers, routes)
+        ledger = Ledger(
+            await _checksums(settings, runtime), connections.connected, stripes={"grpc": stripes}
+        )
         chooser = Chooser(runtime.engine, settings)
         service = DecodeService(
             runtime,
-            Attempts(runtime, client, readers, chooser),
+            Attempts(runtime, client, readers, ledger, chooser),
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
@@ -50,6 +61,7 @@ def decode_role(settings: DecodeSettings) -> Role:
                 local_prefill=settings.local_prefill,
                 transports=capabilities(readers),
                 prefill_decisions=chooser.decisions,
+                kv_pairings=ledger.pairings,
             )
         finally:
             await routes.close()
@@ -57,3 +69,13 @@ def decode_role(settings: DecodeSettings) -> Role:
             await connections.close()
 
     return role
+
+
+async def _checksums(settings: DecodeSettings, runtime: Runtime) -> Policy:
+    """When to ask for checksums, which is measured here where it depends on their cost."""
+    rate = 0.0
+    if settings.kv_checksums == "auto":
+        block_bytes = runtime.runner.compatibility.block_bytes
+        rate = await asyncio.to_thread(measure_rate, block_bytes)
+        log.info("crc-32c measured", gb_per_s=round(rate / 1e9, 1))
+    return Policy(settings.kv_checksums, rate)

@@ -73,6 +73,22 @@ class PrefillDecision:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvPairing:
+    """How KV comes to a decode worker from one prefill instance, and what has come."""
+
+    instance_id: str = ""
+    address: str = ""
+    transport: str = ""
+    downgrades: tuple[str, ...] = ()  #: why nothing better
+    checksums: bool = False  #: every block comes with one
+    stripes: int = 1  #: connections that share each hand-off
+    complete: int = 0  #: hand-offs
+    failed: int = 0
+    bytes: int = 0  #: of payload
+    bytes_per_s: float = 0.0  #: while KV was there to be read; 0 when not measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A worker's status message as a value."""
 
@@ -86,6 +102,7 @@ class Report:
     transports: tuple[Transport, ...]
     draining: bool
     prefill_decisions: tuple[PrefillDecision, ...] = ()
+    kv_pairings: tuple[KvPairing, ...] = ()
 
     @property
     def compatibility(self) -> CompatibilityClass:
@@ -127,7 +144,23 @@ class Report:
                 PrefillDecision(local=d.local, reason=d.reason, count=d.count)
                 for d in status.prefill_decisions
             ),
+            kv_pairings=tuple(_pairing(p) for p in status.kv_pairings),
         )
+
+
+def _pairing(pairing: worker_pb2.KvPairing) -> KvPairing:
+    return KvPairing(
+        instance_id=pairing.instance_id,
+        address=pairing.address,
+        transport=pairing.transport,
+        downgrades=tuple(pairing.downgrades),
+        checksums=pairing.checksums,
+        stripes=pairing.stripes,
+        complete=pairing.complete,
+        failed=pairing.failed,
+        bytes=pairing.bytes,
+        bytes_per_s=pairing.bytes_per_s,
+    )
 
 
 @dataclass(slots=True)

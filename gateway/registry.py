@@ -51,15 +51,25 @@ class Member:
 
 
 class Registry:
-    """Every member's state. ``changed`` is called after each change that placement may use."""
+    """Every member's state.
+
+    ``changed`` is called after each change that placement may use, ``news`` with two reports of
+    one instance that follow one another.
+    """
 
     def __init__(
-        self, membership: Membership, identity: Identity, beat: Beat, changed: Callable[[], None]
+        self,
+        membership: Membership,
+        identity: Identity,
+        beat: Beat,
+        changed: Callable[[], None],
+        news: Callable[[Report, Report], None],
     ) -> None:
         self._membership = membership
         self._identity = identity
         self._beat = beat
         self._changed = changed
+        self._news = news
         self._members: dict[str, Member] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
 
@@ -152,6 +162,7 @@ class Registry:
                     member.worker.health = Health.OUT
                 member.worker = Worker(member.address, report)
             else:
+                self._news(member.worker.report, report)
                 member.worker.reported(report, asyncio.get_running_loop().time())
             member.turn(Health.HEALTHY)
             self._changed()

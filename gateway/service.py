@@ -18,6 +18,7 @@ from baton.settings import GatewaySettings
 from gateway.admission import Admission
 from gateway.app import admin_app, public_app
 from gateway.endpoints import Generation
+from gateway.kv_metrics import KvCounters, KvPairs
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
@@ -57,7 +58,9 @@ async def running(
         identity,
         settings.beat,
         waiting.changed,
+        KvCounters(metrics.registry).count,
     )
+    metrics.registry.register(KvPairs(lambda: registry.workers))
     sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
     orchestrator = Orchestrator(
         registry,

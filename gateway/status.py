@@ -124,4 +124,5 @@ def describe(member: Member) -> dict[str, Any]:
         "load": asdict(report.load),
         "transports": [asdict(transport) for transport in report.transports],
         "prefill_decisions": [asdict(decision) for decision in report.prefill_decisions],
+        "kv_pairings": [asdict(pairing) for pairing in report.kv_pairings],
     }

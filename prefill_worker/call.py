@@ -10,7 +10,7 @@ from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Timings
 from baton.kv.framing import Shape
-from baton.kv.transport import Offer, Outlet, Source, negotiate
+from baton.kv.transport import Agreement, Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
 from baton.v1 import common_pb2, kv_pb2, prefill_pb2
@@ -50,13 +50,14 @@ class PrefillCall:
         """Raises BatonError when the call ends early, PeerSilent when its peer is gone."""
         start = await self._start()
         generation = from_wire(start.generation, self._runtime.max_model_len)
-        outlet, downgrades = negotiate(start.transports, self._outlets)
-        shape = self._shape(start.from_token, generation.tokens)
+        agreed = negotiate(start.transports, self._outlets)
+        compatibility = self._runtime.runner.compatibility
+        shape = Shape.of(compatibility, start.from_token, generation.tokens)
         with (
             self._runtime.sequence(generation, keep=True) as sequence,
-            self._offer(outlet, shape, sequence) as offer,
+            self._offer(agreed, shape, sequence) as offer,
         ):
-            self._accept(sequence, offer, downgrades)
+            self._accept(sequence, offer, agreed)
             async with group() as tasks:
                 writer = tasks.create_task(self._outbox.drain(self._write), name="prefill writer")
                 reader = tasks.create_task(self._read(), name="prefill reader")
@@ -81,19 +82,8 @@ class PrefillCall:
         self._runtime.identity.require_pair(theirs)
         return first.start
 
-    def _shape(self, start: int, end: int) -> Shape:
-        """Raises InvalidRequest when KV is wanted from an impossible position."""
-        compatibility = self._runtime.runner.compatibility
-        return Shape(
-            layers=compatibility.layers,
-            block_size=compatibility.block_size,
-            block_bytes=compatibility.block_bytes,
-            start=start,
-            end=end,
-        )
-
     @contextmanager
-    def _offer(self, outlet: Outlet, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
+    def _offer(self, agreed: Agreement, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
         """The sequence's KV, open to be read for the body; what is cached can be read at once."""
         runtime = self._runtime
 
@@ -102,8 +92,9 @@ class PrefillCall:
             with runtime.census.call(), runtime.sequences.hold(sequence.seq_id):
                 yield
 
-        source = Source(shape, runtime.store, sequence.reservation.block_table, hold)
-        offer = outlet.open(source)
+        table = sequence.reservation.block_table
+        source = Source(shape, runtime.store, table, hold, agreed.checksums)
+        offer = agreed.outlet.open(source)
 
         def layer_ready(layer: int, end: int) -> None:
             offer.ready(layer, end)
@@ -117,10 +108,11 @@ class PrefillCall:
         finally:
             offer.close()
 
-    def _accept(self, sequence: LiveSequence, offer: Offer, downgrades: Sequence[str]) -> None:
+    def _accept(self, sequence: LiveSequence, offer: Offer, agreed: Agreement) -> None:
         choice = kv_pb2.TransportChoice()
         choice.CopyFrom(offer.choice)
-        choice.downgrades.extend(downgrades)
+        choice.downgrades.extend(agreed.downgrades)
+        choice.checksums = agreed.checksums
         accepted = prefill_pb2.PrefillAccepted(
             identity=wire.identity_to_wire(self._runtime.identity),
             hit_tokens=sequence.reservation.hit_tokens,

@@ -196,6 +196,7 @@ class FakeWorker:
     prefill_us_per_token: float = 0.0
     draining: bool = False
     beat: float = 0.05
+    kv_pairings: Sequence[worker_pb2.KvPairing] = ()
     port: int = 0
     silent: bool = False  #: sends nothing more, as a stopped process would
 
@@ -259,6 +260,7 @@ class FakeWorker:
                 prefill_us_per_token=self.prefill_us_per_token,
             ),
             transports=[worker_pb2.TransportCapability(name="grpc", version=1)],
+            kv_pairings=self.kv_pairings,
         )
 
 

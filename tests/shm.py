@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from baton.kv.checksums import SUM_BYTES
 from baton.kv.framing import Shape
 from baton.kv.shm.messages import MAX_BYTES
 from baton.kv.shm.outlet import ShmOffer, ShmOutlet
@@ -25,8 +26,8 @@ from baton.kv.transport import Sink, Source, Terms
 from baton.v1 import kv_pb2
 
 LAYERS, BLOCK, BLOCK_BYTES = 3, 4, 512
-#: A page, and four slots of two blocks.
-RING_BYTES = 4096 + 4 * 2 * BLOCK_BYTES
+#: A page, and four slots of two blocks with their checksums.
+RING_BYTES = 4096 + 4 * 2 * (BLOCK_BYTES + SUM_BYTES)
 
 Data = tuple[bytes, list[int]]
 #: What becomes of one message and its descriptors: nothing, one or several in its place.

@@ -25,7 +25,14 @@ from baton.generation import AttemptKey, FinishReason, Generation, Timings
 from baton.identity import CompatibilityClass, Identity, new_instance_id
 from baton.sampling import SamplingSpec
 from baton.settings import DecodeSettings, PrefillSettings, WorkerSettings
-from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc, kv_pb2
+from baton.v1 import (
+    common_pb2,
+    decode_pb2,
+    decode_pb2_grpc,
+    kv_pb2,
+    worker_pb2,
+    worker_pb2_grpc,
+)
 from decode_worker.role import decode_role
 from model.engine.mock_runner import CostModel, MockRunner, expected_tokens
 from model.engine.settings import SchedulerSettings
@@ -138,8 +145,7 @@ async def cluster(
     # What stands between the workers and tampers is a gRPC relay.
     relayed = {"kv_transports": ["grpc"]} if kv_address else {}
     common = {"model": "mock"} | BEAT | relayed | settings
-    decoding = {"local_prefill", "local_prefill_share", "local_prefill_queue", "session_queue"}
-    decoding |= {"relay"}
+    decoding = DecodeSettings.model_fields.keys() - PrefillSettings.model_fields.keys()
     async with AsyncExitStack() as stack:
         made = Cluster(layout)
         for _ in range(prefill):
@@ -152,6 +158,16 @@ async def cluster(
             made.decode.append(await start(stack, decode_settings, decode_role(decode_settings)))
         yield made
         await made.settle_wholly()
+
+
+async def status(worker: Worker) -> worker_pb2.WorkerStatus:
+    """What it says first to whoever watches."""
+    request = worker_pb2.WatchRequest(identity=wire.identity_to_wire(gateway_identity()))
+    async with channels.connect(worker.address, shared=False) as channel:
+        call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(request)
+        said: worker_pb2.WorkerStatus = await call.read()
+        call.cancel()
+        return said
 
 
 # -- what is asked ---------------------------------------------------------------------------
@@ -344,10 +360,17 @@ Tamper = Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
 
 
 @asynccontextmanager
-async def kv_relay(tamper: Tamper, source: Callable[[], str]) -> AsyncIterator[str]:
-    """Stands between readers and the KV service at ``source()``; yields its own address."""
+async def kv_relay(
+    tamper: Tamper, source: Callable[[], str], peers: list[str] | None = None
+) -> AsyncIterator[str]:
+    """Stands between readers and the KV service at ``source()``; yields its own address.
+
+    ``peers`` gets the other end of each reading's connection.
+    """
 
     async def read(request: kv_pb2.KvReadRequest, context: Any) -> AsyncIterator[bytes]:
+        if peers is not None:
+            peers.append(context.peer())
         async with channels.connect(source(), shared=False) as channel:
             method = channel.unary_stream(
                 "/baton.v1.KvService/Read",

@@ -54,6 +54,14 @@ class Connections:
             if connection.lost and not connection.users:
                 await connection.channel.close(None)
 
+    def connected(self) -> set[str]:
+        """The instances that a connection is up to, as far as keepalive knows."""
+        return {
+            connection.instance_id
+            for connection in self._open.values()
+            if connection.channel.get_state() is grpc.ChannelConnectivity.READY
+        }
+
     async def close(self) -> None:
         """Close every channel; calls on them are cancelled."""
         while self._open:

@@ -19,9 +19,10 @@ _VARINT, _LENGTH_DELIMITED = 0, 2
 _PAYLOAD_TAG = kv_pb2.KvFrame.PAYLOAD_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
-def encode(piece: Piece, payload: Sequence[memoryview]) -> bytes:
-    """One KvFrame message. Copies ``payload``, once."""
-    head = kv_pb2.KvFrame(layer=piece.layer, start_token=piece.start, end_token=piece.end)
+def encode(piece: Piece, payload: Sequence[memoryview], sums: Sequence[int] = ()) -> bytes:
+    """One KvFrame message, ``sums`` being the checksums. Copies ``payload``, once."""
+    layer, start, end = piece
+    head = kv_pb2.KvFrame(layer=layer, start_token=start, end_token=end, checksums=sums)
     length = sum(part.nbytes for part in payload)
     border = bytes((_PAYLOAD_TAG, *_to_varint(length)))
     return b"".join((head.SerializeToString(), border, *payload))

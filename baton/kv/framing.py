@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from baton.errors import HandoffFailed, InvalidRequest
+from baton.identity import CompatibilityClass
 
 
 class Piece(NamedTuple):
@@ -43,6 +44,17 @@ class Shape:
                 f"KV is wanted from token {self.start}, which is no multiple of the "
                 f"block size {self.block_size}"
             )
+
+    @classmethod
+    def of(cls, compatibility: CompatibilityClass, start: int, end: int) -> Shape:
+        """The KV of the positions ``start .. end - 1`` between two workers of a class."""
+        return cls(
+            layers=compatibility.layers,
+            block_size=compatibility.block_size,
+            block_bytes=compatibility.block_bytes,
+            start=start,
+            end=end,
+        )
 
     def blocks(self, piece: Piece) -> range:
         """Indices into the block table that the piece covers."""

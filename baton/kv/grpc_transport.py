@@ -3,7 +3,7 @@
 The connection is not the control channel's, so the first token never waits behind KV. Back
 pressure is HTTP/2's: the sender takes the next piece out of the pool when the last one has been
 accepted by the connection, so memory in flight is a few pieces, whatever the prompt's length.
-Frames bypass protobuf's copies (encoding.py). Checksums are not filled yet.
+Frames bypass protobuf's copies (encoding.py).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
 
 from baton.channels import KV_FRAME_BYTES
-from baton.errors import BatonError, HandoffFailed, InvalidRequest, PrefillLost
+from baton.errors import BatonError, InvalidRequest, PrefillLost
 from baton.kv.connections import Connections
 from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
+from baton.kv.progress import Progress
 from baton.kv.transport import Sink, Source, Terms
 from baton.streams import Writer
 from baton.tasks import group
@@ -39,16 +41,13 @@ class GrpcOffer:
         self.choice = kv_pb2.TransportChoice(name=NAME, address=address)
         self._source = source
         self._forget = forget
-        self._computed = [source.shape.start] * source.shape.layers
-        self._progress: set[asyncio.Event] = set()  # one per reading
+        self._progress = Progress(source.shape)
         self._readings: set[asyncio.Task[None]] = set()
         self._stripes = 0  # as the first reader said
         self._taken: set[int] = set()
 
     def ready(self, layer: int, end: int) -> None:
-        self._computed[layer] = max(self._computed[layer], end)
-        for event in self._progress:
-            event.set()
+        self._progress.advance(layer, end)
 
     def close(self) -> None:
         self._forget(self.token)
@@ -81,19 +80,11 @@ class GrpcOffer:
     async def _send(self, request: kv_pb2.KvReadRequest, write: Write) -> None:
         layers = range(request.stripe, self._source.shape.layers, request.stripes)
         cutter = Cutter(self._source.shape, KV_FRAME_BYTES, layers)
-        progress = asyncio.Event()
-        self._progress.add(progress)
-        try:
-            with self._source.hold():
-                while True:
-                    progress.clear()
-                    for piece in cutter.sendable(self._computed):
-                        await write(encode(piece, await self._source.read(piece)))
-                    if cutter.complete:
-                        return
-                    await progress.wait()
-        finally:
-            self._progress.discard(progress)
+        with self._source.hold():
+            async with aclosing(self._progress.pieces(cutter)) as pieces:
+                async for piece in pieces:
+                    blocks = await self._source.read(piece)
+                    await write(encode(piece, blocks, self._source.sums_of_blocks(blocks)))
 
 
 class GrpcOutlet:
@@ -147,7 +138,7 @@ class GrpcReader:
     name, version, unavailable = NAME, VERSION, ""
 
     def __init__(self, connections: Connections, stripes: int = 1) -> None:
-        """``stripes``: streams that share one hand-off, each taking its layers."""
+        """``stripes``: connections that share one hand-off, each taking its layers."""
         self._connections = connections
         self._stripes = stripes
 
@@ -155,20 +146,19 @@ class GrpcReader:
         return kv_pb2.TransportOffer(name=NAME, version=VERSION)
 
     async def read(self, terms: Terms, sink: Sink) -> None:
-        address = terms.choice.address or terms.address
-        async with (
-            self._connections.to(terms.instance_id, address, "kv") as channel,
-            group() as tasks,
-        ):
+        async with group() as tasks:
             for stripe in range(self._stripes):
-                request = kv_pb2.KvReadRequest(
-                    kv_token=terms.token, stripe=stripe, stripes=self._stripes
-                )
-                tasks.create_task(_read_stripe(channel, address, request, sink), name="kv stripe")
+                tasks.create_task(self._read_stripe(terms, stripe, sink), name="kv stripe")
         sink.require_complete()
 
+    async def _read_stripe(self, terms: Terms, stripe: int, sink: Sink) -> None:
+        address = terms.choice.address or terms.address
+        request = kv_pb2.KvReadRequest(kv_token=terms.token, stripe=stripe, stripes=self._stripes)
+        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as channel:
+            await _read(channel, address, request, sink)
 
-async def _read_stripe(
+
+async def _read(
     channel: grpc.aio.Channel, address: str, request: kv_pb2.KvReadRequest, sink: Sink
 ) -> None:
     method = channel.unary_stream(
@@ -180,10 +170,8 @@ async def _read_stripe(
     try:
         async for message in frames:
             head, payload = decode(message)
-            if head.checksums:
-                raise HandoffFailed("a KV frame has checksums, but none were agreed on")
             piece = Piece(head.layer, head.start_token, head.end_token)
-            await sink.write(piece, payload)
+            await sink.write(piece, payload, head.checksums)
     except grpc.aio.AioRpcError as error:
         raise PrefillLost(
             f"reading KV from {address}: {error.code().name.lower()}: {error.details()}"

@@ -3,7 +3,7 @@
     prefill worker                               decode worker
     --------------                               -------------
                                              <-  Reader.offer(instance): travels in PrefillStart
-    negotiate(offers, outlets) -> Outlet
+    negotiate(offers, outlets) -> Agreement
     Outlet.open(source) -> Offer
     Offer.choice: travels in PrefillAccepted ->  Reader.read(terms, sink)
     Offer.ready(layer, end): may be read now     Sink.write(...): verified, into the pool
@@ -19,19 +19,16 @@ Data always moves by the decode side reading. Who owns what while it moves:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import structlog
-
 from baton.errors import HandoffFailed, IncompatiblePeer
+from baton.kv.checksums import of_blocks, of_payload, verify
 from baton.kv.framing import Assembly, Piece, Shape
 from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
-
-log = structlog.get_logger(__name__)
 
 
 class Store(Protocol):
@@ -53,6 +50,7 @@ class Source:
     block_table: Sequence[int]
     #: Entered around every reading; raises BatonError when the blocks are gone already.
     hold: Callable[[], AbstractContextManager[object]]
+    checksums: bool = False  #: as agreed: every block travels with its CRC-32C
 
     async def read(self, piece: Piece) -> Sequence[memoryview]:
         """The piece's blocks. The caller is inside ``hold``."""
@@ -69,6 +67,14 @@ class Source:
         await finish(self.store.read_into(piece.layer, blocks, target[:nbytes]))
         return nbytes
 
+    def sums_of_blocks(self, blocks: Iterable[memoryview]) -> list[int]:
+        """The checksums that travel with these blocks: none where none were agreed on."""
+        return of_blocks(blocks) if self.checksums else []
+
+    def sums_of_payload(self, payload: memoryview) -> list[int]:
+        """As ``sums_of_blocks``, for blocks that lie one after another."""
+        return of_payload(payload, self.shape.block_bytes) if self.checksums else []
+
     def _blocks(self, piece: Piece) -> list[int]:
         return [self.block_table[index] for index in self.shape.blocks(piece)]
 
@@ -79,19 +85,28 @@ class Sink:
     The caller holds the blocks until nothing calls ``write`` any more.
     """
 
-    def __init__(self, shape: Shape, store: Store, block_table: Sequence[int]) -> None:
+    def __init__(
+        self, shape: Shape, store: Store, block_table: Sequence[int], *, checksums: bool = False
+    ) -> None:
+        """``checksums``: as agreed, every block must come with its CRC-32C."""
         self.shape = shape
+        self._checksums = checksums
         self._assembly = Assembly(shape)
         self._store = store
         self._block_table = block_table
         self.bytes = 0  #: of payload written
 
-    async def write(self, piece: Piece, payload: memoryview) -> None:
-        """Verify and write one piece. Raises HandoffFailed.
+    async def write(self, piece: Piece, payload: memoryview, sums: Sequence[int] = ()) -> None:
+        """Verify and write one piece, ``sums`` being the checksums that came with it, in order.
 
-        When cancelled it ends the copy under way first, then is cancelled.
+        Raises HandoffFailed. When cancelled it ends the copy under way first, then is cancelled.
         """
         indices = self._assembly.take(piece, payload.nbytes)
+        if self._checksums:
+            found = of_payload(payload, self.shape.block_bytes)
+            verify(piece, self.shape.block_size, sums, found)
+        elif sums:
+            raise HandoffFailed(f"KV came with {len(sums)} checksums, but none were agreed on")
         blocks = [self._block_table[index] for index in indices]
         await finish(self._store.write(piece.layer, blocks, payload))
         self.bytes += payload.nbytes
@@ -172,9 +187,16 @@ class Terms:
     choice: kv_pb2.TransportChoice
 
 
-def negotiate(
-    offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet]
-) -> tuple[Outlet, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """What the prefill side settles on."""
+
+    outlet: Outlet
+    checksums: bool  #: as the reader wants
+    downgrades: Sequence[str]  #: why a better transport was passed over, one line each
+
+
+def negotiate(offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet]) -> Agreement:
     """The reader's most preferred transport that this side has, and why better ones were not.
 
     Raises IncompatiblePeer, naming both lists, when there is none.
@@ -184,7 +206,7 @@ def negotiate(
     for offer in offered:
         outlet = mine.get(offer.name)
         if outlet is not None and not (obstacle := _obstacle(offer, outlet)):
-            return outlet, passed_over
+            return Agreement(outlet, offer.checksums, passed_over)
         passed_over.append(f"{offer.name}: {obstacle if outlet else _MISSING}")
     there = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
     here = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
@@ -208,29 +230,3 @@ def choose(name: str, readers: Sequence[Reader]) -> Reader:
         if reader.name == name:
             return reader
     raise HandoffFailed(f"transport {name!r} was chosen, but was never offered")
-
-
-class Choices:
-    """Which transport the KV of each prefill instance comes over; what is new is logged."""
-
-    _KNOWN = 1024  # instances come and go: of the oldest it is said again
-
-    def __init__(self) -> None:
-        self._said: dict[str, tuple[str, ...]] = {}
-
-    def note(self, terms: Terms) -> None:
-        """Log the choice for a pair at its first use, and when it changes."""
-        choice = (terms.choice.name, *terms.choice.downgrades)
-        if self._said.get(terms.instance_id) == choice:
-            return
-        if len(self._said) >= self._KNOWN:
-            del self._said[next(iter(self._said))]
-        self._said[terms.instance_id] = choice
-        say = log.warning if terms.choice.downgrades else log.info
-        say(
-            "kv transport",
-            name=terms.choice.name,
-            peer=terms.address,
-            instance=terms.instance_id,
-            passed_over=list(terms.choice.downgrades),
-        )

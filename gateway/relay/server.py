@@ -49,7 +49,9 @@ async def running(settings: RelaySettings) -> AsyncIterator[Service]:
     """
     identity = Identity(new_instance_id(), compatibility=None)
     membership = StaticMembership([*settings.prefill, *settings.decode])
-    registry = Registry(membership, identity, settings.beat, changed=lambda: None)
+    registry = Registry(
+        membership, identity, settings.beat, changed=lambda: None, news=lambda before, now: None
+    )
     metrics = Metrics()
     relay = Relay(
         registry,

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from baton.ratio import Ratio
+
 #: Prompt tokens in a step that decodes, while it is not known what they cost.
 FIRST_TOKENS = 8
 
@@ -19,8 +21,6 @@ REMEASURE_CHANGED = 4
 
 #: Prompt tokens after which what steps without decodes have shown counts half.
 _HALF_LIFE = 2048
-#: What the steps before the last one still count, one step after the other.
-_KEEP = 7 / 8
 #: How many times cheaper a prompt token may be beside decodes than alone: what a step takes
 #: beyond a decode step is a small difference of two noisy numbers.
 _GAIN = 2
@@ -35,24 +35,6 @@ class Costs:
     decode_step_s: float = 0.0  #: a step of the present batch without prompt tokens
     prefill_token_s: float = 0.0  #: per prompt token
     prefill_tokens: float = 0.0  #: how many tokens that rests on, the older ones counting less
-
-
-@dataclass(slots=True)
-class Ratio:
-    """A running quotient of two sums, so that large observations weigh more than small ones."""
-
-    amount: float = 0.0
-    units: float = 0.0
-
-    def add(self, amount: float, units: float, keep: float = _KEEP) -> None:
-        """Count an observation; all before it count ``keep`` (0 to 1) of what they did."""
-        self.amount = self.amount * keep + amount
-        self.units = self.units * keep + units
-
-    @property
-    def value(self) -> float:
-        """Amount per unit; 0 while nothing is known."""
-        return self.amount / self.units if self.units else 0.0
 
 
 class StepCosts:

@@ -30,8 +30,8 @@ class SchedulerSettings:
             raise ValueError(f"local_prefill_share is {self.local_prefill_share}, not above 0")
         if self.max_tokens_per_step <= self.max_running:
             raise ValueError(
-                f"max_tokens_per_step is {self.max_tokens_per_step}, but must be above "
-                f"max_running, {self.max_running}: a full batch leaves no room for a prompt"
+                f"--max-step-tokens is {self.max_tokens_per_step}, but must be above "
+                f"--max-running, {self.max_running}: a full batch leaves no room for a prompt"
             )
 
     def quota(self, request: SequenceRequest, num_blocks: int) -> int:

@@ -29,6 +29,7 @@ class Profile:
     transports: Sequence[worker_pb2.TransportCapability] = ()
     #: Asked for every status.
     prefill_decisions: Callable[[], Sequence[worker_pb2.PrefillDecision]] = tuple
+    kv_pairings: Callable[[], Sequence[worker_pb2.KvPairing]] = tuple  #: likewise
 
 
 class Runtime:

@@ -87,6 +87,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             vocab_size=runtime.vocab_size,
             sequence=sequence,
             prefill_decisions=profile.prefill_decisions(),
+            kv_pairings=profile.kv_pairings(),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,50 @@ async def test_endpoints_that_tell(checkpoint: Path) -> None:
         ]
         assert cluster["workers"][0]["compatibility"]["layers"] == 2
         assert cluster["workers"][0]["transports"][-1]["name"] == "grpc"
+
+
+async def test_hand_offs_are_shown_and_counted(checkpoint: Path) -> None:
+    def pairing(**counts: int) -> worker_pb2.KvPairing:
+        agreed = worker_pb2.KvPairing(
+            instance_id="a", address="p:1", transport="grpc", downgrades=["shm: another host"]
+        )
+        agreed.MergeFrom(worker_pb2.KvPairing(checksums=True, stripes=2, **counts))
+        return agreed
+
+    worker = colocated(kv_pairings=[pairing(complete=5, bytes=500)])
+    async with serving(checkpoint, [worker]) as gateway:
+        counted = partial(gateway.metric, "baton_kv_handoffs_total", transport="grpc")
+        assert gateway.metric("baton_kv_bytes_total", transport="grpc") == 0, "was there before"
+        worker.kv_pairings = [
+            pairing(complete=7, failed=1, bytes=800),
+            worker_pb2.KvPairing(instance_id="b", transport="odd", complete=3, bytes=30),
+        ]
+        await eventually(lambda: counted(outcome="complete") == 2)
+        assert counted(outcome="failed") == 1
+        assert gateway.metric("baton_kv_bytes_total", transport="grpc") == 300
+        assert gateway.metric("baton_kv_bytes_total", transport="other") == 30
+        assert gateway.metric("baton_kv_pairs", transport="grpc", checksums="on") == 1
+        downgraded = {"transport": "grpc", "passed_over": "shm"}
+        assert gateway.metric("baton_kv_downgraded_pairs", **downgraded) == 1
+        worker.kv_pairings = [pairing(complete=1, bytes=100)]  # it was forgotten, and is back
+        await eventually(lambda: counted(outcome="complete") == 3)
+        assert gateway.metric("baton_kv_bytes_total", transport="grpc") == 400
+        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+            (described,) = (await admin.get("/cluster")).json()["workers"]
+        assert described["kv_pairings"] == [
+            {
+                "instance_id": "a",
+                "address": "p:1",
+                "transport": "grpc",
+                "downgrades": ["shm: another host"],
+                "checksums": True,
+                "stripes": 2,
+                "complete": 1,
+                "failed": 0,
+                "bytes": 100,
+                "bytes_per_s": 0.0,
+            }
+        ]
 
 
 async def test_many_at_once(checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,8 @@ from baton.errors import (
     WorkerFull,
 )
 from baton.generation import FinishReason
+from baton.kv.transport import Agreement, negotiate
+from baton.v1 import kv_pb2
 from model.engine.mock_runner import CostModel
 from tests.workers import (
     BLOCK,
@@ -31,6 +34,7 @@ from tests.workers import (
     kv_relay,
     prompt,
     session,
+    status,
 )
 
 
@@ -230,6 +234,109 @@ async def test_kv_that_is_not_whole_is_never_decoded_from(tamper: object) -> Non
             asked, key=replace(asked.key, attempt=1), generated_ids=tuple(stream.token_ids)
         )
         assert stream.token_ids + await s.submit(rest).finished() == expected(asked)
+
+
+async def _damage(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        yield frame[:-1] + bytes([frame[-1] ^ 1])
+
+
+async def _strip(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        whole = kv_pb2.KvFrame.FromString(frame)
+        del whole.checksums[:]
+        yield whole.SerializeToString()
+
+
+async def _pad(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        whole = kv_pb2.KvFrame.FromString(frame)
+        whole.checksums.append(0)
+        yield whole.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "says"),
+    [
+        (_damage, "is damaged: its CRC-32C is"),
+        (_strip, "with 0 checksums"),
+        (_pad, "checksums for"),
+    ],
+)
+async def test_a_block_without_its_checksum_is_never_decoded_from(
+    tamper: object, says: str
+) -> None:
+    asked = generation(prompt(61))
+    async with (
+        kv_relay(tamper, lambda: c.prefill[0].address) as address,  # type: ignore[arg-type]
+        cluster(kv_address=address, kv_checksums="on") as c,
+        session(c.decode[0]) as s,
+    ):
+        stream = s.submit(asked, c.prefill[0])
+        error = await stream.failed()
+        assert isinstance(error, HandoffFailed) and error.retryable and says in error.message
+        assert len(stream.token_ids) <= 1
+        (pairing,) = (await status(c.decode[0])).kv_pairings
+        assert (pairing.checksums, pairing.complete, pairing.failed) == (True, 0, 1)
+
+
+async def test_a_prefill_worker_that_sends_none_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def deaf(*args: Any) -> Agreement:
+        return replace(negotiate(*args), checksums=False)
+
+    monkeypatch.setattr("prefill_worker.call.negotiate", deaf)
+    async with cluster(kv_checksums="on") as c, session(c.decode[0]) as s:
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, HandoffFailed)
+        assert "checksums were to be on, but are off" in error.message
+
+
+# -- stripes ---------------------------------------------------------------------------------
+
+
+async def _pass(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for frame in frames:
+        yield frame
+
+
+@pytest.mark.parametrize("stripes", [2, 3, 5])
+async def test_stripes_have_connections_of_their_own(stripes: int) -> None:
+    """Also when there are more of them than layers."""
+    asked = [generation(prompt(50 + i, i), request_id=str(i)) for i in range(4)]
+    peers: list[str] = []
+    async with (
+        kv_relay(_pass, lambda: c.prefill[0].address, peers) as address,
+        cluster(kv_address=address, kv_stripes=stripes, num_blocks=128) as c,
+        session(c.decode[0]) as s,
+    ):
+        for stream in [s.submit(each, c.prefill[0]) for each in asked]:
+            assert await stream.finished() == expected(stream.asked)
+        assert len(peers) == stripes * len(asked)
+        assert len(set(peers)) == stripes, "they are kept"
+        (pairing,) = (await status(c.decode[0])).kv_pairings
+        assert (pairing.stripes, pairing.complete) == (stripes, len(asked))
+
+
+async def test_a_lost_stripe_ends_the_hand_off() -> None:
+    asked, readings = generation(prompt(61)), iter(range(9))
+
+    async def lose_the_second(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        if next(readings) == 1:
+            raise RuntimeError("lost")
+        async for frame in frames:
+            yield frame
+
+    async with (
+        kv_relay(lose_the_second, lambda: c.prefill[0].address) as address,
+        cluster(kv_address=address, kv_stripes=3, cost=SLOW) as c,
+        session(c.decode[0]) as s,
+    ):
+        error = await s.submit(asked, c.prefill[0]).failed()
+        assert isinstance(error, PrefillLost) and error.retryable
+        again = replace(asked, key=replace(asked.key, attempt=1))
+        assert await s.submit(again, c.prefill[0]).finished() == expected(asked)
 
 
 async def test_a_prefill_worker_killed_in_mid_transfer() -> None:

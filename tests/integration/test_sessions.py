@@ -211,7 +211,7 @@ async def refusal(call: Any) -> BatonError:
     [
         ({"from_token": 3}, RequestError, "token 3"),
         ({"from_token": 44}, RequestError, "token 44, but the prompt has 40"),
-        ({"transports": []}, IncompatiblePeer, "none there, shm 1, grpc 1, relay 1 here"),
+        ({"transports": []}, IncompatiblePeer, "none there, shm 2, grpc 1, relay 1 here"),
         (
             {"transports": [kv_pb2.TransportOffer(name="grpc", version=7)]},
             IncompatiblePeer,

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from baton import channels, wire
-from baton.errors import PrefillLost
+from baton.errors import HandoffFailed, PrefillLost
 from baton.identity import new_instance_id
+from baton.kv.checksums import SUM_BYTES
+from baton.kv.shm.segment import Segment
 from baton.kv.shm.wire import name_of
-from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.mock_runner import CostModel
 from tests.shm import descriptors, memories
 from tests.workers import (
     LAYOUT,
-    Worker,
     cluster,
     expected,
-    gateway_identity,
     generation,
     prompt,
     session,
+    status,
 )
 
 #: A page and eight slots of one block: several rounds of the ring for every prompt here.
-SMALL = {"shm_bytes": 4096 + 8 * LAYOUT.block_bytes}
+SMALL = {"shm_bytes": 4096 + 8 * (LAYOUT.block_bytes + SUM_BYTES)}
 SLOW = CostModel(step_s=0.03)
-
-
-async def status(worker: Worker) -> worker_pb2.WorkerStatus:
-    """What it says first to whoever watches."""
-    request = worker_pb2.WatchRequest(identity=wire.identity_to_wire(gateway_identity()))
-    async with channels.connect(worker.address, shared=False) as channel:
-        call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(request)
-        said: worker_pb2.WorkerStatus = await call.read()
-        call.cancel()
-        return said
 
 
 def chosen(logs: list[Any]) -> list[tuple[str, list[str]]]:
@@ -55,6 +46,11 @@ async def test_kv_goes_through_shared_memory_and_it_is_said_once() -> None:
                 assert stream.timings.transfer_bytes
             assert memories() == 2, "a link is kept"
             await c.settle()
+            (pairing,) = (await status(c.decode[0])).kv_pairings
+            assert pairing.instance_id == c.prefill[0].instance_id
+            assert (pairing.transport, pairing.complete, pairing.failed) == ("shm", 6, 0)
+            assert pairing.bytes == sum(s.timings.transfer_bytes for s in s.streams.values())
+            assert pairing.bytes_per_s > 0
     assert chosen(logs) == [("shm", [])]
     assert not memories()
     assert not [link for link in descriptors() if link not in before and "memfd" in link]
@@ -80,7 +76,7 @@ async def test_every_pair_has_its_link() -> None:
     ("settings", "reason"),
     [
         ({"shm_bytes": 4096}, "do not fit in 4096"),
-        ({"shm_bytes": 4096 + LAYOUT.block_bytes}, "do not fit"),
+        ({"shm_bytes": 4096 + 2 * LAYOUT.block_bytes}, "do not fit"),
     ],
 )
 async def test_a_prefill_worker_without_it_says_why(settings: dict[str, Any], reason: str) -> None:
@@ -91,6 +87,8 @@ async def test_a_prefill_worker_without_it_says_why(settings: dict[str, Any], re
             shm, grpc, _ = (await status(c.prefill[0])).transports
             assert (shm.name, grpc.name, grpc.unavailable) == ("shm", "grpc", "")
             assert reason in shm.unavailable
+            (pairing,) = (await status(c.decode[0])).kv_pairings
+            assert pairing.transport == "grpc" and reason in pairing.downgrades[0]
     ((name, (why,)),) = chosen(logs)
     assert name == "grpc" and why.startswith("shm: ") and reason in why
 
@@ -134,3 +132,54 @@ async def test_a_prefill_worker_killed_in_mid_transfer() -> None:
         await c.prefill[0].kill()
         error = await stream.failed()
         assert isinstance(error, PrefillLost) and error.retryable
+
+
+# -- checksums -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["shm", "grpc"])
+async def test_slow_pairs_get_checksums_by_themselves(transport: str) -> None:
+    """A few kB over several steps of 30 ms: next to that checksums are nothing."""
+    asked = [generation(prompt(40 + i, i), request_id=str(i)) for i in range(2)]
+    settings = {"kv_transports": [transport], "cost": SLOW} | SMALL
+    async with cluster(**settings) as c, session(c.decode[0]) as s:
+        for each, on in zip(asked, (False, True), strict=True):
+            assert await s.submit(each, c.prefill[0]).finished() == expected(each)
+            (pairing,) = (await status(c.decode[0])).kv_pairings
+            assert pairing.checksums is on
+
+
+async def test_a_slot_that_was_damaged_is_never_decoded_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def damage(segment: Segment, slot: int, sums: Sequence[int]) -> None:
+        put_sums(segment, slot, sums)
+        with segment.slot(slot) as target:
+            target[5] ^= 1
+
+    put_sums = Segment.put_sums
+    monkeypatch.setattr(Segment, "put_sums", damage)
+    asked = generation(prompt(61))
+    async with cluster(kv_checksums="on", **SMALL) as c, session(c.decode[0]) as s:
+        error = await s.submit(asked, c.prefill[0]).failed()
+        assert isinstance(error, HandoffFailed) and error.retryable
+        assert "layer 0, tokens 0 to 4, is damaged" in error.message
+        (pairing,) = (await status(c.decode[0])).kv_pairings
+        assert (pairing.checksums, pairing.complete, pairing.failed) == (True, 0, 1)
+        monkeypatch.setattr(Segment, "put_sums", put_sums)
+        again = replace(asked, key=replace(asked.key, attempt=1))
+        assert await s.submit(again, c.prefill[0]).finished() == expected(asked)
+
+
+async def test_without_them_a_damaged_slot_goes_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the test above would miss if checksums were not what catches it."""
+
+    def damage(segment: Segment, slot: int, sums: Sequence[int]) -> None:
+        assert not sums
+        with segment.slot(slot) as target:
+            target[5] ^= 1
+
+    monkeypatch.setattr(Segment, "put_sums", damage)
+    asked = generation(prompt(61))
+    async with cluster(kv_checksums="off", **SMALL) as c, session(c.decode[0]) as s:
+        assert await s.submit(asked, c.prefill[0]).finished() != expected(asked)

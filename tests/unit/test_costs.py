@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.costs import FIRST_TOKENS, REMEASURE, REMEASURE_CHANGED, Costs, Ratio, StepCosts
+from baton.ratio import Ratio
+from model.engine.costs import FIRST_TOKENS, REMEASURE, REMEASURE_CHANGED, Costs, StepCosts
 
 SHARE = 0.3
 

@@ -234,7 +234,7 @@ def test_refuses_nonsense() -> None:
         Bench().submit((1,), most=2, generated_ids=(1, 2))
     with pytest.raises(ValueError, match="neither keeps"):
         Bench().submit((1,), receive=True, keep=True)
-    with pytest.raises(ValueError, match="max_tokens_per_step"):
+    with pytest.raises(ValueError, match="--max-step-tokens is 4"):
         Bench(max_tokens_per_step=4)
     with pytest.raises(ValueError, match="chunk_tokens is 0"):
         Bench(chunk_tokens=0)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from baton.settings import GatewaySettings, PrefillSettings, load
+from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, load
 
 GATEWAY = ["--model", "m", "--decode", "a:1,b:2"]
 
@@ -67,3 +67,19 @@ def test_an_unknown_key_in_the_file_is_refused(
     with pytest.raises(SystemExit):
         load(GatewaySettings, [*GATEWAY, "--config", str(file)], "gateway")
     assert "prot" in capsys.readouterr().err
+
+
+def test_help_gives_lists_as_one_would(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(PrefillSettings, ["--help"], "prefill_worker")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(default: shm," in printed and "default: [" not in printed
+
+
+def test_how_kv_is_read_is_the_decode_workers_affair(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "m", "--kv-checksums", "on", "--kv-stripes", "4"]
+    settings = load(DecodeSettings, flags, "decode_worker")
+    assert (settings.kv_checksums, settings.kv_stripes) == ("on", 4)
+    with pytest.raises(SystemExit):
+        load(PrefillSettings, flags, "prefill_worker")
+    assert "kv-checksums" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from baton.errors import HandoffFailed, PeerError
 from baton.identity import new_instance_id
+from baton.kv.checksums import SUM_BYTES
 from baton.kv.shm import messages
 from baton.kv.shm.errors import Unusable
 from baton.kv.shm.messages import Message, decode, encode
@@ -23,7 +24,7 @@ from baton.kv.shm.segment import MAX_SLOTS, Geometry, ReadOnlySegment, Segment, 
 from baton.kv.shm.wire import Wire, connect, listen, name_of
 from tests.shm import descriptors, memories
 
-GEOMETRY = Geometry(slots=4, slot_bytes=1000)
+GEOMETRY = Geometry(slots=4, slot_bytes=1000, slot_blocks=2)
 
 
 # -- memory ----------------------------------------------------------------------------------
@@ -34,7 +35,7 @@ def test_slots_hold_whole_blocks_within_the_bound(total: int, piece: int, block:
     try:
         geometry = Geometry.fit(total, piece, block)
     except Unusable:
-        assert total < mmap.PAGESIZE + 2 * block
+        assert total < mmap.PAGESIZE + 2 * (block + SUM_BYTES)
         return
     assert geometry.total_bytes <= total
     assert 2 <= geometry.slots <= MAX_SLOTS
@@ -70,7 +71,7 @@ def test_what_is_filled_can_be_read_and_nothing_stays_open() -> None:
 
 
 def test_every_page_is_there_before_the_first_use() -> None:
-    segment = Segment(Geometry(4, 2**20))
+    segment = Segment(Geometry(4, 2**20, 16))
     segment.reserve()
     assert os.fstat(segment.descriptor).st_blocks * 512 >= segment.geometry.total_bytes
     segment.close()
@@ -106,7 +107,7 @@ def test_memory_that_is_not_sealed_or_of_another_size_is_refused() -> None:
     segment = Segment(GEOMETRY)
     segment.reserve()
     with pytest.raises(Unusable, match="bytes"):
-        ReadOnlySegment(os.dup(segment.descriptor), Geometry(5, 1000))
+        ReadOnlySegment(os.dup(segment.descriptor), Geometry(5, 1000, 2))
     segment.close()
     assert descriptors() == before
 
@@ -130,11 +131,11 @@ def test_a_system_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- messages --------------------------------------------------------------------------------
 
 EVERY: list[Message] = [
-    messages.Hello(1, 8, 2**21),
+    messages.Hello(2, 8, 2**21, 32),
     messages.Proof(bytes(range(16))),
     messages.Proven(),
     messages.Read(3, bytes(range(16))),
-    messages.Filled(1, 2, 3, 4, 5, 6),
+    messages.Filled(1, 2, 3, 4, 5, 6, 7),
     messages.Consumed(7),
     messages.Cancel(8),
     messages.Ended(9, ""),

@@ -9,7 +9,8 @@
                                                   <-  Proven
     ... the link is kept; any number of hand-offs share it ...
     Read(reading, token of the Prefill call)      ->  opens that offer, once
-                                                  <-  Filled(reading, slot, layer, range, bytes)
+                                                  <-  Filled(reading, slot, layer, range, bytes,
+                                                             checksums)
     slot -> own pool, verified by Sink
     Consumed(slot)                                ->  the slot is free again
     Cancel(reading)                               ->  that reading ends
@@ -35,13 +36,14 @@ protocol later fails its hand-offs as retryable, and that pair uses ``shm`` no m
 
 **Notifications are checked**: fixed length, a CRC-32, a sequence number per direction, a slot that
 may be filled or consumed now; anything else breaks the link. What they say of layer and range is
-checked by ``Sink``, as for every transport.
+checked by ``Sink``, as for every transport. Where checksums were agreed on, those of a slot's
+blocks lie in the ring, behind the slots; ``Filled`` says how many they are.
 """
 
 from __future__ import annotations
 
 #: As negotiated, and the version of the protocol above.
-NAME, VERSION = "shm", 1
+NAME, VERSION = "shm", 2
 
 #: Of the anonymous memory, as /proc/<pid>/fd shows it.
 MEMORY_NAME = "baton-kv"

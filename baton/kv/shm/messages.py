@@ -24,6 +24,7 @@ class Hello(NamedTuple):
     version: int
     slots: int
     slot_bytes: int
+    slot_blocks: int
 
 
 class Proof(NamedTuple):
@@ -52,6 +53,7 @@ class Filled(NamedTuple):
     start: int
     end: int
     nbytes: int
+    checksums: int  #: how many lie in the ring for this slot
 
 
 class Consumed(NamedTuple):
@@ -83,11 +85,11 @@ Message: TypeAlias = Hello | Proof | Proven | Read | Filled | Consumed | Cancel 
 
 _REASON = f"{_REASON_BYTES}s"
 _FORMATS: dict[type[Message], struct.Struct] = {
-    Hello: struct.Struct("<IIQ"),
+    Hello: struct.Struct("<IIQI"),
     Proof: struct.Struct("<16s"),
     Proven: struct.Struct("<"),
     Read: struct.Struct("<I16s"),
-    Filled: struct.Struct("<IIIIII"),
+    Filled: struct.Struct("<IIIIIII"),
     Consumed: struct.Struct("<I"),
     Cancel: struct.Struct("<I"),
     Ended: struct.Struct(f"<I{_REASON}"),

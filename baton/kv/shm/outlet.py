@@ -64,7 +64,7 @@ class ShmOutlet:
         self.unavailable = "not started"
         self._instance_id = instance_id
         self._sizes = (total_bytes, PIECE_BYTES, block_bytes)
-        self._geometry = Geometry(0, 0)
+        self._geometry = Geometry(0, 0, 0)
         self._listener: socket.socket | None = None
         self._offers: dict[bytes, ShmOffer] = {}
         self._welcoming: set[asyncio.Task[None]] = set()
@@ -233,14 +233,13 @@ class _Link:
                     try:
                         with self._segment.slot(slot) as target:
                             nbytes = await offer.source.read_into(piece, target)
+                            sums = offer.source.sums_of_payload(target[:nbytes])
+                            self._segment.put_sums(slot, sums)
                     except BaseException:
                         self._free.put_nowait(slot)
                         raise
                     self._full.add(slot)
-                    filled = messages.Filled(
-                        reading, slot, piece.layer, piece.start, piece.end, nbytes
-                    )
-                    self._wire.send(filled)
+                    self._wire.send(messages.Filled(reading, slot, *piece, nbytes, len(sums)))
 
     def _over(self, reading: int, task: asyncio.Task[None]) -> None:
         """Called when a reading has ended, whatever ended it."""
@@ -262,7 +261,7 @@ async def _prove(wire: Wire, segment: Segment) -> None:
     Raises Unusable when it is another, PeerError when the peer is gone.
     """
     geometry = segment.geometry
-    hello = messages.Hello(VERSION, geometry.slots, geometry.slot_bytes)
+    hello = messages.Hello(VERSION, geometry.slots, geometry.slot_bytes, geometry.slot_blocks)
     wire.send(hello, [segment.descriptor])
     segment.close_descriptor()
     answer, _ = await wire.receive()

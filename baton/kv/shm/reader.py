@@ -156,7 +156,8 @@ class _Link:
         piece = Piece(filled.layer, filled.start, filled.end)
         try:
             with self._segment.slot(filled.slot, filled.nbytes) as payload:
-                await sink.write(piece, payload)
+                sums = self._segment.sums(filled.slot, filled.checksums)
+                await sink.write(piece, payload, sums)
         finally:
             self._release(filled.slot)
 
@@ -188,6 +189,7 @@ class _Link:
             and filled.slot < geometry.slots
             and filled.slot not in self._full
             and 0 < filled.nbytes <= geometry.slot_bytes
+            and filled.checksums <= geometry.slot_blocks
         )
 
     def _on_lost(self, why: PeerError) -> None:
@@ -204,9 +206,8 @@ async def _map(wire: Wire) -> ReadOnlySegment:
     """The ring that the prefill side hands over. Raises Unusable, or PeerError when it is gone."""
     hello, descriptors = await wire.receive()
     try:
-        match hello:
-            case messages.Hello(version, slots, slot_bytes) if version == VERSION and descriptors:
-                return ReadOnlySegment(descriptors.pop(), Geometry(slots, slot_bytes))
+        if isinstance(hello, messages.Hello) and hello.version == VERSION and descriptors:
+            return ReadOnlySegment(descriptors.pop(), Geometry(*hello[1:]))
         raise _refused(hello)
     finally:
         for descriptor in descriptors:

@@ -1,7 +1,7 @@
 """The ring: sealed anonymous memory, written by the prefill side, read by the decode side.
 
-The first page holds the nonce, slots of equal size follow. Whoever has a mapping closes it; the
-memory goes with the last one.
+The first page holds the nonce, slots of equal size follow, then the checksums of their blocks.
+Whoever has a mapping closes it; the memory goes with the last one.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import fcntl
 import mmap
 import os
 import secrets
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
+from baton.kv.checksums import SUM_BYTES
 from baton.kv.shm import MEMORY_NAME
 from baton.kv.shm.errors import Unusable
 
@@ -33,6 +35,7 @@ class Geometry:
 
     slots: int
     slot_bytes: int
+    slot_blocks: int  #: KV blocks in a slot, at most; so many checksums have their place
 
     @classmethod
     def fit(cls, total_bytes: int, piece_bytes: int, block_bytes: int) -> Geometry:
@@ -40,22 +43,33 @@ class Geometry:
 
         ``total_bytes`` is never exceeded. Raises Unusable when not even two blocks fit.
         """
-        budget = total_bytes - mmap.PAGESIZE
-        blocks = max(1, min(piece_bytes, budget // 4) // block_bytes)
-        slots = min(budget // (blocks * block_bytes), MAX_SLOTS)
+        budget, taken = total_bytes - mmap.PAGESIZE, block_bytes + SUM_BYTES
+        blocks = max(1, min(piece_bytes // block_bytes, budget // 4 // taken))
+        slots = min(budget // (blocks * taken), MAX_SLOTS)
         if slots < 2:
             raise Unusable(f"two KV blocks of {block_bytes} bytes do not fit in {total_bytes}")
-        return cls(slots, blocks * block_bytes)
+        return cls(slots, blocks * block_bytes, blocks)
 
     @property
     def total_bytes(self) -> int:
-        return mmap.PAGESIZE + self.slots * self.slot_bytes
+        return self._first_sum + self.slots * self.slot_blocks * SUM_BYTES
 
     def offset(self, slot: int) -> int:
         """Where a slot starts. Raises ValueError for one that is not there."""
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot {slot} is none of {self.slots}")
         return mmap.PAGESIZE + slot * self.slot_bytes
+
+    def sums(self, slot: int, count: int) -> tuple[int, int]:
+        """Where the first ``count`` checksums of a slot lie. Raises ValueError for too many."""
+        if not 0 <= count <= self.slot_blocks:
+            raise ValueError(f"{count} checksums in a slot of {self.slot_blocks} blocks")
+        start = self._first_sum + slot * self.slot_blocks * SUM_BYTES
+        return start, start + count * SUM_BYTES
+
+    @property
+    def _first_sum(self) -> int:
+        return mmap.PAGESIZE + self.slots * self.slot_bytes
 
 
 class _Memory:
@@ -127,6 +141,11 @@ class Segment:
         start = self.geometry.offset(slot)
         return self._memory.lend(start, start + self.geometry.slot_bytes)
 
+    def put_sums(self, slot: int, sums: Sequence[int]) -> None:
+        """Leave the checksums of a slot's blocks. Raises ValueError for more than it has."""
+        with self._memory.lend(*self.geometry.sums(slot, len(sums))) as place:
+            struct.pack_into(f"<{len(sums)}I", place, 0, *sums)
+
     def close_descriptor(self) -> None:
         """The peer has its own by now, and the mapping stays."""
         if self.descriptor >= 0:
@@ -167,6 +186,11 @@ class ReadOnlySegment:
         start = self.geometry.offset(slot)
         return self._memory.lend(start, start + nbytes)
 
+    def sums(self, slot: int, count: int) -> Sequence[int]:
+        """The first ``count`` checksums of a slot. Raises ValueError for more than it has."""
+        with self._memory.lend(*self.geometry.sums(slot, count)) as place:
+            return struct.unpack(f"<{count}I", place)
+
     def close(self) -> None:
         self._memory.close()
 
@@ -176,7 +200,7 @@ def unavailable() -> str:
     if sys.platform != "linux":
         return f"needs Linux, this is {sys.platform}"
     try:
-        segment = Segment(Geometry(1, mmap.PAGESIZE))
+        segment = Segment(Geometry(1, mmap.PAGESIZE, 1))
         try:
             segment.reserve()
         finally:
