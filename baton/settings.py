@@ -176,6 +176,12 @@ class ReadingSettings(ModelSettings):
     kv_stripes: int = Field(
         1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
     )
+    grpc_window_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        8 * 2**20,
+        ge=2**16,
+        le=2**30,
+        description="KV that may arrive over grpc ahead of being written, bytes per stream",
+    )
 
 
 class WorkerSettings(ComputeSettings, HandoffSettings):

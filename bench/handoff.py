@@ -16,11 +16,12 @@ from baton.kv.grpc_transport import GrpcOutlet, GrpcReader
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Outlet, Reader, Sink, Source, Terms
-from baton.settings import HandoffSettings
+from baton.settings import HandoffSettings, ReadingSettings
 from baton.v1 import kv_pb2
 from bench.job import Job, Memory, Receiver, Sender, Where
 
 _SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
+_WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
 
 
 class OutletSender:
@@ -72,7 +73,7 @@ async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
 
 @asynccontextmanager
 async def grpc_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
-    connections = Connections()
+    connections = Connections(_WINDOW_BYTES)
     try:
         yield ReaderReceiver(GrpcReader(connections), memory)
     finally:

@@ -34,7 +34,7 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections, shm = Connections(), ShmReader()
+        connections, shm = Connections(settings.grpc_window_bytes), ShmReader()
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),
