@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Timings
 from baton.kv.framing import Shape
+from baton.kv.lag import Lag
 from baton.kv.transport import Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
@@ -94,24 +96,30 @@ class PrefillCall:
 
     @contextmanager
     def _offer(self, outlet: Outlet, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
-        """The sequence's KV, open to be read for the body; what is cached can be read at once."""
-        runtime = self._runtime
+        """The sequence's KV, open to be read for the body; what is cached can be read at once.
+
+        The engine hears when its reader lags behind, and lets other prompts go first.
+        """
+        runtime, hit_tokens = self._runtime, sequence.reservation.hit_tokens
+        told = partial(runtime.engine.lag, sequence.seq_id)
+        lag = Lag(shape, hit_tokens, runtime.settings.kv_lag_bytes, told)
 
         @contextmanager
         def hold() -> Iterator[None]:
             with runtime.census.call(), runtime.sequences.hold(sequence.seq_id):
                 yield
 
-        source = Source(shape, runtime.store, sequence.reservation.block_table, hold)
-        offer = outlet.open(source)
+        table = sequence.reservation.block_table
+        offer = outlet.open(Source(shape, runtime.store, table, hold, lag.taken))
 
         def layer_ready(layer: int, end: int) -> None:
+            lag.computed(layer, end)
             offer.ready(layer, end)
             self._outbox.layer_ready(layer, end)
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):
-            offer.ready(layer, sequence.reservation.hit_tokens)
+            offer.ready(layer, hit_tokens)
         try:
             yield offer
         finally:

@@ -34,6 +34,10 @@ from baton.v1 import kv_pb2, worker_pb2
 log = structlog.get_logger(__name__)
 
 
+def _uncounted(_: Piece) -> None:
+    """For a source whose reader nobody waits for."""
+
+
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""
 
@@ -53,10 +57,15 @@ class Source:
     block_table: Sequence[int]
     #: Entered around every reading; raises BatonError when the blocks are gone already.
     hold: Callable[[], AbstractContextManager[object]]
+    #: Called with every piece that is out of the pool: by ``read`` and ``read_into``, and by a
+    #: transport that takes bytes in another way. Says how far the reader is.
+    taken: Callable[[Piece], None] = _uncounted
 
     async def read(self, piece: Piece) -> Sequence[memoryview]:
         """The piece's blocks. The caller is inside ``hold``."""
-        return await finish(self.store.read(piece.layer, self._blocks(piece)))
+        views = await finish(self.store.read(piece.layer, self._blocks(piece)))
+        self.taken(piece)
+        return views
 
     async def read_into(self, piece: Piece, target: memoryview) -> int:
         """Copy the piece's blocks to the start of ``target``; returns how many bytes they are.
@@ -67,6 +76,7 @@ class Source:
         blocks = self._blocks(piece)
         nbytes = len(blocks) * self.shape.block_bytes
         await finish(self.store.read_into(piece.layer, blocks, target[:nbytes]))
+        self.taken(piece)
         return nbytes
 
     def _blocks(self, piece: Piece) -> list[int]:
