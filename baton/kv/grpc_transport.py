@@ -176,7 +176,7 @@ async def _read_stripe(
         request_serializer=kv_pb2.KvReadRequest.SerializeToString,
         response_deserializer=None,
     )
-    frames = method(request)
+    frames, lost = method(request), ""
     try:
         async for message in frames:
             head, payload = decode(message)
@@ -185,8 +185,9 @@ async def _read_stripe(
             piece = Piece(head.layer, head.start_token, head.end_token)
             await sink.write(piece, payload)
     except grpc.aio.AioRpcError as error:
-        raise PrefillLost(
-            f"reading KV from {address}: {error.code().name.lower()}: {error.details()}"
-        ) from error
+        lost = f"{error.code().name.lower()}: {error.details()}"
     finally:
         frames.cancel()
+        del frames  # see Connections
+    if lost:
+        raise PrefillLost(f"reading KV from {address}: {lost}")
