@@ -115,7 +115,8 @@ class PrefillCall:
         def layer_ready(layer: int, end: int) -> None:
             lag.computed(layer, end)
             offer.ready(layer, end)
-            self._outbox.layer_ready(layer, end)
+            if layer in (0, shape.layers - 1):
+                self._outbox.layer_ready(layer, end)
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):

@@ -1,0 +1,55 @@
+"""The host store: copies leave the interpreter to the engine's thread."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+
+import numpy as np
+import pytest
+
+from model.cache.store import HostStore
+
+BLOCKS, BLOCK_BYTES = 512, 2**17
+
+
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """Nobody is made to give the interpreter up: another thread runs only if it is let."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(100)
+    yield
+    sys.setswitchinterval(usual)
+
+
+def run_while(copy: Callable[[], Awaitable[None]]) -> int:
+    """How often another thread gets the interpreter while ``copy``, which never waits, runs."""
+    turns, over, begun = 0, False, threading.Event()
+
+    def take_turns() -> None:
+        nonlocal turns
+        begun.set()
+        while not over:
+            turns += 1
+            threading.Event().wait(1e-5)
+
+    other = threading.Thread(target=take_turns)
+    other.start()
+    begun.wait()
+    before = turns
+    with pytest.raises(StopIteration):
+        copy().__await__().__next__()
+    after, over = turns, True
+    other.join()
+    return after - before
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("direction", ["out", "in"])
+def test_others_run_while_bytes_are_copied(direction: str) -> None:
+    pool = np.ones((1, BLOCKS, BLOCK_BYTES // 2), dtype=np.float16)
+    store, data = HostStore(pool), memoryview(bytearray(BLOCKS * BLOCK_BYTES))
+    move = store.read_into if direction == "out" else store.write
+    turns = [run_while(lambda: move(0, range(BLOCKS), data)) for _ in range(5)]
+    assert max(turns) > 0
