@@ -25,7 +25,7 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections, shm = Connections(), ShmReader()
+        connections, shm = Connections(), ShmReader(pin=runtime.store.pin)
         known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm}
         readers = [known[name] for name in settings.kv_transports]
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers)

@@ -47,6 +47,8 @@ class Store(Protocol):
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None: ...
 
+    def pin(self, memory: memoryview) -> AbstractContextManager[None]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -1,4 +1,4 @@
-"""The host store: copies leave the interpreter to the engine's thread."""
+"""Bytes in and out of the pool: nobody is kept waiting who need not be."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import numpy as np
 import pytest
 
+from model.cache.cuda_store import StepWrites
 from model.cache.store import HostStore
 
 BLOCKS, BLOCK_BYTES = 512, 2**17
@@ -53,3 +54,21 @@ def test_others_run_while_bytes_are_copied(direction: str) -> None:
     move = store.read_into if direction == "out" else store.write
     turns = [run_while(lambda: move(0, range(BLOCKS), data)) for _ in range(5)]
     assert max(turns) > 0
+
+
+def test_a_read_waits_for_what_the_running_step_writes_and_for_nothing_else() -> None:
+    writes = StepWrites[str]()
+    assert writes.awaited(0, [1, 2]) is None and not writes.some
+    writes.begin([4, 5])
+    writes.mark(0, "step 1, layer 0")
+    assert writes.some
+    assert writes.awaited(0, [3, 4]) == "step 1, layer 0"
+    assert writes.awaited(0, [1, 2]) is None, "written by a step that has ended"
+    with pytest.raises(RuntimeError, match="layer 1 is read before it is computed"):
+        writes.awaited(1, [5])
+    writes.begin([6])
+    writes.mark(0, "step 2, layer 0")
+    assert writes.awaited(0, [4, 5]) is None, "not for the next chunk"
+    assert writes.awaited(0, [6]) == "step 2, layer 0"
+    writes.begin([])
+    assert not writes.some
