@@ -155,6 +155,12 @@ class HandoffSettings(ModelSettings):
         le=2**30,
         description="shared memory per pair of prefill and decode worker, bytes",
     )
+    kv_lag_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        32 * 2**20,
+        ge=0,
+        description="a prompt of which more KV than this is computed but not taken yet lets "
+        "others be computed first, bytes",
+    )
 
     @model_validator(mode="after")
     def _relay_last(self) -> Self:

@@ -20,11 +20,20 @@ async def group() -> AsyncIterator[asyncio.TaskGroup]:
     Everything else in the group is cancelled by then; what it raised while it was being
     cancelled is a consequence, not news.
     """
+    first: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
     except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        first = failures.exceptions[0]
+        failures.__traceback__ = None  # it ends in a frame that refers to the group again
+    if first is not None:
+        try:
+            # Not above: as its context the group would keep it, and all frames with what they
+            # hold, until the garbage collector comes by.
+            raise first from first.__cause__
+        finally:
+            first = None
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -99,9 +99,12 @@ class PrefillCall:
             async for event in events:
                 self._liveness.heard()
                 self._take(event)
-            self._over("the call ended before it was done")
+            why = "the call ended before it was done"
         except grpc.aio.AioRpcError as error:
-            self._over(f"{error.code().name.lower()}: {error.details()}")
+            why = f"{error.code().name.lower()}: {error.details()}"
+        finally:
+            del events  # see Connections
+        self._over(why)
 
     async def beat(self) -> None:
         """Signs of life, both ways."""
@@ -231,6 +234,7 @@ class PrefillClient:
             finally:
                 call.hang_up()
                 events.cancel()
+                del events  # see Connections
 
     async def _offers(
         self, instance_id: str, route: Route, checksums: bool

@@ -34,7 +34,8 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections, shm = Connections(settings.grpc_window_bytes), ShmReader()
+        connections = Connections(settings.grpc_window_bytes)
+        shm = ShmReader(pin=runtime.store.pin)
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Timings
 from baton.kv.framing import Shape
+from baton.kv.lag import Lag
 from baton.kv.transport import Agreement, Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
@@ -84,8 +86,13 @@ class PrefillCall:
 
     @contextmanager
     def _offer(self, agreed: Agreement, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
-        """The sequence's KV, open to be read for the body; what is cached can be read at once."""
-        runtime = self._runtime
+        """The sequence's KV, open to be read for the body; what is cached can be read at once.
+
+        The engine hears when its reader lags behind, and lets other prompts go first.
+        """
+        runtime, hit_tokens = self._runtime, sequence.reservation.hit_tokens
+        told = partial(runtime.engine.lag, sequence.seq_id)
+        lag = Lag(shape, hit_tokens, runtime.settings.kv_lag_bytes, told)
 
         @contextmanager
         def hold() -> Iterator[None]:
@@ -93,16 +100,18 @@ class PrefillCall:
                 yield
 
         table = sequence.reservation.block_table
-        source = Source(shape, runtime.store, table, hold, agreed.checksums)
+        source = Source(shape, runtime.store, table, hold, agreed.checksums, lag.taken)
         offer = agreed.outlet.open(source)
 
         def layer_ready(layer: int, end: int) -> None:
+            lag.computed(layer, end)
             offer.ready(layer, end)
-            self._outbox.layer_ready(layer, end)
+            if layer in (0, shape.layers - 1):
+                self._outbox.layer_ready(layer, end)
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):
-            offer.ready(layer, sequence.reservation.hit_tokens)
+            offer.ready(layer, hit_tokens)
         try:
             yield offer
         finally:

@@ -46,6 +46,7 @@ async def _outlets(
         runtime.identity.instance_id,
         total_bytes=runtime.settings.shm_bytes,
         block_bytes=runtime.runner.compatibility.block_bytes,
+        pin=runtime.store.pin,
     )
     known: dict[str, Outlet] = {"grpc": grpc, "relay": RelayOutlet(grpc), "shm": shm}
     names = runtime.settings.kv_transports

@@ -21,6 +21,7 @@ from baton.kv.framing import Shape
 from baton.kv.shm.messages import MAX_BYTES
 from baton.kv.shm.outlet import ShmOffer, ShmOutlet
 from baton.kv.shm.reader import ShmReader
+from baton.kv.shm.segment import unpinned
 from baton.kv.shm.wire import listen, name_of
 from baton.kv.transport import Sink, Source, Terms
 from baton.v1 import kv_pb2
@@ -65,6 +66,8 @@ class MemoryStore:
         rows = np.frombuffer(data, dtype=np.uint8).reshape(len(blocks), -1)
         async with self._copy():
             self.pool[layer, list(blocks)] = rows
+
+    pin = staticmethod(unpinned)
 
 
 class HandOff:

@@ -337,7 +337,8 @@ async def session(
             double.outgoing.put_nowait(decode_pb2.SessionRequest(heartbeat=message))
             await asyncio.sleep(BEAT["heartbeat_interval"])
 
-    async with channels.connect(decode.address, shared=False) as channel:
+    # The window: what one who does not read is sent all the same.
+    async with channels.connect(decode.address, shared=False, window=2**16) as channel:
         call = decode_pb2_grpc.DecodeServiceStub(channel).Session(requests())
         tasks = [asyncio.create_task(double.read(call)), asyncio.create_task(beat())]
         try:

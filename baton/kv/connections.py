@@ -26,6 +26,10 @@ class Connections:
     Peers are known by instance, not by address alone: a restarted worker is a new peer. Once a
     user of any channel to a peer finds it lost, new users dial afresh, and each old channel is
     closed with its last user.
+
+    A closed channel dials on until its last call object is gone (grpcio 1.85), and the traceback
+    of what broke a call would keep it for long: users drop theirs, and the error of gRPC that
+    refers to it, before they raise.
     """
 
     def __init__(self, window: int | None = None) -> None:

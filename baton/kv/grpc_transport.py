@@ -166,15 +166,16 @@ async def _read(
         request_serializer=kv_pb2.KvReadRequest.SerializeToString,
         response_deserializer=None,
     )
-    frames = method(request)
+    frames, lost = method(request), ""
     try:
         async for message in frames:
             head, payload = decode(message)
             piece = Piece(head.layer, head.start_token, head.end_token)
             await sink.write(piece, payload, head.checksums)
     except grpc.aio.AioRpcError as error:
-        raise PrefillLost(
-            f"reading KV from {address}: {error.code().name.lower()}: {error.details()}"
-        ) from error
+        lost = f"{error.code().name.lower()}: {error.details()}"
     finally:
         frames.cancel()
+        del frames  # see Connections
+    if lost:
+        raise PrefillLost(f"reading KV from {address}: {lost}")

@@ -31,6 +31,10 @@ from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
 
 
+def _uncounted(_: Piece) -> None:
+    """For a source whose reader nobody waits for."""
+
+
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""
 
@@ -39,6 +43,8 @@ class Store(Protocol):
     async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None: ...
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None: ...
+
+    def pin(self, memory: memoryview) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +57,15 @@ class Source:
     #: Entered around every reading; raises BatonError when the blocks are gone already.
     hold: Callable[[], AbstractContextManager[object]]
     checksums: bool = False  #: as agreed: every block travels with its CRC-32C
+    #: Called with every piece that is out of the pool: by ``read`` and ``read_into``, and by a
+    #: transport that takes bytes in another way. Says how far the reader is.
+    taken: Callable[[Piece], None] = _uncounted
 
     async def read(self, piece: Piece) -> Sequence[memoryview]:
         """The piece's blocks. The caller is inside ``hold``."""
-        return await finish(self.store.read(piece.layer, self._blocks(piece)))
+        views = await finish(self.store.read(piece.layer, self._blocks(piece)))
+        self.taken(piece)
+        return views
 
     async def read_into(self, piece: Piece, target: memoryview) -> int:
         """Copy the piece's blocks to the start of ``target``; returns how many bytes they are.
@@ -65,6 +76,7 @@ class Source:
         blocks = self._blocks(piece)
         nbytes = len(blocks) * self.shape.block_bytes
         await finish(self.store.read_into(piece.layer, blocks, target[:nbytes]))
+        self.taken(piece)
         return nbytes
 
     def sums_of_blocks(self, blocks: Iterable[memoryview]) -> list[int]:

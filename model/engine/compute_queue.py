@@ -15,6 +15,12 @@ class ComputeQueue:
     """Sequences by rank, first come, first served within it. Written by the scheduler alone.
 
     Beside decodes, prompts get what ``local_prefill_share`` allows; without, the whole step.
+
+    A prompt whose KV is read too slowly (``lag``) comes after all others, by rank among its
+    like, until its reader has caught up. It gets what they leave of a step, all of it if there
+    are none: its first token never waits for its KV while nobody else wants to compute. It needs
+    no ageing: what it waits for is its own reader, who catches up while nothing more is computed
+    and does not depend on who goes first; one who takes nothing at all ends with the call.
     """
 
     def __init__(
@@ -30,8 +36,14 @@ class ComputeQueue:
         return len(self._waiting)
 
     def add(self, seq: Sequence) -> None:
-        insort(self._waiting, seq, key=lambda s: s.rank)
+        self._insert(seq)
         self.tokens += seq.missing
+
+    def lag(self, seq: Sequence, behind: bool) -> None:
+        """Move a waiting sequence behind the others, or back to its place among them."""
+        self._waiting.remove(seq)
+        seq.lagging = behind
+        self._insert(seq)
 
     def computed(self, tokens: int) -> None:
         """So many tokens are missing no more."""
@@ -62,6 +74,9 @@ class ComputeQueue:
         if missing == self.tokens:
             return []
         return [f"{missing} tokens wait for compute, but {self.tokens} are counted"]
+
+    def _insert(self, seq: Sequence) -> None:
+        insort(self._waiting, seq, key=lambda s: (s.lagging, s.rank))
 
     def _budget(self, decodes: int) -> int:
         """Prompt tokens for a step beside so many decodes."""

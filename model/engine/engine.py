@@ -146,6 +146,13 @@ class Engine:
             self._scheduler.unhold(hold)
             self._wake()
 
+    def lag(self, seq_id: int, behind: bool) -> None:
+        """The reader of a ``keep`` sequence's KV is behind, or has caught up: from the next step
+        on its prompt goes after the others, or in its turn again. What is computed, and how
+        much, does not depend on it, so nobody has to be woken."""
+        with self._lock:
+            self._scheduler.lag(seq_id, behind)
+
     def drain(self, error: BatonError | None = None) -> int:
         """Refuse new sequences. With ``error``, end the live ones with it, SequenceFailed for
         each, so that the one recovery path moves them; sequences that only wait to be handed

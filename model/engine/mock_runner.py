@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -103,6 +104,10 @@ class MockStore:
             raise ValueError(f"{data.nbytes} bytes for {len(blocks)} blocks of {expected} in all")
         source = np.frombuffer(data, dtype=np.uint8).reshape(len(blocks), self.block_bytes)
         self.pool[layer, list(blocks)] = source
+
+    def pin(self, memory: memoryview) -> AbstractContextManager[None]:
+        """No device copies to or from it."""
+        return nullcontext()
 
 
 class MockRunner:

@@ -7,6 +7,7 @@ without torch). Everything above this line knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from baton.identity import CompatibilityClass
@@ -43,6 +44,14 @@ class BlockStore(Protocol):
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
         """Write ``len(blocks) * block_bytes`` bytes. Raises ValueError on any other length."""
+        ...
+
+    def pin(self, memory: memoryview) -> AbstractContextManager[None]:
+        """Let a device copy to and from ``memory`` directly, for the body, where it can.
+
+        Entering takes milliseconds, so not on the event loop. Leaving does not wait: copies under
+        way end first, and ``memory`` is kept for as long.
+        """
         ...
 
 

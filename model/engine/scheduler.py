@@ -164,6 +164,12 @@ class Scheduler:
         if self._holds.pop(hold.hold_id, None) is not None:
             self._pool.unhold(hold.blocks)
 
+    def lag(self, seq_id: int, behind: bool) -> None:
+        """The reader of a sequence's KV is behind, or has caught up: see ``ComputeQueue``."""
+        seq = self._live.get(seq_id)
+        if seq is not None and seq.phase is Phase.PREFILLING:
+            self._queue.lag(seq, behind)
+
     def end_all(self, error: BatonError) -> int:
         """End every sequence that is not KEPT with ``error``; how many there were. A kept one
         needs no more compute, and its hand-off may finish."""

@@ -105,6 +105,7 @@ class Sequence:
     generated_ids: list[int] = field(init=False)
     sample: Sample = field(init=False)  #: made once: it refers to the lists above
     room: int = field(init=False)  #: tokens that ``blocks`` can take
+    lagging: bool = False  #: what is computed of it is read too slowly: others go first
     started_s: float | None = None  #: when its first step was planned
     prefill_s: float = 0.0
     decode_base_s: float = 0.0  #: the engine's compute total when it began to decode

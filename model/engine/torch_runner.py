@@ -24,8 +24,9 @@ from baton.errors import (
     KvOverflow,
 )
 from baton.identity import CompatibilityClass
+from model.cache.cuda_store import CudaStore
 from model.cache.pool import FP16_LIMIT, KvPool
-from model.cache.store import CudaStore, HostStore
+from model.cache.store import HostStore
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.attention import Attention, PlainAttention, Span
@@ -145,6 +146,8 @@ class TorchRunner:
         tokens: dict[int, int] = {}
         if slices:
             step = self._pack(slices)
+            if isinstance(self._store, CudaStore):
+                self._store.begin_step(self._exported(slices))
             hidden, peaks = self._forward(step, on_layer)
             errors |= _overflows(slices, step.spans, peaks)
             asking = [
@@ -171,6 +174,12 @@ class TorchRunner:
             bad = next(token for token in piece.token_ids if not 0 <= token < vocab)
             return InvalidRequest(f"token id {bad} is outside the vocabulary 0 .. {vocab - 1}")
         return None
+
+    def _exported(self, slices: Sequence[Slice]) -> set[int]:
+        """The blocks written for sequences whose KV is handed over while it is computed."""
+        size = self._pool.block_size
+        tables = (s.block_table[s.start // size : -(-s.end // size)] for s in slices if s.export)
+        return {block for table in tables for block in table}
 
     def _pack(self, slices: Sequence[Slice]) -> _Step:
         token_ids, positions, blocks, spans, first = [], [], [], [], 0

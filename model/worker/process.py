@@ -86,7 +86,8 @@ async def _live(settings: WorkerSettings, role: Role) -> int:
         log.info("stopped", handed_back=handed_back)
         return status
     finally:
-        await server.stop(0)
+        # Not at once: gRPC writes a traceback for a health probe that the end of the loop cancels.
+        await server.stop(_LAST_WORDS)
 
 
 @asynccontextmanager

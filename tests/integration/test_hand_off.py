@@ -7,12 +7,14 @@ or misplaced changes the tokens.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from baton.cli import ports
 from baton.errors import (
     DeadlineExceeded,
     HandoffFailed,
@@ -360,6 +362,49 @@ async def test_a_prefill_worker_that_is_not_there() -> None:
         error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
         assert isinstance(error, PrefillLost)
         assert c.prefill[0].address in error.message
+
+
+async def dials(address: str) -> int:
+    """How often somebody connects to ``address``, where nobody listened so far, in two seconds."""
+    count = 0
+
+    def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        writer.close()
+
+    host, port = address.split(":")
+    async with await asyncio.start_server(connected, host, int(port)):
+        await asyncio.sleep(2)
+    return count
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, as between two of its runs."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_a_lost_prefill_worker_is_not_dialled_again() -> None:
+    async with cluster() as c, session(c.decode[0]) as s:
+        await c.prefill[0].kill()
+        for i in range(2):
+            asked = generation(prompt(20), request_id=str(i))
+            assert isinstance(await s.submit(asked, c.prefill[0]).failed(), PrefillLost)
+        assert await dials(c.prefill[0].address) == 0
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_a_lost_kv_service_is_not_dialled_again() -> None:
+    address = f"127.0.0.1:{next(ports.free('127.0.0.1'))}"
+    async with cluster(kv_address=address) as c, session(c.decode[0]) as s:
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, PrefillLost) and f"reading KV from {address}" in error.message
+        assert await dials(address) == 0
 
 
 async def test_another_instance_at_the_address() -> None:

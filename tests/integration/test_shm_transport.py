@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -19,6 +21,7 @@ from baton.kv.shm.segment import Geometry, Segment
 from baton.kv.shm.wire import listen, name_of
 from tests.shm import (
     BLOCK,
+    BLOCK_BYTES,
     RING_BYTES,
     Data,
     HandOff,
@@ -101,6 +104,29 @@ async def test_the_link_is_kept_and_is_one() -> None:
             await here.read(terms(ID, offer.token), hand_off.sink)
             assert hand_off.arrived
         assert descriptors() == held
+
+
+async def test_both_ends_pin_their_memory_while_the_link_lasts() -> None:
+    pinned: list[tuple[int, bool]] = []
+
+    @contextmanager
+    def pin(memory: memoryview) -> Iterator[None]:
+        assert threading.current_thread() is not threading.main_thread(), "it takes long"
+        pinned.append(of := (memory.nbytes, memory.readonly))
+        yield
+        pinned.remove(of)
+
+    hand_off = HandOff(100)
+    there = ShmOutlet(ID, total_bytes=RING_BYTES, block_bytes=BLOCK_BYTES, pin=pin)
+    here = ShmReader(pin=pin)
+    there.start()
+    offer = there.open(hand_off.source)
+    hand_off.compute(offer)
+    await here.read(terms(ID, offer.token), hand_off.sink)
+    assert sorted(pinned) == [(RING_BYTES, False), (RING_BYTES, True)]
+    await here.close()
+    await there.close()
+    assert hand_off.arrived and not pinned
 
 
 # -- tokens ----------------------------------------------------------------------------------

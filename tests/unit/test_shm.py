@@ -9,6 +9,8 @@ import mmap
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import given
@@ -47,6 +49,7 @@ def test_what_is_filled_can_be_read_and_nothing_stays_open() -> None:
     mine = Segment(GEOMETRY)
     mine.reserve()
     theirs = ReadOnlySegment(os.dup(mine.descriptor), GEOMETRY)
+    theirs.map()
     mine.close_descriptor()
     assert theirs.nonce == mine.nonce
     data = os.urandom(1000)
@@ -99,16 +102,52 @@ def test_memory_that_is_not_sealed_or_of_another_size_is_refused() -> None:
     bare = os.memfd_create("other", os.MFD_ALLOW_SEALING)
     os.ftruncate(bare, size)
     with pytest.raises(Unusable, match="seals"):
-        ReadOnlySegment(bare, GEOMETRY)
+        ReadOnlySegment(bare, GEOMETRY).map()
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
         with pytest.raises(Unusable):
-            ReadOnlySegment(os.dup(file.fileno()), GEOMETRY)
+            ReadOnlySegment(os.dup(file.fileno()), GEOMETRY).map()
     segment = Segment(GEOMETRY)
     segment.reserve()
     with pytest.raises(Unusable, match="bytes"):
-        ReadOnlySegment(os.dup(segment.descriptor), Geometry(5, 1000, 2))
+        ReadOnlySegment(os.dup(segment.descriptor), Geometry(5, 1000, 2)).map()
     segment.close()
+    assert descriptors() == before
+
+
+def test_memory_that_was_never_mapped_leaves_nothing_open() -> None:
+    before = descriptors()
+    segment = Segment(GEOMETRY)
+    segment.reserve()
+    theirs = ReadOnlySegment(os.dup(segment.descriptor), GEOMETRY)
+    theirs.close()
+    segment.close()
+    assert descriptors() == before
+
+
+def test_memory_is_unpinned_before_it_is_unmapped() -> None:
+    held: list[memoryview] = []
+
+    @contextmanager
+    def pin(memory: memoryview) -> Iterator[None]:
+        held.append(memory)  # as a device that lets go later than it is told to
+        yield
+        with pytest.raises(ValueError, match="closed"), mine.slot(0):
+            pass
+        held.append(memory)
+
+    before = descriptors()
+    mine = Segment(GEOMETRY, pin)
+    mine.reserve()
+    with mine.slot(0) as slot:
+        slot[:] = bytes(range(250)) * 4
+    mine.close()
+    whole, again = held
+    assert whole is again and whole.nbytes == GEOMETRY.total_bytes
+    assert whole[GEOMETRY.offset(0)] == 0 and whole[GEOMETRY.offset(0) + 249] == 249
+    assert descriptors() != before, "the mapping stays for as long as the device has it"
+    del whole, again
+    held.clear()
     assert descriptors() == before
 
 

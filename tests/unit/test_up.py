@@ -77,6 +77,23 @@ def test_our_environment_is_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worker.num_blocks == 32
 
 
+@pytest.mark.parametrize(
+    ("threads", "users", "expected"),
+    [(1, None, None), (2, None, "PASSIVE"), (2, "ACTIVE", "ACTIVE")],
+)
+def test_threads_of_a_worker_wait_asleep(
+    threads: int, users: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if users:
+        monkeypatch.setenv("OMP_WAIT_POLICY", users)
+    specs = planned("--threads", str(threads))
+    assert specs["p0"].environment["OMP_NUM_THREADS"] == str(threads)
+    for name in ("p0", "d0"):
+        assert specs[name].environment.get("OMP_WAIT_POLICY") == expected
+    assert specs["gateway"].environment.get("OMP_WAIT_POLICY") == users
+
+
 def test_devices_are_dealt_round_robin() -> None:
     specs = planned("--prefill", "2", "--decode", "1", "--device", "cuda:0,cuda:1")
     devices = {name: told(spec).device for name, spec in specs.items() if name != "gateway"}  # type: ignore[union-attr]

@@ -25,9 +25,10 @@ reading they belong to, so no hand-off can hold up another for good.
 **Ownership.** The ring is anonymous memory (memfd) without a name: P writes, D can only read it
 (the seals forbid any other writable mapping, and any change of size), its pages are reserved
 before the first use, and the kernel frees them when both ends have let go, by closing or by
-dying. A link lives as long as its socket. Either end closes it when the other is gone; nothing
-else ends it, no time-out. Readings are owned by their Prefill call: P's end of the call closes
-the offer, D's cancels the read.
+dying. Each end pins it for its device, where it has one that can (``Store.pin``). A link lives as
+long as its socket. Either end closes it when the other is gone; nothing else ends it, no
+time-out. Readings are owned by their Prefill call: P's end of the call closes the offer, D's
+cancels the read.
 
 **The same host is proved before the Prefill call**: D dials P by its instance id, and only a link
 that is proven is offered as ``shm`` in PrefillStart. Otherwise the offer names the reason, P

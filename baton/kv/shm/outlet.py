@@ -17,7 +17,7 @@ from baton.kv.progress import Progress
 from baton.kv.shm import NAME, VERSION, messages
 from baton.kv.shm.errors import Unusable
 from baton.kv.shm.messages import Message
-from baton.kv.shm.segment import Geometry, Segment, unavailable
+from baton.kv.shm.segment import Geometry, Pin, Segment, unavailable, unpinned
 from baton.kv.shm.wire import PATIENCE, Wire, listen, name_of
 from baton.kv.transport import Source
 from baton.tasks import finish
@@ -58,12 +58,15 @@ class ShmOutlet:
 
     name, version = NAME, VERSION
 
-    def __init__(self, instance_id: str, *, total_bytes: int, block_bytes: int) -> None:
+    def __init__(
+        self, instance_id: str, *, total_bytes: int, block_bytes: int, pin: Pin = unpinned
+    ) -> None:
         """``total_bytes``: of shared memory per decode worker; ``block_bytes``: of a layer's KV
-        block."""
+        block; ``pin``: of the store whose blocks are offered."""
         self.unavailable = "not started"
         self._instance_id = instance_id
         self._sizes = (total_bytes, PIECE_BYTES, block_bytes)
+        self._pin = pin
         self._geometry = Geometry(0, 0, 0)
         self._listener: socket.socket | None = None
         self._offers: dict[bytes, ShmOffer] = {}
@@ -138,7 +141,7 @@ class ShmOutlet:
             undo.callback(wire.close)
             try:
                 wire.require_same_user()
-                segment = Segment(self._geometry)
+                segment = Segment(self._geometry, self._pin)
                 undo.callback(segment.close)
                 await finish(asyncio.to_thread(segment.reserve))
                 async with asyncio.timeout(PATIENCE):

@@ -15,9 +15,10 @@ from baton.kv.framing import Piece
 from baton.kv.shm import NAME, VERSION, messages
 from baton.kv.shm.errors import Unusable
 from baton.kv.shm.messages import Ended, Filled, Message
-from baton.kv.shm.segment import Geometry, ReadOnlySegment, unavailable
+from baton.kv.shm.segment import Geometry, Pin, ReadOnlySegment, unavailable, unpinned
 from baton.kv.shm.wire import PATIENCE, Wire, connect, name_of
 from baton.kv.transport import Sink, Terms
+from baton.tasks import finish
 from baton.v1 import kv_pb2
 
 log = structlog.get_logger(__name__)
@@ -30,10 +31,11 @@ class ShmReader:
 
     name, version = NAME, VERSION
 
-    def __init__(self, locate: Callable[[str], str] = name_of) -> None:
-        """``locate``: the socket of a prefill instance."""
+    def __init__(self, locate: Callable[[str], str] = name_of, *, pin: Pin = unpinned) -> None:
+        """``locate``: the socket of a prefill instance; ``pin``: of the store that is filled."""
         self.unavailable = unavailable()
         self._locate = locate
+        self._pin = pin
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, asyncio.Task[_Link]] = {}
         self._struck: dict[str, str] = {}  # instances that broke the protocol, and how
@@ -86,8 +88,9 @@ class ShmReader:
             try:
                 wire.require_same_user()
                 async with asyncio.timeout(PATIENCE):
-                    segment = await _map(wire)
+                    segment = await _receive(wire, self._pin)
                     undo.callback(segment.close)
+                    await finish(asyncio.to_thread(segment.map))
                     await _be_proven(wire, segment)
             except TimeoutError:
                 raise Unusable(f"it did not answer within {PATIENCE:g} s") from None
@@ -202,12 +205,12 @@ class _Link:
         self._lost(why)
 
 
-async def _map(wire: Wire) -> ReadOnlySegment:
+async def _receive(wire: Wire, pin: Pin) -> ReadOnlySegment:
     """The ring that the prefill side hands over. Raises Unusable, or PeerError when it is gone."""
     hello, descriptors = await wire.receive()
     try:
         if isinstance(hello, messages.Hello) and hello.version == VERSION and descriptors:
-            return ReadOnlySegment(descriptors.pop(), Geometry(*hello[1:]))
+            return ReadOnlySegment(descriptors.pop(), Geometry(*hello[1:]), pin)
         raise _refused(hello)
     finally:
         for descriptor in descriptors:

@@ -12,9 +12,10 @@ import os
 import secrets
 import struct
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from baton.kv.checksums import SUM_BYTES
 from baton.kv.shm import MEMORY_NAME
@@ -27,6 +28,14 @@ MAX_SLOTS = 64
 #: no writable mapping but the first (Linux 5.1). Numbers, as Python has no name for the last.
 _F_SEAL_SHRINK, _F_SEAL_GROW, _F_SEAL_FUTURE_WRITE = 0x02, 0x04, 0x10
 _SEALS = _F_SEAL_SHRINK | _F_SEAL_GROW | _F_SEAL_FUTURE_WRITE
+
+#: Lets a device copy to and from memory directly while the context is open: see ``Store.pin``.
+Pin: TypeAlias = Callable[[memoryview], AbstractContextManager[None]]
+
+
+def unpinned(_: memoryview) -> AbstractContextManager[None]:
+    """For memory that only processors touch."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +84,15 @@ class Geometry:
 class _Memory:
     """A mapping, until it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, pin: Pin) -> None:
+        self._pin = pin
+        self._pinned = ExitStack()
         self._mapping: mmap.mmap | None = None
 
     def hold(self, mapping: mmap.mmap) -> None:
+        """Take the mapping over, and pin it. Blocks while that lasts."""
         self._mapping = mapping
+        self._pinned.enter_context(self._pin(memoryview(mapping)))
 
     @contextmanager
     def lend(self, start: int, end: int) -> Iterator[memoryview]:
@@ -98,8 +111,9 @@ class _Memory:
                 view.release()
 
     def close(self) -> None:
-        """Unmap it: now, or as soon as what is lent comes back."""
+        """Unmap it: now, or as soon as what is lent comes back and it is not pinned any more."""
         mapping, self._mapping = self._mapping, None
+        self._pinned.close()
         if mapping is not None:
             with suppress(BufferError):  # the views that are out hold the last references
                 mapping.close()
@@ -108,7 +122,7 @@ class _Memory:
 class Segment:
     """The prefill side's end: creates the memory and writes to it. ``reserve`` it before use."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, pin: Pin = unpinned) -> None:
         """Raises Unusable where there is no such memory."""
         self.geometry = geometry
         self.nonce = secrets.token_bytes(NONCE_BYTES)
@@ -116,7 +130,7 @@ class Segment:
             self.descriptor = os.memfd_create(MEMORY_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         except (OSError, AttributeError) as error:
             raise Unusable(f"no anonymous memory: {error}") from error
-        self._memory = _Memory()
+        self._memory = _Memory(pin)
 
     def reserve(self) -> None:
         """Take every page now, as later there would be a SIGBUS; map them and seal the memory.
@@ -158,20 +172,28 @@ class Segment:
 
 
 class ReadOnlySegment:
-    """The decode side's end: maps what arrived, and can only read it."""
+    """The decode side's end: can only read what arrived. ``map`` it before use."""
 
-    def __init__(self, descriptor: int, geometry: Geometry) -> None:
-        """Takes ``descriptor`` over. Raises Unusable unless it is what the peer says, sealed."""
+    def __init__(self, descriptor: int, geometry: Geometry, pin: Pin = unpinned) -> None:
+        """Takes ``descriptor`` over."""
         self.geometry = geometry
-        self._memory = _Memory()
-        size, flags = geometry.total_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE
+        self._descriptor = descriptor
+        self._memory = _Memory(pin)
+
+    def map(self) -> None:
+        """Map it, once. Raises Unusable unless it is what the peer says, sealed.
+
+        Takes milliseconds, so not on the event loop.
+        """
+        size, flags = self.geometry.total_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE
         try:
-            _require_sealed(descriptor, size)
-            self._memory.hold(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
+            _require_sealed(self._descriptor, size)
+            mapping = mmap.mmap(self._descriptor, size, flags=flags, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise Unusable(f"the descriptor that came cannot be mapped: {error}") from error
         finally:
-            os.close(descriptor)
+            self._close_descriptor()
+        self._memory.hold(mapping)
 
     @property
     def nonce(self) -> bytes:
@@ -192,7 +214,13 @@ class ReadOnlySegment:
             return struct.unpack(f"<{count}I", place)
 
     def close(self) -> None:
+        self._close_descriptor()
         self._memory.close()
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def unavailable() -> str:
