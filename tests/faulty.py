@@ -7,6 +7,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 from baton.kv.framing import Piece
@@ -131,24 +132,32 @@ class LateRunner(MockRunner):
 
 
 async def canary(worker: Worker, barrier: asyncio.Barrier) -> None:
-    """Reuse every block that may be, as soon as no sequence lives there, and look after them.
+    """Reuse every block as soon as that may be, and see that nothing lands in it any more.
 
-    What they hold must stay until, after ``barrier``, no byte is on the move there any more.
-    The worker has a ``LateStore``.
+    Begins when no sequence lives there, passes ``barrier`` with the first blocks, and ends when
+    all is quiet. The worker has a ``LateStore``.
     """
-    engine, store = worker.runtime.engine, worker.runtime.store
+    engine, store, mine = worker.runtime.engine, worker.runtime.store, list[int]()
     assert isinstance(store, LateStore)
+
+    def take(stack: ExitStack, free: int) -> None:
+        """So many blocks, by a sequence that waits for KV which nobody sends."""
+        ids = [random.randrange(VOCAB) for _ in range(min(free * BLOCK, CONTEXT - BLOCK))]
+        asked = generation(ids, request_id="canary", max_tokens=1)
+        sequence = stack.enter_context(worker.runtime.sequence(asked, receive=True))
+        table = list(sequence.reservation.block_table)
+        assert not [b for b in table if store.moving[b]], "reused while a copy is under way"
+        store.pool[:, table] = _PATTERN
+        mine.extend(table)
+
     async with asyncio.timeout(30.0):
         while (load := engine.load()).running or load.waiting:
-            await asyncio.sleep(0.0005)
-        tokens = min((load.blocks.free + load.blocks.cached) * BLOCK, CONTEXT - BLOCK)
-        ids = [random.randrange(VOCAB) for _ in range(tokens)]
-        asked = generation(ids, request_id="canary", max_tokens=1)
-        with worker.runtime.sequence(asked, receive=True) as sequence:
-            table = list(sequence.reservation.block_table)
-            assert not [b for b in table if store.moving[b]], "reused while a copy is under way"
-            store.pool[:, table] = _PATTERN
-            await barrier.wait()
-            while store.moving.total() or engine.load().blocks.quarantined:
-                await asyncio.sleep(0.002)
-            assert (store.pool[:, table] == _PATTERN).all(), "bytes landed in reused blocks"
+            await asyncio.sleep(0)
+        passing = asyncio.ensure_future(barrier.wait())
+        with ExitStack() as stack:
+            while not passing.done() or store.moving.total() or load.blocks.quarantined:
+                if free := load.blocks.free + load.blocks.cached:
+                    take(stack, free)
+                await asyncio.sleep(0.0005)
+                load = engine.load()
+            assert (store.pool[:, mine] == _PATTERN).all(), "bytes landed in reused blocks"

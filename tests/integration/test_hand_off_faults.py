@@ -226,7 +226,7 @@ async def strike(
     rng: random.Random,
 ) -> None:
     """Let the fault happen at some moment. What lasts does so until ``lasting`` is closed."""
-    await stand.progress(1 if stand.tampering else rng.randrange(1, 12), streams)
+    await stand.progress(rng.randrange(1, 6), streams)
     if stand.tampering:
         return
     match kind, stand.line:
