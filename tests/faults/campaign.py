@@ -81,7 +81,7 @@ class Tally:
     log: list[str] = field(default_factory=list)  #: each fault with its time and victim
     streams: int = 0
     refused: int = 0  #: at admission, as no worker was there
-    longest_gap: float = 0.0  #: seconds without anything new, of any stream
+    longest_gap: tuple[float, str] = (0.0, "")  #: seconds without news, and when that ended
     longest_stream: float = 0.0  #: seconds
     began: float = field(default_factory=time.monotonic)
 
@@ -170,7 +170,8 @@ class Campaign:
         answer, last = client.Answer(), time.monotonic()
         async for current in client.stream(http, case.body):
             answer, now = current, time.monotonic()
-            self.tally.longest_gap = max(self.tally.longest_gap, now - last)
+            if now - last > self.tally.longest_gap[0]:
+                self.tally.longest_gap = now - last, time.strftime("%H:%M:%S")
             last = now
         return answer
 

@@ -94,13 +94,13 @@ async def test_campaign(transport: str, tmp_path: Path) -> None:
 
 def summary(transport: str, running: Fleet, tally: Tally) -> str:
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(tally.faults.items()))
-    journal = running.journal
+    journal, (gap, when) = running.journal, tally.longest_gap
     return "\n".join(
         [
             *tally.log[-10:],
             f"{transport}: SEED={SEED}, {tally.faults.total()} faults: {kinds}",
             f"  {tally.streams} streams exact, {tally.refused} refused at first; the longest took "
-            f"{tally.longest_stream:.1f} s, the longest gap in one was {tally.longest_gap:.1f} s",
+            f"{tally.longest_stream:.1f} s; the longest gap in one was {gap:.1f} s, until {when}",
             f"  {journal.deaths} restarts; pairs over {dict(Counter(journal.transports))}",
         ]
     )

@@ -61,7 +61,8 @@ WORKERS = ("kill prefill", "kill decode", "preempt prefill", "preempt decode", "
 BLOCKS = (DROP, DUPLICATE, REORDER, TRUNCATE, *([CORRUPT] if CHECKSUMS else []))
 LINES = ("cut", "slow", "stall", "cancel stalled")
 #: What can be done to whom: to the workers and to blocks between transport and pool for all, to
-#: the line and the messages on it where there is one that a test can stand in.
+#: the line and the messages on it where there is one that a test can stand in. A transport
+#: without is [*WORKERS, *BLOCKS].
 KINDS: dict[str, list[str]] = {
     "grpc": [*WORKERS, *BLOCKS, *LINES, *(f"{kind} message" for kind in BLOCKS)],
     "shm": [*WORKERS, *BLOCKS, *LINES, *(f"{kind} message" for kind in (*BLOCKS[:4], CORRUPT))],
@@ -229,6 +230,7 @@ async def strike(
     await stand.progress(rng.randrange(1, 6), streams)
     if stand.tampering:
         return
+    assert stand.line is None or stand.line.connections, "KV went another way"
     match kind, stand.line:
         case "kill prefill", _:
             await stand.workers.prefill[0].kill()
