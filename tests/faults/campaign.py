@@ -78,16 +78,15 @@ class Tally:
     """What happened."""
 
     faults: Counter[str] = field(default_factory=Counter)
-    log: list[str] = field(default_factory=list)  #: each fault with its time and victim
+    log: list[str] = field(default_factory=list)  #: each fault, once over, with its victim
     streams: int = 0
     refused: int = 0  #: at admission, as no worker was there
     longest_gap: tuple[float, str] = (0.0, "")  #: seconds without news, and when that ended
     longest_stream: float = 0.0  #: seconds
-    began: float = field(default_factory=time.monotonic)
 
     def struck(self, kind: str, victim: str) -> None:
         self.faults[kind] += 1
-        self.log.append(f"{time.monotonic() - self.began:7.1f} s  {kind}: {victim}")
+        self.log.append(f"{time.strftime('%H:%M:%S')} {kind}: {victim}")
 
 
 def _refused(answer: client.Answer) -> bool:
@@ -197,6 +196,7 @@ class Campaign:
     async def _strike(self, drawn: tuple[str, Process]) -> None:
         """Let it happen, and to the end; what finds nothing to hit yet waits until it does."""
         kind, victim = drawn
+        self._fleet.journal.log("fault", f"{kind}: {victim.name}")
         seconds = self._rng.uniform(0.5, 6.0)
         what, _, whom = kind.partition(" ")
         if what == "kill":
@@ -216,6 +216,7 @@ class Campaign:
         else:
             await self._tamper(self._fleet.lines[victim.name], what)
         self.tally.struck(kind, victim.name)
+        self._fleet.journal.log("fault", f"over: {kind}: {victim.name}")
 
     async def _cut(self, name: str, whom: str) -> int:
         """Connections that were open, and are not any more."""
