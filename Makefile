@@ -12,7 +12,7 @@ PORT ?= 8000
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format protos train-demo clean
+.PHONY: help demo test test-slow test-faults check format protos train-demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,10 @@ test: $(VENV)/.dev ## run the tests
 
 test-slow: $(VENV)/.dev ## run the long matrices too
 	$(BIN)/python -m pytest
+
+# make test-faults FAULTS=30 SEED=7 ARGS="-k shm"
+test-faults: $(VENV)/.dev ## 100 random faults per KV transport, against real processes
+	$(BIN)/python -m pytest tests/faults -m slow -s $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, who imports whom, stale stubs
 	$(BIN)/ruff check .

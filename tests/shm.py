@@ -7,7 +7,6 @@ prints the token of an offer of which the second half is never computed.
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -18,21 +17,17 @@ import numpy.typing as npt
 
 from baton.kv.checksums import SUM_BYTES
 from baton.kv.framing import Shape
-from baton.kv.shm.messages import MAX_BYTES
 from baton.kv.shm.outlet import ShmOffer, ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.shm.segment import unpinned
-from baton.kv.shm.wire import listen, name_of
+from baton.kv.shm.wire import name_of
 from baton.kv.transport import Sink, Source, Terms
 from baton.v1 import kv_pb2
+from tests.lines import Data, ShmLine, Tamper, passing
 
 LAYERS, BLOCK, BLOCK_BYTES = 3, 4, 512
 #: A page, and four slots of two blocks with their checksums.
 RING_BYTES = 4096 + 4 * 2 * (BLOCK_BYTES + SUM_BYTES)
-
-Data = tuple[bytes, list[int]]
-#: What becomes of one message and its descriptors: nothing, one or several in its place.
-Tamper = Callable[[int, Data], list[Data]]
 
 
 class MemoryStore:
@@ -145,58 +140,14 @@ def memories() -> int:
     return sum(1 for link in descriptors() if link.startswith("/memfd:baton-kv"))
 
 
-def passing(_: int, data: Data) -> list[Data]:
-    return [data]
-
-
 @asynccontextmanager
 async def between(
-    instance_id: str, *, down: Tamper = passing, up: Tamper = passing
+    instance_id: str, *, down: Tamper[Data] = passing, up: Tamper[Data] = passing
 ) -> AsyncIterator[Callable[[str], str]]:
-    """Stands between a reader and the outlet of ``instance_id``; yields the reader's ``locate``.
-
-    ``down`` gets each message of the prefill side with its number from 0, ``up`` the others.
-    """
-    loop = asyncio.get_running_loop()
+    """Stands between a reader and the outlet of ``instance_id``; yields the reader's ``locate``."""
     name = name_of(f"between-{instance_id}")
-    listener = listen(name)
-    open_sockets: set[socket.socket] = set()
-
-    def cut(*ends: socket.socket) -> None:
-        for end in ends:
-            if end in open_sockets:
-                open_sockets.remove(end)
-                loop.remove_reader(end)
-                end.close()
-
-    def accept() -> None:
-        here, _ = listener.accept()
-        there = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        there.connect(name_of(instance_id))
-        open_sockets.update((here, there))
-        for source, target, tamper in ((here, there, up), (there, here, down)):
-            source.setblocking(False)
-            loop.add_reader(source, pass_on, source, target, tamper, iter(range(2**32)))
-
-    def pass_on(
-        source: socket.socket, target: socket.socket, tamper: Tamper, numbers: Iterator[int]
-    ) -> None:
-        data, descriptors, _, _ = socket.recv_fds(source, MAX_BYTES + 1, 1)
-        if not data:
-            cut(source, target)
-            return
-        for message, passed in tamper(next(numbers), (data, descriptors)):
-            socket.send_fds(target, [message], passed)
-        for descriptor in descriptors:
-            socket.close(descriptor)
-
-    loop.add_reader(listener, accept)
-    try:
+    async with ShmLine(name, name_of(instance_id), down=down, up=up).open():
         yield lambda _: name
-    finally:
-        loop.remove_reader(listener)
-        listener.close()
-        cut(*open_sockets)
 
 
 async def _serve(instance_id: str, tokens: int) -> None:

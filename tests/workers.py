@@ -116,6 +116,7 @@ async def cluster(
     layout: CompatibilityClass = LAYOUT,
     cost: CostModel | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    make_runner: Callable[..., MockRunner] = MockRunner,
     kv_address: str = "",
     max_running: int = 16,
     chunk_tokens: int = 16,
@@ -125,7 +126,7 @@ async def cluster(
     census = Census()
 
     async def start(stack: AsyncExitStack, settings: WorkerSettings, role: Role) -> Worker:
-        runner = MockRunner(layout, num_blocks, cost=cost, sleep=sleep)
+        runner = make_runner(layout, num_blocks, cost=cost, sleep=sleep)
         limits = SchedulerSettings(
             block_size=layout.block_size,
             max_model_len=CONTEXT,

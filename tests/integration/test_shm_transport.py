@@ -19,11 +19,11 @@ from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.shm.segment import Geometry, Segment
 from baton.kv.shm.wire import listen, name_of
+from tests.lines import Data
 from tests.shm import (
     BLOCK,
     BLOCK_BYTES,
     RING_BYTES,
-    Data,
     HandOff,
     between,
     descriptors,
