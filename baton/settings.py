@@ -154,6 +154,9 @@ class HandoffSettings(ModelSettings):
         le=2**30,
         description="shared memory per pair of prefill and decode worker, bytes",
     )
+    kv_trace: Path | None = Field(
+        None, description="append each hand-off's course, piece by piece, to this file"
+    )
 
 
 class WorkerSettings(ComputeSettings, HandoffSettings):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from baton.errors import PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
+from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Choices, Reader, Sink, Terms, choose
 from baton.tasks import group, within
 from decode_worker.prefill_choice import Chooser
@@ -64,7 +65,11 @@ class Attempts:
             stays = self._chooser.stays(target, sequence.reservation)
             if target is None or stays:
                 return await self._prefill_here(sequence, generation)
-            return await self._prefill_at(target, sequence, generation)
+            reserved = sequence.reservation
+            with self._runtime.tracer.hand_off(
+                "decode", generation.key, reserved.hit_tokens, reserved.total_tokens
+            ) as trace:
+                return await self._prefill_at(target, sequence, generation, trace)
 
     async def _prefill_here(self, sequence: LiveSequence, generation: Generation) -> Finished:
         async with within("prefill", generation.deadlines.prefill):
@@ -81,19 +86,25 @@ class Attempts:
         return _finished(end, timings)
 
     async def _prefill_at(
-        self, target: Target, sequence: LiveSequence, generation: Generation
+        self,
+        target: Target,
+        sequence: LiveSequence,
+        generation: Generation,
+        trace: Trace | None,
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
         async with self._client.call(target, generation, hit) as call, group() as tasks:
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
-            sink = self._sink(sequence)
+            sink = self._sink(sequence, trace)
             receiving = tasks.create_task(
                 self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
             )
             first = await call.first_token
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
+            if trace is not None:
+                trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
             reason = finish_reason(index + 1, first.token_id, spec)
             if reason is None:
                 async with within("transfer", generation.deadlines.transfer):
@@ -117,7 +128,7 @@ class Attempts:
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
-    def _sink(self, sequence: LiveSequence) -> Sink:
+    def _sink(self, sequence: LiveSequence, trace: Trace | None) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
         shape = Shape(
@@ -127,7 +138,7 @@ class Attempts:
             start=reserved.hit_tokens,
             end=reserved.total_tokens,
         )
-        return Sink(shape, self._runtime.store, reserved.block_table)
+        return Sink(shape, self._runtime.store, reserved.block_table, trace)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""
@@ -153,9 +164,10 @@ async def _raise_early_end(sequence: LiveSequence) -> None:
 def _hand_off_timings(call: PrefillCall, sink: Sink, hit: int) -> Timings:
     """The phases so far; called when the last block has been written."""
     now = asyncio.get_running_loop().time()
+    since = call.kv_since or call.first_token_at  # KV may overtake the word that it is there
     return replace(
         call.timings,
-        transfer=now - call.kv_since if sink.bytes else 0.0,
+        transfer=now - since if sink.bytes else 0.0,
         transfer_tail=now - call.first_token_at,
         transfer_bytes=sink.bytes,
         decode_cached_tokens=hit,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
-from baton.generation import Timings
+from baton.generation import Generation, Timings
 from baton.kv.framing import Shape
+from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
@@ -54,7 +55,8 @@ class PrefillCall:
         shape = self._shape(start.from_token, generation.tokens)
         with (
             self._runtime.sequence(generation, keep=True) as sequence,
-            self._offer(outlet, shape, sequence) as offer,
+            self._trace(generation, shape) as trace,
+            self._offer(outlet, shape, sequence, trace) as offer,
         ):
             self._accept(sequence, offer, downgrades)
             async with group() as tasks:
@@ -62,7 +64,7 @@ class PrefillCall:
                 reader = tasks.create_task(self._read(), name="prefill reader")
                 beat = tasks.create_task(self._liveness.run(self._outbox.beat), name="prefill beat")
                 async with within("prefill", generation.deadlines.prefill):
-                    timings = await self._first_token(sequence)
+                    timings = await self._first_token(sequence, trace)
                 await self._received.wait()
                 self._outbox.done(timings)
                 await writer
@@ -92,8 +94,13 @@ class PrefillCall:
             end=end,
         )
 
+    def _trace(self, generation: Generation, shape: Shape) -> AbstractContextManager[Trace | None]:
+        return self._runtime.tracer.hand_off("prefill", generation.key, shape.start, shape.end)
+
     @contextmanager
-    def _offer(self, outlet: Outlet, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
+    def _offer(
+        self, outlet: Outlet, shape: Shape, sequence: LiveSequence, trace: Trace | None
+    ) -> Iterator[Offer]:
         """The sequence's KV, open to be read for the body; what is cached can be read at once."""
         runtime = self._runtime
 
@@ -102,12 +109,14 @@ class PrefillCall:
             with runtime.census.call(), runtime.sequences.hold(sequence.seq_id):
                 yield
 
-        source = Source(shape, runtime.store, sequence.reservation.block_table, hold)
+        source = Source(shape, runtime.store, sequence.reservation.block_table, hold, trace)
         offer = outlet.open(source)
 
-        def layer_ready(layer: int, end: int) -> None:
+        def layer_ready(layer: int, end: int, at: float) -> None:
             offer.ready(layer, end)
             self._outbox.layer_ready(layer, end)
+            if trace is not None:
+                trace.add("computed", layer, end, at)
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):
@@ -130,9 +139,11 @@ class PrefillCall:
         )
         self._outbox.put(prefill_pb2.PrefillEvent(accepted=accepted))
 
-    async def _first_token(self, sequence: LiveSequence) -> common_pb2.Timings:
+    async def _first_token(self, sequence: LiveSequence, trace: Trace | None) -> common_pb2.Timings:
         """Say the first token as soon as it is drawn; returns the phases so far."""
         first = await sequence.first
+        if trace is not None:
+            trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
         timings = wire.timings_to_wire(
             Timings(

@@ -28,6 +28,7 @@ import structlog
 
 from baton.errors import HandoffFailed, IncompatiblePeer
 from baton.kv.framing import Assembly, Piece, Shape
+from baton.kv.trace import Trace
 from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
 
@@ -53,10 +54,14 @@ class Source:
     block_table: Sequence[int]
     #: Entered around every reading; raises BatonError when the blocks are gone already.
     hold: Callable[[], AbstractContextManager[object]]
+    trace: Trace | None = None
 
     async def read(self, piece: Piece) -> Sequence[memoryview]:
         """The piece's blocks. The caller is inside ``hold``."""
-        return await finish(self.store.read(piece.layer, self._blocks(piece)))
+        views = await finish(self.store.read(piece.layer, self._blocks(piece)))
+        if self.trace is not None:
+            self.trace.add("sent", piece.layer, piece.end)
+        return views
 
     async def read_into(self, piece: Piece, target: memoryview) -> int:
         """Copy the piece's blocks to the start of ``target``; returns how many bytes they are.
@@ -67,6 +72,8 @@ class Source:
         blocks = self._blocks(piece)
         nbytes = len(blocks) * self.shape.block_bytes
         await finish(self.store.read_into(piece.layer, blocks, target[:nbytes]))
+        if self.trace is not None:
+            self.trace.add("sent", piece.layer, piece.end)
         return nbytes
 
     def _blocks(self, piece: Piece) -> list[int]:
@@ -79,8 +86,15 @@ class Sink:
     The caller holds the blocks until nothing calls ``write`` any more.
     """
 
-    def __init__(self, shape: Shape, store: Store, block_table: Sequence[int]) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        store: Store,
+        block_table: Sequence[int],
+        trace: Trace | None = None,
+    ) -> None:
         self.shape = shape
+        self._trace = trace
         self._assembly = Assembly(shape)
         self._store = store
         self._block_table = block_table
@@ -93,7 +107,11 @@ class Sink:
         """
         indices = self._assembly.take(piece, payload.nbytes)
         blocks = [self._block_table[index] for index in indices]
+        if self._trace is not None:
+            self._trace.add("received", piece.layer, piece.end)
         await finish(self._store.write(piece.layer, blocks, payload))
+        if self._trace is not None:
+            self._trace.add("written", piece.layer, piece.end)
         self.bytes += payload.nbytes
 
     def require_complete(self) -> None:
