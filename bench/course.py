@@ -41,19 +41,23 @@ class Course:
     first_token: float  #: known to the prefill worker: all computing has ended
 
     @property
+    def last_written(self) -> float:
+        return max(part.written for part in self.parts)
+
+    @property
     def tail(self) -> float:
         """From when the last layer's KV was there to when the last part was written."""
-        return max(part.written for part in self.parts) - self.computed[-1].at
+        return self.last_written - self.computed[-1].at
 
     @property
     def tail_after_compute(self) -> float:
         """What of it came after the whole prompt was computed; 0 when nothing did."""
-        return max(0.0, max(part.written for part in self.parts) - self.first_token)
+        return max(0.0, self.last_written - self.first_token)
 
     @property
     def seconds(self) -> float:
         """From when the first KV was there to when the last part was written."""
-        return max(part.written for part in self.parts) - self.computed[0].at
+        return self.last_written - self.computed[0].at
 
     @property
     def chunks(self) -> int:

@@ -123,7 +123,8 @@ def main(argv: Sequence[str]) -> int:
     except (PeerFailed, ValueError, OSError) as error:
         print(f"bench.kv: {error}", file=sys.stderr)
         return 1
-    console.print(goals.table(goals.judge(found)))
+    if verdicts := goals.judge(found):
+        console.print(goals.table(verdicts))
     if asked.json is not None:
         records.write(asked.json, found)
     return 0
