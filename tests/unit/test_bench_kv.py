@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.goals import GOALS
 from bench.job import MIB, Job
 from bench.kv import main
 from bench.pair import Run
@@ -54,22 +53,6 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(r["value"] > 0 for r in records if r["name"] == "throughput")
     shown = capsys.readouterr().out
     assert "throughput" in shown and "wanted" in shown
-
-
-def test_whole_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Real workers with a tiny model: every figure is there, and the picture."""
-    out, picture = tmp_path / "kv.json", tmp_path / "course.png"
-    arguments = ["--model", "tiny", "--rounds", "1", "--tokens", "64,600", "--json", str(out)]
-    arguments += ["--timeline-tokens", "600", "--plot", str(picture)]
-    arguments += ["--memory-tokens", "2048", "--itl-gb", "0.005", "--itl-rounds", "2"]
-    assert main(["--only", "requests,itl,memory,timeline", "--itl-window", "0.3", *arguments]) == 0
-    records = json.loads(out.read_text())
-    for goal in GOALS:
-        if not goal.name.startswith("of "):
-            of = {r["params"]["path"] for r in records if r["name"] == goal.name}
-            assert of >= ({goal.path} if goal.path else {"shm", "grpc"}), goal
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "beside a hand-off" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

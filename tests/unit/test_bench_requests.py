@@ -9,9 +9,10 @@ import pytest
 
 from baton.generation import AttemptKey, Timings
 from baton.kv.trace import NO_LAYER, Trace, Tracer
-from bench import course, goals, itl, requests
+from bench import course, goals, itl, memory, requests
 from bench.cluster import Answer
 from bench.goals import Goal
+from bench.paths import TRANSPORTS
 from bench.records import Record
 from bench.shapes import SMOLLM2_135M, TINY, checkpoint
 from model.weights.revision import model_revision
@@ -39,7 +40,9 @@ def test_a_course_joins_what_both_ends_saw(tmp_path: Path) -> None:
     trace_two_layers(tmp_path / "traces")
     made = course.read(tmp_path / "traces")["r"]
     assert (made.layers, made.chunks, made.tokens) == (2, 2, 32)
-    assert made.parts[-1] == course.Part(1, 32, computed=2.5, sent=2.6, received=2.625, written=2.75)
+    assert made.parts[-1] == course.Part(
+        1, 32, computed=2.5, sent=2.6, received=2.625, written=2.75
+    )
     assert made.tail == pytest.approx(0.25)  # layer 1 was there at 2.5, and in place at 2.75
     assert made.tail_after_compute == pytest.approx(0.05)
     assert made.seconds == pytest.approx(1.75)
@@ -142,3 +145,7 @@ def test_a_checkpoint_is_made_once_and_again_the_same(tmp_path: Path) -> None:
 
 def test_the_shape_that_is_reported() -> None:
     assert SMOLLM2_135M.token_bytes == 23_040
+
+
+def test_every_transport_has_a_bound() -> None:
+    assert memory.BOUNDS.keys() == {*TRANSPORTS}
