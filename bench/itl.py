@@ -38,11 +38,11 @@ _GB, _MS = 1e9, 1e3
 class Load:
     """What decodes, and what arrives."""
 
-    gb_per_s: float = 0.5
+    gb_per_s: float
+    window: float  #: seconds watched at a time
+    rounds: int
     sequences: int = 4
     prompt: int = 64  #: tokens of each sequence
-    window: float = 1.0  #: seconds watched at a time
-    rounds: int = 16
 
     def tokens(self, shape: ModelShape) -> int:
         """Of a prompt whose KV arrives for as long as it is watched, and a little longer.

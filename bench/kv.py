@@ -17,6 +17,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -44,13 +45,13 @@ async def measure(asked: argparse.Namespace, say: Say, show: Show) -> list[Recor
 
     shape, over = SHAPES[asked.model], asked.over
     if "transports" in asked.only:
-        series = await transports.measure(asked.sizes, asked.token_sizes, asked.rounds, say)
+        series = await transports.measure(over, asked.sizes, asked.token_sizes, asked.rounds, say)
         add("KV between two processes", series)
     if "memory" in asked.only:
         grown = await memory.measure(over, asked.memory_tokens, say)
         add("Memory in flight", grown)
     if "itl" in asked.only:
-        load = itl.Load(asked.itl_gb, window=asked.itl_window, rounds=asked.itl_rounds)
+        load = itl.Load(asked.itl_gb, asked.itl_window, asked.itl_rounds)
         add("Between tokens, beside a hand-off", await itl.measure(shape, over, load, say))
     if {"requests", "timeline"} & asked.only:
         longest = max(*asked.tokens, asked.timeline_tokens)
@@ -85,23 +86,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.kv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--only", type=_names(PARTS), help="some of the parts above, a,b; all if unset")
-    add("--over", type=_names(TRANSPORTS), default=[*TRANSPORTS], help="transports, a,b (all)")
-    add("--rounds", type=int, default=5, help="counted rounds of transports and requests (5)")
-    add("--json", type=Path, metavar="FILE", help="where to write the records")
-    add("--plot", type=Path, metavar="FILE", help="where to write the timeline, a PNG")
-    add("--sizes", type=_numbers, default=[64, 256], help="transports: MiB per hand-off (64,256)")
-    add("--token-sizes", type=_numbers, default=[16, 128], help="their KiB per token (16,128)")
-    add("--model", choices=[*SHAPES], default=next(iter(SHAPES)), help="shape of the model")
-    add("--tokens", type=_numbers, default=[512, 1024, 2048, 4096], help="requests: prompts "
-        "(512,1024,2048,4096)")  # fmt: skip
-    add("--timeline-tokens", type=int, default=2048, help="timeline: prompt (2048)")
-    add("--memory-tokens", type=int, default=32_768, help="memory: prompt (32768)")
-    add("--itl-gb", type=float, default=0.5, help="itl: GB/s that arrive (0.5)")
-    add("--itl-window", type=float, default=1.0, help="itl: seconds watched at a time (1)")
-    add("--itl-rounds", type=int, default=16, help="itl: windows with and without (16)")
+
+    def add(flag: str, help: str, **options: Any) -> None:
+        told = f"{help} (%(default)s)" if "default" in options else help
+        parser.add_argument(flag, help=told, **options)
+
+    add("--only", "some of the parts above, a,b; all if unset", type=_names(PARTS))
+    add("--over", "transports", type=_names(TRANSPORTS), default=",".join(TRANSPORTS))
+    add("--rounds", "counted rounds of transports and requests", type=int, default=5)
+    add("--json", "where to write the records", type=Path, metavar="FILE")
+    add("--plot", "where to write the timeline, a PNG", type=Path, metavar="FILE")
+    add("--sizes", "transports: MiB per hand-off", type=_numbers, default="64,256")
+    add("--token-sizes", "transports: KiB per token", type=_numbers, default="16,128")
+    add("--model", "shape of the model", choices=[*SHAPES], default=next(iter(SHAPES)))
+    add("--tokens", "requests: prompts", type=_numbers, default="512,1024,2048,4096")
+    add("--timeline-tokens", "timeline: prompt", type=int, default=2048)
+    add("--memory-tokens", "memory: prompt", type=int, default=32_768)
+    add("--itl-gb", "itl: GB/s that arrive", type=float, default=0.5)
+    add("--itl-window", "itl: seconds watched at a time", type=float, default=1.0)
+    add("--itl-rounds", "itl: windows with, and as many without", type=int, default=12)
     asked = parser.parse_args(argv)
+    if min(asked.rounds, asked.itl_rounds, *asked.tokens, asked.timeline_tokens) < 1:
+        parser.error("rounds and tokens are at least 1")
     if asked.only is None:
         asked.only = [part for part in PARTS if part != "timeline" or asked.plot is not None]
     elif ("timeline" in asked.only) != (asked.plot is not None):

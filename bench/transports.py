@@ -15,7 +15,6 @@ from bench.pair import Pair, Run, pair
 from bench.paths import LIMITS, TRANSPORTS
 from bench.records import Param, Record
 
-PATHS = (*LIMITS, *TRANSPORTS)
 _GB = 1e9
 
 #: Transport, and the limit that it is compared with.
@@ -25,25 +24,32 @@ Rounds = dict[str, list[Run]]  # by path, all of the same job
 
 
 async def measure(
-    sizes: Sequence[int], token_sizes: Sequence[int], rounds: int, say: Callable[[str], None]
+    over: Sequence[str],
+    sizes: Sequence[int],
+    token_sizes: Sequence[int],
+    rounds: int,
+    say: Callable[[str], None],
 ) -> list[Record]:
-    """Every size (MiB) with every KV per token (KiB). Raises PeerFailed, and ValueError for sizes
-    that do not fit together or KV that did not arrive as it was sent."""
+    """These transports and every limit: every size (MiB) with every KV per token (KiB).
+
+    Raises PeerFailed, and ValueError for sizes that do not fit together or KV that did not arrive
+    as it was sent.
+    """
     jobs = [Job("", mib, token_kib, 0) for mib in sizes for token_kib in token_sizes]
     found: list[Record] = []
     async with pair(max(sizes) * MIB) as processes:
         for job in jobs:
             say(f"{job.mib} MiB, {job.token_kib} KiB per token")
-            found += evaluate(job, await _series(processes, job, rounds))
+            found += evaluate(job, await _series(processes, (*LIMITS, *over), job, rounds))
     return found
 
 
-async def _series(processes: Pair, like: Job, rounds: int) -> Rounds:
+async def _series(processes: Pair, paths: Sequence[str], like: Job, rounds: int) -> Rounds:
     """A round to get warm, and ``rounds`` more, all of one shape."""
-    runs: Rounds = {path: [] for path in PATHS}
+    runs: Rounds = {path: [] for path in paths}
     for count in range(rounds + 1):
-        for index, path in enumerate(PATHS):
-            job = Job(path, like.mib, like.token_kib, count * len(PATHS) + index)
+        for index, path in enumerate(paths):
+            job = Job(path, like.mib, like.token_kib, count * len(paths) + index)
             runs[path].append(await processes.move(job))
             if path in TRANSPORTS and count in (0, rounds):
                 await processes.require_equal(job)

@@ -113,9 +113,9 @@ def test_no_percentile_of_nothing() -> None:
 
 
 def test_a_load_fits_the_context_or_is_refused() -> None:
-    assert itl.Load().tokens(SMOLLM2_135M) * SMOLLM2_135M.token_bytes >= 0.5e9 * 1.25
+    assert itl.Load(0.5, 1.0, 1).tokens(SMOLLM2_135M) * SMOLLM2_135M.token_bytes >= 0.5e9 * 1.25
     with pytest.raises(ValueError, match="the context is"):
-        itl.Load(gb_per_s=5).tokens(SMOLLM2_135M)
+        itl.Load(5.0, 1.0, 1).tokens(SMOLLM2_135M)
 
 
 def test_goals_are_judged_by_the_worst() -> None:
