@@ -118,7 +118,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     asked = _parse(argv)
-    logs.configure("warning", "console", "bench")
     console, progress = Console(width=180), Console(stderr=True)
 
     def show(title: str, measured: list[Record]) -> None:
@@ -137,4 +136,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    logs.configure("warning", "console", "bench")
     sys.exit(main(sys.argv[1:]))
