@@ -161,6 +161,9 @@ class HandoffSettings(ModelSettings):
         description="a prompt of which more KV than this is computed but not taken yet lets "
         "others be computed first, bytes",
     )
+    kv_trace: Path | None = Field(
+        None, description="append each hand-off's course, piece by piece, to this file"
+    )
 
     @model_validator(mode="after")
     def _relay_last(self) -> Self:

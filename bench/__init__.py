@@ -1,1 +1,1 @@
-"""Measuring Baton: each module is one benchmark, a table on the terminal and JSON for the rest."""
+"""Measuring Baton: each module with a ``main`` is a benchmark, tables on the terminal and JSON."""

@@ -5,7 +5,8 @@ Everything is ready when the reading starts, so what is measured is the transpor
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
 from baton import channels
@@ -15,7 +16,7 @@ from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcOutlet, GrpcReader
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.shm.reader import ShmReader
-from baton.kv.transport import Outlet, Reader, Sink, Source, Terms
+from baton.kv.transport import Outlet, Reader, Sink, Source, Store, Terms
 from baton.settings import HandoffSettings, ReadingSettings
 from baton.v1 import kv_pb2
 from bench.job import Job, Memory, Receiver, Sender, Where
@@ -44,6 +45,25 @@ class OutletSender:
             offer.close()
 
 
+class SlowStore:
+    """Writes into another store, but no more than so many bytes a second."""
+
+    def __init__(self, store: Store, bytes_per_s: float) -> None:
+        self._store = store
+        self._bytes_per_s = bytes_per_s
+        self.pin = store.pin
+
+    async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
+        return await self._store.read(layer, blocks)
+
+    async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
+        await self._store.read_into(layer, blocks, target)
+
+    async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
+        await self._store.write(layer, blocks, data)
+        await asyncio.sleep(data.nbytes / self._bytes_per_s)
+
+
 class ReaderReceiver:
     """The decode side, whatever the transport."""
 
@@ -52,11 +72,21 @@ class ReaderReceiver:
         self._memory = memory
 
     async def read(self, job: Job, where: Where) -> None:
-        """Raises BatonError when it fails."""
-        sink = Sink(job.shape, job.store(self._memory), job.table(1))
+        """Raises BatonError when it fails. Returns early when the job's patience is over."""
+        store: Store = job.store(self._memory)
+        if job.slow_mb_s:
+            store = SlowStore(store, job.slow_mb_s * 1e6)
+        sink = Sink(job.shape, store, job.table(1))
         token = bytes.fromhex(where["token"])
         choice = kv_pb2.TransportChoice(name=self._reader.name)
-        await self._reader.read(Terms(where["address"], where["instance_id"], token, choice), sink)
+        terms = Terms(where["address"], where["instance_id"], token, choice)
+        patience = asyncio.timeout(job.patience_s or None)
+        try:
+            async with patience:
+                await self._reader.read(terms, sink)
+        except TimeoutError:
+            if not patience.expired():
+                raise
 
 
 @asynccontextmanager

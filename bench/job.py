@@ -32,6 +32,8 @@ class Job:
     mib: int
     token_kib: int  #: KV of one token in all layers, KiB
     run: int  #: counts up: each hand-off goes to other blocks than the last
+    slow_mb_s: int = 0  #: the receiver takes no more than so many MB (10^6 bytes) a second; 0: all
+    patience_s: float = 0.0  #: and gives up after so long; 0: never
 
     def __post_init__(self) -> None:
         """Raises ValueError for a size that is no whole number of blocks."""

@@ -1,9 +1,13 @@
-"""``python -m bench.kv``: how fast KV is handed over between two processes, beside what the
-machine can do.
+"""``python -m bench.kv``: what the hand-off of KV costs, and what of it anyone notices.
 
-For each size and each KV per token, every path is measured in turn, round after round, so that a
-busy moment of the machine meets them all. A first round is not counted, but for memory. Values are
-medians over the rounds; a ratio is the median of each round's own ratio.
+    transports    GB/s, CPU and memory of each transport, beside what the machine can do
+    requests      whole requests, prefilled elsewhere, beside those of a colocated worker
+    itl           how much slower a batch decodes while KV arrives
+    memory        what a long prompt, read slowly, makes both ends grow by
+    timeline      a picture of one request, layer by layer: with --plot FILE
+
+Two cores are used, one for each side, so let nothing else run. The last table says which goals
+were reached.
 """
 
 from __future__ import annotations
@@ -13,73 +17,54 @@ import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
+from typing import Any
 
 from rich.console import Console
 
-from bench import records
-from bench.job import MIB, Job
-from bench.pair import Pair, PeerFailed, Run, pair
-from bench.paths import LIMITS, TRANSPORTS
-from bench.records import Param, Record
+from baton import log as logs
+from bench import goals, itl, memory, records, requests, timeline, transports
+from bench.fleet import fleet
+from bench.pair import PeerFailed
+from bench.paths import TRANSPORTS
+from bench.records import Record
+from bench.shapes import SHAPES
 
-PATHS = (*LIMITS, *TRANSPORTS)
-_GB = 1e9
+PARTS = ("transports", "requests", "itl", "memory", "timeline")
 
-#: Transport, limit, and what part of the limit is wanted.
-GOALS = (("grpc", "bare grpc"), ("grpc", "tcp"), ("shm", "tcp"), ("shm", "memcpy"))
-
-Rounds = dict[str, list[Run]]  # by path, all of the same job
+Say = Callable[[str], None]
+Show = Callable[[str, list[Record]], None]
 
 
-async def measure(
-    sizes: Sequence[int], token_sizes: Sequence[int], rounds: int, say: Callable[[str], None]
-) -> list[Record]:
-    """Every size (MiB) with every KV per token (KiB). Raises PeerFailed, and ValueError for sizes
-    that do not fit together or KV that did not arrive as it was sent."""
-    jobs = [Job("", mib, token_kib, 0) for mib in sizes for token_kib in token_sizes]
+async def measure(asked: argparse.Namespace, say: Say, show: Show) -> list[Record]:
+    """Every part asked for, shown as soon as it is done. Raises PeerFailed and ValueError."""
     found: list[Record] = []
-    async with pair(max(sizes) * MIB) as processes:
-        for job in jobs:
-            say(f"{job.mib} MiB, {job.token_kib} KiB per token")
-            found += evaluate(job, await _series(processes, job, rounds))
-    return found
 
+    def add(title: str, measured: list[Record]) -> None:
+        show(title, measured)
+        found.extend(measured)
 
-async def _series(processes: Pair, like: Job, rounds: int) -> Rounds:
-    """A round to get warm, and ``rounds`` more, all of one shape."""
-    runs: Rounds = {path: [] for path in PATHS}
-    for count in range(rounds + 1):
-        for index, path in enumerate(PATHS):
-            job = Job(path, like.mib, like.token_kib, count * len(PATHS) + index)
-            runs[path].append(await processes.move(job))
-            if path in TRANSPORTS and count in (0, rounds):
-                await processes.require_equal(job)
-    await processes.close_paths()
-    return runs
-
-
-def evaluate(job: Job, runs: Rounds) -> list[Record]:
-    """The records of one series."""
-    shared: dict[str, Param] = {"size MiB": job.mib, "KV/token KiB": job.token_kib}
-    found: list[Record] = []
-    gb = job.nbytes / _GB
-
-    def add(path: str, name: str, value: float, unit: str) -> None:
-        found.append(Record(name, value, unit, {**shared, "path": path}))
-
-    for path, every in runs.items():
-        warm = every[1:]
-        add(path, "throughput", median(gb / run.seconds for run in warm), "GB/s")
-        add(path, "sender CPU", median(run.sender_cpu_s for run in warm) / gb, "s/GB")
-        add(path, "receiver CPU", median(run.receiver_cpu_s for run in warm) / gb, "s/GB")
-        add(path, "sender memory", max(run.sender_peak_bytes for run in every) / MIB, "MiB")
-        add(path, "receiver memory", max(run.receiver_peak_bytes for run in every) / MIB, "MiB")
-        for transport, limit in GOALS:
-            if transport == path:
-                pairs = zip(warm, runs[limit][1:], strict=True)
-                ratio = median(best.seconds / run.seconds for run, best in pairs)
-                add(path, f"of {limit}", ratio, "ratio")
+    shape, over = SHAPES[asked.model], asked.over
+    if "transports" in asked.only:
+        series = await transports.measure(over, asked.sizes, asked.token_sizes, asked.rounds, say)
+        add("KV between two processes", series)
+    if "memory" in asked.only:
+        grown = await memory.measure(over, asked.memory_tokens, say)
+        add("Memory in flight", grown)
+    if "itl" in asked.only:
+        load = itl.Load(asked.itl_gb, asked.itl_window, asked.itl_rounds)
+        add("Between tokens, beside a hand-off", await itl.measure(shape, over, load, say))
+    if {"requests", "timeline"} & asked.only:
+        longest = max(*asked.tokens, asked.timeline_tokens)
+        async with fleet(shape, over, longest) as workers:
+            for name, why in workers.unavailable.items():
+                say(f"{name} cannot be used here: {why}")
+            if "requests" in asked.only:
+                rows = await requests.measure(workers, asked.tokens, asked.rounds, say)
+                add("Whole requests", rows)
+            if "timeline" in asked.only:
+                say(f"a timeline of {asked.timeline_tokens} tokens")
+                courses = await timeline.measure(workers, asked.timeline_tokens)
+                timeline.plot(asked.plot, shape.name, courses)
     return found
 
 
@@ -87,28 +72,69 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench.kv", description=__doc__.partition(":")[2])
-    parser.add_argument(
-        "--sizes", type=_numbers, default=[64, 256], help="MiB per hand-off (64,256)"
+def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    def names(text: str) -> list[str]:
+        for name in (found := text.split(",")):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+        return found
+
+    return names
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench.kv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--token-sizes", type=_numbers, default=[16, 128], help="KiB of KV per token (16,128)"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5)")
-    parser.add_argument("--json", type=Path, help="where to write the records")
+
+    def add(flag: str, help: str, **options: Any) -> None:
+        told = f"{help} (%(default)s)" if "default" in options else help
+        parser.add_argument(flag, help=told, **options)
+
+    add("--only", "some of the parts above, a,b; all if unset", type=_names(PARTS))
+    add("--over", "transports", type=_names(TRANSPORTS), default=",".join(TRANSPORTS))
+    add("--rounds", "counted rounds of transports and requests", type=int, default=5)
+    add("--json", "where to write the records", type=Path, metavar="FILE")
+    add("--plot", "where to write the timeline, a PNG", type=Path, metavar="FILE")
+    add("--sizes", "transports: MiB per hand-off", type=_numbers, default="64,256")
+    add("--token-sizes", "transports: KiB per token", type=_numbers, default="16,128")
+    add("--model", "shape of the model", choices=[*SHAPES], default=next(iter(SHAPES)))
+    add("--tokens", "requests: prompts", type=_numbers, default="512,1024,2048,4096")
+    add("--timeline-tokens", "timeline: prompt", type=int, default=2048)
+    add("--memory-tokens", "memory: prompt", type=int, default=32_768)
+    add("--itl-gb", "itl: GB/s that arrive", type=float, default=0.5)
+    add("--itl-window", "itl: seconds watched at a time", type=float, default=1.0)
+    add("--itl-rounds", "itl: windows with, and as many without", type=int, default=12)
     asked = parser.parse_args(argv)
-    console, progress = Console(width=140), Console(stderr=True)
+    if min(asked.rounds, asked.itl_rounds, *asked.tokens, asked.timeline_tokens) < 1:
+        parser.error("rounds and tokens are at least 1")
+    if asked.only is None:
+        asked.only = [part for part in PARTS if part != "timeline" or asked.plot is not None]
+    elif ("timeline" in asked.only) != (asked.plot is not None):
+        parser.error("the timeline goes to a file: --only timeline and --plot need each other")
+    asked.only = {*asked.only}
+    return asked
+
+
+def main(argv: Sequence[str]) -> int:
+    asked = _parse(argv)
+    console, progress = Console(width=180), Console(stderr=True)
+
+    def show(title: str, measured: list[Record]) -> None:
+        console.print(records.table(title, measured))
+
     try:
-        found = asyncio.run(measure(asked.sizes, asked.token_sizes, asked.rounds, progress.print))
-    except (PeerFailed, ValueError) as error:
+        found = asyncio.run(measure(asked, progress.print, show))
+    except (PeerFailed, ValueError, OSError) as error:
         print(f"bench.kv: {error}", file=sys.stderr)
         return 1
-    console.print(records.table("KV hand-off between two processes", found))
+    if verdicts := goals.judge(found):
+        console.print(goals.table(verdicts))
     if asked.json is not None:
         records.write(asked.json, found)
     return 0
 
 
 if __name__ == "__main__":
+    logs.configure("warning", "console", "bench")
     sys.exit(main(sys.argv[1:]))

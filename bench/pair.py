@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bench import cores
 from bench.job import Job
 
 #: Seconds for one job.
@@ -75,11 +75,9 @@ class Pair:
 @asynccontextmanager
 async def pair(nbytes: int) -> AsyncIterator[Pair]:
     """Two processes with ``nbytes`` of memory each, on a core each where there are two."""
-    cores = sorted(os.sched_getaffinity(0))
-    places = cores[:2] if len(cores) > 1 else [-1, -1]
     processes: list[Process] = []
     try:
-        for role, core in zip(("sender", "receiver"), places, strict=True):
+        for role, core in zip(("sender", "receiver"), cores.two(), strict=True):
             arguments = (sys.executable, "-m", "bench.peer", role, str(nbytes), str(core))
             processes.append(
                 await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ A line of JSON comes, a line of JSON answers:
     both        {"do": "digest", job}           {"digest"}
                 {"do": "close"}                 {}          before jobs of another shape
 
-It ends with stdin, so never outlives its parent. CORE -1: the kernel places it.
+It ends with stdin, so never outlives its parent. CORE: see bench.cores.
 """
 
 from __future__ import annotations
@@ -15,99 +15,96 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import sys
 import time
 import zlib
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
 from baton import log as logs
 from baton.kv.heap import keep_freed_memory
+from bench import cores
 from bench.job import Job, Memory, Receiver, Sender
 from bench.paths import RECEIVERS, SENDERS
 from bench.usage import Meter, trim
 
+E = TypeVar("E")  # an end of a path: Sender or Receiver
 Answer = dict[str, Any]
+Open: TypeAlias = Callable[[Job, Memory], AbstractAsyncContextManager[E]]
 
 
-class SenderPeer:
-    """Keeps every path open until ``close``, as workers keep their connections."""
+class Peer(Generic[E]):
+    """One end. Keeps every path open until ``close``, as workers keep their connections."""
 
-    side = 0
+    def __init__(self, memory: Memory, side: int, paths: Mapping[str, Open[E]]) -> None:
+        self._memory = memory
+        self._side = side
+        self._paths = paths
+        self._open: dict[str, E] = {}
+        self._series = AsyncExitStack()
+
+    async def do(self, command: dict[str, Any]) -> Answer:
+        match command:
+            case {"do": "digest", "job": job}:
+                return {"digest": digest(Job(**job), self._memory, self._side)}
+            case {"do": "close"}:
+                self._open.clear()
+                await self._series.aclose()
+                return {}
+        raise ValueError(f"no such command: {command}")
+
+    async def path(self, job: Job) -> E:
+        """This end of the job's path; what is measured can begin at once."""
+        if job.path not in self._open:
+            opened = self._paths[job.path](job, self._memory)
+            self._open[job.path] = await self._series.enter_async_context(opened)
+            trim()
+        gc.collect()
+        return self._open[job.path]
+
+
+class SenderPeer(Peer[Sender]):
+    """Offers, and says afterwards what that took."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._open: dict[str, Sender] = {}
-        self._series = AsyncExitStack()
+        super().__init__(memory, 0, SENDERS)
         self._offered = AsyncExitStack()
         self._meter: Meter | None = None
 
     async def do(self, command: dict[str, Any]) -> Answer:
         match command:
-            case {"do": "offer", "job": job}:
-                return await self._offer(Job(**job))
+            case {"do": "offer", "job": told}:
+                job = Job(**told)
+                path = await self.path(job)
+                self._meter = Meter()
+                return {**await self._offered.enter_async_context(path.offer(job))}
             case {"do": "settle"}:
-                return await self._settle()
-            case {"do": "digest", "job": job}:
-                return {"digest": digest(Job(**job), self._memory, self.side)}
-            case {"do": "close"}:
-                self._open.clear()
-                await self._series.aclose()
-                return {}
-        raise ValueError(f"no such command: {command}")
-
-    async def _offer(self, job: Job) -> Answer:
-        if job.path not in self._open:
-            opened = SENDERS[job.path](job, self._memory)
-            self._open[job.path] = await self._series.enter_async_context(opened)
-            trim()
-        gc.collect()
-        self._meter = Meter()
-        return {**await self._offered.enter_async_context(self._open[job.path].offer(job))}
-
-    async def _settle(self) -> Answer:
-        assert self._meter is not None, "something is offered"
-        await self._offered.aclose()
-        return asdict(self._meter.read())
+                assert self._meter is not None, "something is offered"
+                await self._offered.aclose()
+                return asdict(self._meter.read())
+        return await super().do(command)
 
 
-class ReceiverPeer:
-    """Keeps every path open until ``close``, as workers keep their connections."""
-
-    side = 1
+class ReceiverPeer(Peer[Receiver]):
+    """Reads, and says what that took."""
 
     def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-        self._open: dict[str, Receiver] = {}
-        self._series = AsyncExitStack()
+        super().__init__(memory, 1, RECEIVERS)
 
     async def do(self, command: dict[str, Any]) -> Answer:
         match command:
-            case {"do": "read", "job": job, "where": where}:
-                return await self._read(Job(**job), where)
-            case {"do": "digest", "job": job}:
-                return {"digest": digest(Job(**job), self._memory, self.side)}
-            case {"do": "close"}:
-                self._open.clear()
-                await self._series.aclose()
-                return {}
-        raise ValueError(f"no such command: {command}")
-
-    async def _read(self, job: Job, where: dict[str, str]) -> Answer:
-        if job.path not in self._open:
-            opened = RECEIVERS[job.path](job, self._memory)
-            self._open[job.path] = await self._series.enter_async_context(opened)
-            trim()
-        gc.collect()
-        meter = Meter()
-        start = time.perf_counter()
-        await self._open[job.path].read(job, where)
-        seconds = time.perf_counter() - start
-        return {"seconds": seconds, **asdict(meter.read())}
+            case {"do": "read", "job": told, "where": where}:
+                job = Job(**told)
+                path = await self.path(job)
+                meter, start = Meter(), time.perf_counter()
+                await path.read(job, where)
+                seconds = time.perf_counter() - start
+                return {"seconds": seconds, **asdict(meter.read())}
+        return await super().do(command)
 
 
 def digest(job: Job, memory: Memory, side: int) -> int:
@@ -123,8 +120,7 @@ def digest(job: Job, memory: Memory, side: int) -> int:
 async def main(role: str, nbytes: int, core: int) -> None:
     logs.configure("warning", "console", f"bench {role}")  # to stderr
     keep_freed_memory()
-    if core >= 0:
-        os.sched_setaffinity(0, {core})
+    cores.pin(0, core)
     memory: Memory = np.full(nbytes, 1, dtype=np.uint8)
     peer: SenderPeer | ReceiverPeer
     if role == "sender":

@@ -11,6 +11,7 @@ from baton.errors import PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
 from baton.kv.ledger import HandOff, Ledger
+from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Reader, Sink, Terms, choose
 from baton.tasks import group, within
 from decode_worker.prefill_choice import Chooser
@@ -66,8 +67,14 @@ class Attempts:
             stays = self._chooser.stays(target, sequence.reservation)
             if target is None or stays:
                 return await self._prefill_here(sequence, generation)
-            with self._ledger.hand_off() as hand_off:
-                return await self._prefill_at(target, sequence, generation, hand_off)
+            reserved = sequence.reservation
+            with (
+                self._ledger.hand_off() as hand_off,
+                self._runtime.tracer.hand_off(
+                    "decode", generation.key, reserved.hit_tokens, reserved.total_tokens
+                ) as trace,
+            ):
+                return await self._prefill_at(target, sequence, generation, hand_off, trace)
 
     async def _prefill_here(self, sequence: LiveSequence, generation: Generation) -> Finished:
         async with within("prefill", generation.deadlines.prefill):
@@ -89,6 +96,7 @@ class Attempts:
         sequence: LiveSequence,
         generation: Generation,
         hand_off: HandOff,
+        trace: Trace | None,
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
@@ -99,13 +107,15 @@ class Attempts:
         ):
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
-            terms, sink = call.terms(accepted), self._sink(sequence, checksums)
+            terms, sink = call.terms(accepted), self._sink(sequence, checksums, trace)
             hand_off.agreed(terms, sink)
             receiving = tasks.create_task(
                 self._receive(terms, sink, sequence), name="attempt receive"
             )
             first = await call.first_token
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
+            if trace is not None:
+                trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
             reason = finish_reason(index + 1, first.token_id, spec)
             if reason is None:
                 async with within("transfer", generation.deadlines.transfer):
@@ -130,11 +140,12 @@ class Attempts:
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
-    def _sink(self, sequence: LiveSequence, checksums: bool) -> Sink:
+    def _sink(self, sequence: LiveSequence, checksums: bool, trace: Trace | None) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
         shape = Shape.of(compatibility, reserved.hit_tokens, reserved.total_tokens)
-        return Sink(shape, self._runtime.store, reserved.block_table, checksums=checksums)
+        store, table = self._runtime.store, reserved.block_table
+        return Sink(shape, store, table, checksums=checksums, trace=trace)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""
@@ -159,9 +170,10 @@ async def _raise_early_end(sequence: LiveSequence) -> None:
 def _hand_off_timings(call: PrefillCall, sink: Sink, hit: int) -> Timings:
     """The phases so far; called when the last block has been written."""
     now = asyncio.get_running_loop().time()
+    since = call.kv_since or call.first_token_at  # KV may overtake the word that it is there
     return replace(
         call.timings,
-        transfer=now - call.kv_since if sink.bytes else 0.0,
+        transfer=now - since if sink.bytes else 0.0,
         transfer_tail=now - call.first_token_at,
         transfer_bytes=sink.bytes,
         decode_cached_tokens=hit,

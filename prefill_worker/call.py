@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
-from baton.generation import Timings
-from baton.kv.framing import Shape
+from baton.generation import Generation, Timings
+from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
+from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Agreement, Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
@@ -57,7 +58,8 @@ class PrefillCall:
         shape = Shape.of(compatibility, start.from_token, generation.tokens)
         with (
             self._runtime.sequence(generation, keep=True) as sequence,
-            self._offer(agreed, shape, sequence) as offer,
+            self._trace(generation, shape) as trace,
+            self._offer(agreed, shape, sequence, trace) as offer,
         ):
             self._accept(sequence, offer, agreed)
             async with group() as tasks:
@@ -65,7 +67,7 @@ class PrefillCall:
                 reader = tasks.create_task(self._read(), name="prefill reader")
                 beat = tasks.create_task(self._liveness.run(self._outbox.beat), name="prefill beat")
                 async with within("prefill", generation.deadlines.prefill):
-                    timings = await self._first_token(sequence)
+                    timings = await self._first_token(sequence, trace)
                 await self._received.wait()
                 self._outbox.done(timings)
                 await writer
@@ -84,8 +86,13 @@ class PrefillCall:
         self._runtime.identity.require_pair(theirs)
         return first.start
 
+    def _trace(self, generation: Generation, shape: Shape) -> AbstractContextManager[Trace | None]:
+        return self._runtime.tracer.hand_off("prefill", generation.key, shape.start, shape.end)
+
     @contextmanager
-    def _offer(self, agreed: Agreement, shape: Shape, sequence: LiveSequence) -> Iterator[Offer]:
+    def _offer(
+        self, agreed: Agreement, shape: Shape, sequence: LiveSequence, trace: Trace | None
+    ) -> Iterator[Offer]:
         """The sequence's KV, open to be read for the body; what is cached can be read at once.
 
         The engine hears when its reader lags behind, and lets other prompts go first.
@@ -99,15 +106,22 @@ class PrefillCall:
             with runtime.census.call(), runtime.sequences.hold(sequence.seq_id):
                 yield
 
+        def taken(piece: Piece) -> None:
+            lag.taken(piece)
+            if trace is not None:
+                trace.add("sent", piece.layer, piece.end)
+
         table = sequence.reservation.block_table
-        source = Source(shape, runtime.store, table, hold, agreed.checksums, lag.taken)
+        source = Source(shape, runtime.store, table, hold, agreed.checksums, taken)
         offer = agreed.outlet.open(source)
 
-        def layer_ready(layer: int, end: int) -> None:
+        def layer_ready(layer: int, end: int, at: float) -> None:
             lag.computed(layer, end)
             offer.ready(layer, end)
             if layer in (0, shape.layers - 1):
                 self._outbox.layer_ready(layer, end)
+            if trace is not None:
+                trace.add("computed", layer, end, at)
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):
@@ -131,9 +145,11 @@ class PrefillCall:
         )
         self._outbox.put(prefill_pb2.PrefillEvent(accepted=accepted))
 
-    async def _first_token(self, sequence: LiveSequence) -> common_pb2.Timings:
+    async def _first_token(self, sequence: LiveSequence, trace: Trace | None) -> common_pb2.Timings:
         """Say the first token as soon as it is drawn; returns the phases so far."""
         first = await sequence.first
+        if trace is not None:
+            trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
         timings = wire.timings_to_wire(
             Timings(

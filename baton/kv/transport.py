@@ -27,6 +27,7 @@ from typing import Protocol
 from baton.errors import HandoffFailed, IncompatiblePeer
 from baton.kv.checksums import of_blocks, of_payload, verify
 from baton.kv.framing import Assembly, Piece, Shape
+from baton.kv.trace import Trace
 from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
 
@@ -98,11 +99,18 @@ class Sink:
     """
 
     def __init__(
-        self, shape: Shape, store: Store, block_table: Sequence[int], *, checksums: bool = False
+        self,
+        shape: Shape,
+        store: Store,
+        block_table: Sequence[int],
+        *,
+        checksums: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         """``checksums``: as agreed, every block must come with its CRC-32C."""
         self.shape = shape
         self._checksums = checksums
+        self._trace = trace
         self._assembly = Assembly(shape)
         self._store = store
         self._block_table = block_table
@@ -120,7 +128,11 @@ class Sink:
         elif sums:
             raise HandoffFailed(f"KV came with {len(sums)} checksums, but none were agreed on")
         blocks = [self._block_table[index] for index in indices]
+        if self._trace is not None:
+            self._trace.add("received", piece.layer, piece.end)
         await finish(self._store.write(piece.layer, blocks, payload))
+        if self._trace is not None:
+            self._trace.add("written", piece.layer, piece.end)
         self.bytes += payload.nbytes
 
     def require_complete(self) -> None:

@@ -252,7 +252,8 @@ class Engine:
 
         def on_layer(layer: int) -> None:
             if exports:
-                self._emit([LayerReady(seq_id, layer, end) for seq_id, end in exports])
+                at = self._clock()
+                self._emit([LayerReady(seq_id, layer, end, at) for seq_id, end in exports])
 
         try:
             return self.runner.run(plan, on_layer)

@@ -39,6 +39,7 @@ class LayerReady:
     seq_id: int
     layer: int
     end: int
+    at: float  #: when, on the engine's clock (on a GPU: when it was enqueued)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from baton.settings import WorkerSettings
 from baton.v1 import worker_pb2_grpc
 from model.weights.errors import CheckpointError
 from model.worker.census import Census
-from model.worker.loading import LoadedModel, load_model
+from model.worker.loading import LoadedModel, Progress, load_model
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers, Server
 from model.worker.service import WorkerService
@@ -38,6 +38,9 @@ T = TypeVar("T")
 #: Adds a role's services, and says what the worker is; closes what they opened when it ends.
 Role = Callable[[Runtime, LateHandlers], AbstractAsyncContextManager[Profile]]
 
+#: Makes the runner that settings ask for; hears 0 to 1 of its progress.
+Load = Callable[[WorkerSettings, Progress], LoadedModel]
+
 #: Exit statuses: a setting or checkpoint that cannot be served; an engine that broke.
 BAD_SETTING, BROKEN = 2, 3
 
@@ -46,7 +49,7 @@ _LOOK = 0.02  # seconds between looks at whether the worker is idle
 _WATCH = 1.0  # seconds between looks at the engine's health
 
 
-def run(name: str, settings: WorkerSettings, role: Role) -> int:
+def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model) -> int:
     """Run a worker until SIGTERM or SIGINT; returns the exit status.
 
     A setting or a checkpoint that cannot be served: one line on stderr, status 2.
@@ -58,18 +61,18 @@ def run(name: str, settings: WorkerSettings, role: Role) -> int:
     # Until there is something to shut down, Ctrl-C simply ends the process.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return asyncio.run(_live(settings, role))
+        return asyncio.run(_live(settings, role, load))
     except (CheckpointError, ValueError, OSError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return BAD_SETTING
 
 
-async def _live(settings: WorkerSettings, role: Role) -> int:
+async def _live(settings: WorkerSettings, role: Role, load: Load) -> int:
     server = Server(settings.host, settings.port)
     await server.start()
     try:
         log.info("loading", model=settings.model, device=settings.device, mock=settings.mock)
-        loaded = await _in_thread(lambda: load_model(settings, _Progress()))
+        loaded = await _in_thread(lambda: load(settings, _Logged()))
         async with worker(loaded, settings, role, server) as runtime:
             stopping = _signals()
             log.info(
@@ -194,7 +197,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
     return await done
 
 
-class _Progress:
+class _Logged:
     """Logs the loading of weights in steps of a fifth."""
 
     def __init__(self) -> None:

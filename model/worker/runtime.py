@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from baton.generation import Generation
 from baton.identity import Identity, new_instance_id
+from baton.kv.trace import Tracer
 from baton.kv.transport import Store
 from baton.settings import WorkerSettings
 from baton.v1 import worker_pb2
@@ -46,6 +47,7 @@ class Runtime:
         self.vocab_size = loaded.vocab_size
         self.max_model_len = loaded.max_model_len
         self.beat = settings.beat
+        self.tracer = Tracer(settings.kv_trace)
         self.identity = Identity(
             instance_id=new_instance_id(),
             compatibility=self.runner.compatibility,

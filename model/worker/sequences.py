@@ -25,11 +25,11 @@ log = structlog.get_logger(__name__)
 
 #: (position among all generated ids, token id), called as each token is sampled.
 OnToken = Callable[[int, int], None]
-#: (layer, end position), called as each layer of each chunk is computed.
-OnLayer = Callable[[int, int], None]
+#: (layer, end position, when), called as each layer of each chunk is computed.
+OnLayer = Callable[[int, int, float], None]
 
 
-def _ignore(_: int, __: int) -> None:
+def _ignore(*_: object) -> None:
     """For a listener that nobody asked for."""
 
 
@@ -63,7 +63,7 @@ class LiveSequence:
                 if event.finish_reason is not None and not self.end.done():
                     self.end.set_result(event)
             case LayerReady():
-                self.on_layer(event.layer, event.end)
+                self.on_layer(event.layer, event.end, event.at)
             case SequenceFailed():
                 self._fail(event.error)
             case SequencePreempted():

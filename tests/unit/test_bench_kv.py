@@ -1,4 +1,4 @@
-"""The benchmark of the hand-off, at a size that takes seconds: every path works and is reported."""
+"""The benchmark of the hand-off, at sizes that take seconds: every figure is there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench.job import MIB, Job
-from bench.kv import GOALS, PATHS, evaluate, main
+from bench.kv import main
 from bench.pair import Run
+from bench.paths import LIMITS, TRANSPORTS
+from bench.transports import COMPARED, evaluate
+
+PATHS = (*LIMITS, *TRANSPORTS)
 
 
 @pytest.mark.parametrize(("mib", "token_kib"), [(0, 16), (1, 48), (1, 0)])
@@ -44,10 +48,19 @@ def test_ratios_are_of_the_same_round_and_the_first_does_not_count() -> None:
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "kv.json"
     arguments = ["--sizes", "2", "--token-sizes", "16", "--rounds", "1", "--json", str(out)]
-    assert main(arguments) == 0
+    assert main(["--only", "transports", *arguments]) == 0
     records = json.loads(out.read_text())
     assert {record["params"]["path"] for record in records} == {*PATHS}
     ratios = [record for record in records if record["unit"] == "ratio"]
-    assert {(r["params"]["path"], r["name"].removeprefix("of ")) for r in ratios} == {*GOALS}
+    assert {(r["params"]["path"], r["name"].removeprefix("of ")) for r in ratios} == {*COMPARED}
     assert all(r["value"] > 0 for r in records if r["name"] == "throughput")
-    assert "throughput" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "throughput" in shown and "wanted" in shown
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--only timeline", "--only itl,nothing", "--over pigeon", "--tokens 0"]
+)
+def test_what_cannot_be_measured(arguments: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
