@@ -34,7 +34,8 @@ class KvPool:
         #: On a CPU the same memory as a numpy array, so that bytes move without torch.
         self.host: npt.NDArray[np.float16] | None = None
         if device.type == "cpu":
-            self.host = np.zeros(shape, dtype=np.float16)
+            self.host = np.empty(shape, dtype=np.float16)
+            self.host.fill(0)
             self.tensor = torch.from_numpy(self.host)
         else:
             self.tensor = torch.zeros(shape, dtype=torch.float16, device=device)
