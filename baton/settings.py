@@ -43,7 +43,7 @@ Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
 Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,...")]
 KvTransports = Annotated[
-    list[Literal["shm", "grpc"]], BeforeValidator(_split), Placeholder("NAME,...")
+    list[Literal["shm", "grpc", "nixl"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
@@ -145,8 +145,8 @@ class HandoffSettings(ModelSettings):
     kv_transports: KvTransports = Field(
         ["shm", "grpc"],
         min_length=1,
-        description="ways to move KV, best first (if unset shm,grpc): shm within a host, "
-        "grpc anywhere; a pair uses the first that both can",
+        description="ways to move KV, best first (if unset shm,grpc): shm within a host, grpc "
+        "anywhere, nixl where it is installed; a pair uses the first that both can",
     )
     shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         16 * 2**20,

@@ -85,10 +85,13 @@ class Attempts:
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
+        sink = self._sink(sequence)
         async with self._client.call(target, generation, hit) as call, group() as tasks:
+            call.on_layer = sink.ready
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
-            sink = self._sink(sequence)
+            for layer in range(sink.shape.layers):
+                sink.ready(layer, accepted.hit_tokens)
             receiving = tasks.create_task(
                 self._receive(call.terms(accepted), sink, sequence), name="attempt receive"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,6 +21,9 @@ from baton.tasks import group
 from baton.v1 import common_pb2, prefill_pb2, prefill_pb2_grpc
 
 T = TypeVar("T")
+
+#: (layer, end position), called as the prefill worker says that KV may be read.
+OnLayer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class PrefillCall:
         self.timings = Timings()  #: the last that were told
         self.kv_since = 0.0  #: loop time when KV was first there to be read
         self.first_token_at = 0.0  #: loop time
+        self.on_layer: OnLayer = _ignore  #: set by the body before it next awaits
         self._liveness = liveness
         self._received = False
         self._requests: asyncio.Queue[prefill_pb2.PrefillRequest | None] = asyncio.Queue()
@@ -112,6 +116,7 @@ class PrefillCall:
                 _resolve(self.accepted, event.accepted)
             case "layer_ready":
                 self.kv_since = self.kv_since or now
+                self.on_layer(event.layer_ready.layer, event.layer_ready.end_token)
             case "first_token":
                 self.first_token_at = now
                 self.timings = wire.timings_from_wire(event.first_token.timings)
@@ -145,6 +150,10 @@ class PrefillCall:
         if not self._received:
             raise self._lost(why)
         _resolve(self.done, None)
+
+
+def _ignore(_: int, __: int) -> None:
+    """For a listener that nobody asked for."""
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:

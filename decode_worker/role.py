@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
+from baton.kv.nixl.reader import NixlReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
 from baton.settings import DecodeSettings
@@ -25,8 +26,8 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections, shm = Connections(), ShmReader()
-        known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm}
+        connections, shm, nixl = Connections(), ShmReader(), NixlReader(runtime.store.region)
+        known: dict[str, Reader] = {"grpc": GrpcReader(connections), "shm": shm, "nixl": nixl}
         readers = [known[name] for name in settings.kv_transports]
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers)
         chooser = Chooser(runtime.engine, settings)
@@ -36,6 +37,8 @@ def decode_role(settings: DecodeSettings) -> Role:
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
+        if "nixl" in settings.kv_transports:
+            await nixl.start()
         try:
             yield Profile(
                 roles=[worker_pb2.ROLE_DECODE],
@@ -46,6 +49,7 @@ def decode_role(settings: DecodeSettings) -> Role:
             )
         finally:
             await shm.close()
+            await nixl.close()
             await connections.close()
 
     return role

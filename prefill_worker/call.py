@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
@@ -107,7 +108,7 @@ class PrefillCall:
 
         def layer_ready(layer: int, end: int) -> None:
             offer.ready(layer, end)
-            self._outbox.layer_ready(layer, end)
+            runtime.store.once_written(layer, partial(self._outbox.layer_ready, layer, end))
 
         sequence.on_layer = layer_ready
         for layer in range(shape.layers):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.kv.grpc_transport import GrpcOutlet
+from baton.kv.nixl.outlet import NixlOutlet
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.transport import Outlet, capabilities
 from baton.v1 import prefill_pb2_grpc, worker_pb2
@@ -46,13 +47,17 @@ async def _outlets(
         total_bytes=runtime.settings.shm_bytes,
         block_bytes=runtime.runner.compatibility.block_bytes,
     )
-    known: dict[str, Outlet] = {"grpc": grpc, "shm": shm}
+    nixl = NixlOutlet(runtime.identity.instance_id, runtime.store.region)
+    known: dict[str, Outlet] = {"grpc": grpc, "shm": shm, "nixl": nixl}
     names = runtime.settings.kv_transports
     if "grpc" in names:
         services.add_generic_rpc_handlers([grpc.handler()])
     if "shm" in names:
         shm.start()
+    if "nixl" in names:
+        await nixl.start()
     try:
         yield [known[name] for name in names]
     finally:
         await shm.close()
+        await nixl.close()

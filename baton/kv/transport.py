@@ -28,14 +28,35 @@ import structlog
 
 from baton.errors import HandoffFailed, IncompatiblePeer
 from baton.kv.framing import Assembly, Piece, Shape
+from baton.kv.progress import Progress
 from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where a pool lies: block b of layer l at ``address + (l * num_blocks + b) * block_bytes``."""
+
+    address: int
+    layers: int
+    num_blocks: int
+    block_bytes: int
+    device: int | None = None  #: of CUDA; None: host memory
+
+    def number(self, layer: int, block: int) -> int:
+        """Of a block of one layer, counted from the start of the pool."""
+        return layer * self.num_blocks + block
+
+
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""
+
+    @property
+    def region(self) -> Region: ...
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None: ...
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]: ...
 
@@ -76,11 +97,13 @@ class Source:
 class Sink:
     """The decode worker's blocks for one hand-off; takes only what fits and is next.
 
-    The caller holds the blocks until nothing calls ``write`` any more.
+    A transport hands over what came (``write``), or puts it into the pool by itself (``claim``,
+    then ``written``). The caller holds the blocks until neither goes on any more.
     """
 
     def __init__(self, shape: Shape, store: Store, block_table: Sequence[int]) -> None:
         self.shape = shape
+        self.computed = Progress(shape)  #: as the Prefill call tells
         self._assembly = Assembly(shape)
         self._store = store
         self._block_table = block_table
@@ -91,14 +114,40 @@ class Sink:
 
         When cancelled it ends the copy under way first, then is cancelled.
         """
-        indices = self._assembly.take(piece, payload.nbytes)
-        blocks = [self._block_table[index] for index in indices]
+        blocks = self.claim(piece, payload.nbytes)
         await finish(self._store.write(piece.layer, blocks, payload))
-        self.bytes += payload.nbytes
+        self.written(payload.nbytes)
+
+    def claim(self, piece: Piece, nbytes: int) -> list[int]:
+        """Verify a piece; returns the ids of the blocks that it is to be put into.
+
+        Raises HandoffFailed.
+        """
+        return [self._block_table[index] for index in self._assembly.take(piece, nbytes)]
+
+    def written(self, nbytes: int) -> None:
+        """So much of what was claimed is in its place."""
+        self.bytes += nbytes
+
+    def ready(self, layer: int, end: int) -> None:
+        """The prefill side says that KV of ``layer`` below position ``end`` may be read.
+
+        Raises HandoffFailed when there is no such layer or position.
+        """
+        if not 0 <= layer < self.shape.layers or end > self.shape.end:
+            raise HandoffFailed(
+                f"KV of layer {layer} is said to be ready to token {end}, "
+                f"but there are {self.shape.layers} layers and {self.shape.end} tokens"
+            )
+        self.computed.advance(layer, end)
 
     def require_complete(self) -> None:
         """Raise HandoffFailed unless every layer was written to its end."""
         self._assembly.require_complete()
+        if self.bytes != self.shape.total_bytes:
+            raise HandoffFailed(
+                f"only {self.bytes} of {self.shape.total_bytes} bytes of KV were written"
+            )
 
 
 class Offer(Protocol):
@@ -128,7 +177,11 @@ class Outlet(Protocol):
 
     name: str
     version: int
-    unavailable: str  #: why it cannot be used in this process; empty when it can
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be used in this process; empty when it can."""
+        ...
 
     def open(self, source: Source) -> Offer: ...
 

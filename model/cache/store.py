@@ -7,13 +7,14 @@ thread and a stream of its own, beside the engine's computing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from baton.kv.transport import Region
 from model.cache.pool import KvPool
 
 _Bytes = npt.NDArray[np.uint8]
@@ -30,6 +31,13 @@ class HostStore:
     @property
     def block_bytes(self) -> int:
         return int(self._bytes.shape[2])
+
+    @property
+    def region(self) -> Region:
+        return Region(self._bytes.ctypes.data, *self._bytes.shape)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        tell()
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Read-only views of the pool itself: valid until the blocks are released."""
@@ -69,6 +77,16 @@ class CudaStore:
     @property
     def block_bytes(self) -> int:
         return int(self._bytes.shape[2])
+
+    @property
+    def region(self) -> Region:
+        layers, blocks, nbytes = self._bytes.shape
+        return Region(self._bytes.data_ptr(), layers, blocks, nbytes, self._bytes.device.index or 0)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        event, loop = self._written[layer], asyncio.get_running_loop()
+        written = loop.run_in_executor(self._thread, event.synchronize)
+        written.add_done_callback(lambda _: tell())
 
     def mark_written(self, layer: int) -> None:
         """Called on the engine thread, after a layer's writes are on its current stream."""
