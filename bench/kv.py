@@ -20,14 +20,25 @@ from rich.console import Console
 from bench import records
 from bench.job import MIB, Job
 from bench.pair import Pair, PeerFailed, Run, pair
-from bench.paths import LIMITS, TRANSPORTS
+from bench.paths import LIMITS, MISSING, TRANSPORTS
 from bench.records import Param, Record
 
 PATHS = (*LIMITS, *TRANSPORTS)
 _GB = 1e9
 
 #: Transport, limit, and what part of the limit is wanted.
-GOALS = (("grpc", "bare grpc"), ("grpc", "tcp"), ("shm", "tcp"), ("shm", "memcpy"))
+GOALS = tuple(
+    (transport, limit)
+    for transport, limit in (
+        ("grpc", "bare grpc"),
+        ("grpc", "tcp"),
+        ("shm", "tcp"),
+        ("shm", "memcpy"),
+        ("nixl", "bare nixl"),
+        ("nixl", "nixl blocks"),
+    )
+    if transport in TRANSPORTS and limit in LIMITS
+)
 
 Rounds = dict[str, list[Run]]  # by path, all of the same job
 
@@ -39,6 +50,8 @@ async def measure(
     that do not fit together or KV that did not arrive as it was sent."""
     jobs = [Job("", mib, token_kib, 0) for mib in sizes for token_kib in token_sizes]
     found: list[Record] = []
+    for path, why in MISSING.items():
+        say(f"{path} is left out: {why}")
     async with pair(max(sizes) * MIB) as processes:
         for job in jobs:
             say(f"{job.mib} MiB, {job.token_kib} KiB per token")
@@ -98,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5)")
     parser.add_argument("--json", type=Path, help="where to write the records")
     asked = parser.parse_args(argv)
-    console, progress = Console(width=140), Console(stderr=True)
+    console, progress = Console(width=180), Console(stderr=True)
     try:
         found = asyncio.run(measure(asked.sizes, asked.token_sizes, asked.rounds, progress.print))
     except (PeerFailed, ValueError) as error:

@@ -45,10 +45,6 @@ class Region:
     block_bytes: int
     device: int | None = None  #: of CUDA; None: host memory
 
-    def number(self, layer: int, block: int) -> int:
-        """Of a block of one layer, counted from the start of the pool."""
-        return layer * self.num_blocks + block
-
 
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""

@@ -97,17 +97,18 @@ class NixlReader:
     ) -> None:
         """READ each piece as soon as it is computed, several at a time."""
         shape, free = sink.shape, asyncio.Semaphore(WINDOW)
-        theirs = _region(source)
+        first, there = shape.start // shape.block_size, list(source.blocks)
 
-        async def move(piece: Piece, blocks: list[int], nbytes: int) -> None:
-            first = shape.start // shape.block_size
-            here = [self._pool.number(piece.layer, block) for block in blocks]
-            there = [
-                theirs.number(piece.layer, source.blocks[index - first])
-                for index in shape.blocks(piece)
-            ]
+        async def move(piece: Piece, here: list[int], nbytes: int) -> None:
+            blocks = shape.blocks(piece)
+            mine = piece.layer * self._pool.num_blocks
+            theirs = piece.layer * source.num_blocks
             try:
-                await agent.read(peer, here, there)
+                await agent.read(
+                    peer,
+                    [mine + block for block in here],
+                    [theirs + block for block in there[blocks.start - first : blocks.stop - first]],
+                )
             finally:
                 free.release()
             sink.written(nbytes)
@@ -117,8 +118,8 @@ class NixlReader:
             async for piece in pieces:
                 await free.acquire()
                 nbytes = len(shape.blocks(piece)) * shape.block_bytes
-                blocks = sink.claim(piece, nbytes)
-                tasks.create_task(move(piece, blocks, nbytes), name="kv piece")
+                here = sink.claim(piece, nbytes)
+                tasks.create_task(move(piece, here, nbytes), name="kv piece")
 
     @asynccontextmanager
     async def _connected(self, terms: Terms, source: kv_pb2.NixlSource) -> AsyncIterator[Agent]:
