@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Without its dependencies: nixl wants the builds for CUDA 12 and 13 both, one is enough.
+NIXL := $(PIP) --no-deps nixl nixl-cu13
+
 # make demo PREFILL=2 DECODE=2 PORT=9000 ARGS="--dtype bfloat16"
 PREFILL ?= 1
 DECODE ?= 1
@@ -12,7 +15,7 @@ PORT ?= 8000
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-faults check format protos train-demo clean
+.PHONY: help demo nixl test test-slow test-faults check format protos train-demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +24,9 @@ demo: $(VENV)/.demo ## start a small cluster with the demo model, say how to tal
 	@$(BIN)/baton up --model model/demo/checkpoint --served-model-name baton-demo \
 		--prefill $(PREFILL) --decode $(DECODE) --port $(PORT) \
 		--local-prefill-queue 0 $(ARGS)  # every prompt is handed over, to be watched
+
+nixl: $(VENV)/.demo ## add the KV transport nixl (Linux x86_64, 58 MB)
+	$(NIXL)
 
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -68,4 +74,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) with tools for development; the first time takes some minutes"
 	@$(PIP) -e '.[dev]'
+	@$(NIXL) || echo "no NIXL for this machine: its tests are skipped"
 	@touch $(VENV)/.demo $@

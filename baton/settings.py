@@ -43,7 +43,7 @@ Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
 Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,...")]
 KvTransports = Annotated[
-    list[Literal["shm", "grpc", "relay"]], BeforeValidator(_split), Placeholder("NAME,...")
+    list[Literal["shm", "grpc", "nixl", "relay"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
 KvChecksums = Literal["auto", "on", "off"]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
@@ -146,8 +146,8 @@ class HandoffSettings(ModelSettings):
     kv_transports: KvTransports = Field(
         ["shm", "grpc", "relay"],
         min_length=1,
-        description="ways to move KV, best first: shm within a host, grpc anywhere, relay where "
-        "all else fails; a pair uses the first that both can",
+        description="ways to move KV, best first: shm within a host, grpc anywhere, nixl where it "
+        "is installed, relay where all else fails; a pair uses the first that both can",
     )
     shm_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         16 * 2**20,

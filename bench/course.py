@@ -89,7 +89,7 @@ def put_together(prefill: dict[str, Any], decode: dict[str, Any]) -> Course:
             end,
             computed=_first_past(by_layer[layer], end),
             sent=sent.get((layer, end)),
-            received=received[layer, end],
+            received=received.get((layer, end), at),  # a READ lands in its place
             written=at,
         )
         for layer, end, at in _steps(decode, "written")

@@ -24,11 +24,16 @@ class Goal:
         return value >= self.limit if self.at_least else value <= self.limit
 
 
-#: In the order of the issue that each release is measured by.
+#: First what transports are to reach, then requests, then their neighbours.
 GOALS = (
     Goal("throughput over a bare gRPC stream's", "of bare grpc", 0.9, "grpc", at_least=True),
     Goal("throughput over memcpy's", "of memcpy", 0.5, "shm", at_least=True),
+    Goal("throughput over NIXL's own best", "of bare nixl", 0.9, "nixl", at_least=True),
+    Goal(
+        "throughput over NIXL's own, block by block", "of nixl blocks", 0.9, "nixl", at_least=True
+    ),
     Goal("TTFT over that of a colocated worker", "TTFT / colocated", 1.05, "shm"),
+    Goal("TTFT over that of a colocated worker", "TTFT / colocated", 1.05, "nixl"),
     Goal("TTFT over that of a colocated worker", "TTFT / colocated", 1.10, "grpc"),
     Goal("first to second token, idle: beyond a step and the tail, ms", "beyond step", 2.0),
     Goal("first to second token beside a batch, in steps", "gap, steps", 2.0),

@@ -14,6 +14,8 @@ from baton.errors import BatonError
 from baton.identity import new_instance_id
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcOutlet, GrpcReader
+from baton.kv.nixl.outlet import NixlOutlet
+from baton.kv.nixl.reader import NixlReader
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Outlet, Reader, Sink, Source, Store, Terms
@@ -40,7 +42,8 @@ class OutletSender:
         for layer in range(shape.layers):
             offer.ready(layer, shape.end)
         try:
-            yield {**self._peer, "token": offer.token.hex()}
+            choice = offer.choice.SerializeToString().hex()
+            yield {**self._peer, "token": offer.token.hex(), "choice": choice}
         finally:
             offer.close()
 
@@ -51,7 +54,7 @@ class SlowStore:
     def __init__(self, store: Store, bytes_per_s: float) -> None:
         self._store = store
         self._bytes_per_s = bytes_per_s
-        self.pin = store.pin
+        self.region, self.once_written, self.pin = store.region, store.once_written, store.pin
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         return await self._store.read(layer, blocks)
@@ -77,8 +80,10 @@ class ReaderReceiver:
         if job.slow_mb_s:
             store = SlowStore(store, job.slow_mb_s * 1e6)
         sink = Sink(job.shape, store, job.table(1))
+        for layer in range(job.shape.layers):
+            sink.ready(layer, job.shape.end)
         token = bytes.fromhex(where["token"])
-        choice = kv_pb2.TransportChoice(name=self._reader.name)
+        choice = kv_pb2.TransportChoice.FromString(bytes.fromhex(where["choice"]))
         terms = Terms(where["address"], where["instance_id"], token, choice)
         patience = asyncio.timeout(job.patience_s or None)
         try:
@@ -127,6 +132,30 @@ async def shm_sender(job: Job, memory: Memory) -> AsyncIterator[Sender]:
 @asynccontextmanager
 async def shm_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
     reader = ShmReader()
+    try:
+        yield ReaderReceiver(reader, memory)
+    finally:
+        await reader.close()
+
+
+@asynccontextmanager
+async def nixl_sender(job: Job, memory: Memory) -> AsyncIterator[Sender]:
+    """Raises BatonError where there is no NIXL."""
+    instance_id = new_instance_id()
+    outlet = NixlOutlet(instance_id, job.store(memory).region)
+    await outlet.start()
+    if outlet.unavailable:
+        raise BatonError(f"nixl is unavailable here: {outlet.unavailable}")
+    try:
+        yield OutletSender(outlet, "this host", instance_id, memory)
+    finally:
+        await outlet.close()
+
+
+@asynccontextmanager
+async def nixl_receiver(job: Job, memory: Memory) -> AsyncIterator[Receiver]:
+    reader = NixlReader(job.store(memory).region)
+    await reader.start()
     try:
         yield ReaderReceiver(reader, memory)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from baton.channels import KV_FRAME_BYTES
-from baton.settings import HandoffSettings
+from baton.settings import HandoffSettings, ReadingSettings
 from bench.job import KIB, MIB, Job
 from bench.pair import Run, pair
 from bench.records import Param, Record
@@ -20,15 +20,15 @@ TOKEN_KIB = 24
 SLOW_MB_S, PATIENCE_S = 20, 2.0
 #: What a process takes for its first connection, whatever it carries.
 BREATH = 4 * MIB
-#: Messages for which grpc has room at each end.
-_GRPC_FRAMES = 32
+#: Messages that grpc holds beside its window: being joined, written, put together, read.
+_GRPC_FRAMES = 8
 
-#: Bytes that the settings allow each end to grow by. ``grpc`` holds some messages: those being
-#: joined and written, those that HTTP/2's windows let through unread, and what the C heap keeps
-#: of those that were read.
+#: Bytes that the settings allow each end to grow by.
 BOUNDS: dict[str, int] = {
     "shm": HandoffSettings.model_fields["shm_bytes"].default,
-    "grpc": _GRPC_FRAMES * KV_FRAME_BYTES,
+    "grpc": ReadingSettings.model_fields["grpc_window_bytes"].default
+    + _GRPC_FRAMES * KV_FRAME_BYTES,
+    "nixl": 0,  # from pool to pool
 }
 
 

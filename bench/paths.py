@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from bench import handoff, limits
+from importlib.util import find_spec
+
+from bench import bare_nixl, handoff, limits
 from bench.job import OpenReceiver, OpenSender
 
-TRANSPORTS = ("grpc", "shm")
-LIMITS = ("bare grpc", "tcp", "memcpy")
+_NIXL = ("nixl", "bare nixl", "nixl blocks")
+
+#: Paths that cannot be measured here, and why.
+MISSING = {} if find_spec("nixl") else dict.fromkeys(_NIXL, "NIXL is not installed")
+
+
+def _here(*paths: str) -> tuple[str, ...]:
+    return tuple(path for path in paths if path not in MISSING)
+
+
+TRANSPORTS = _here("grpc", "shm", "nixl")
+LIMITS = _here("bare grpc", "tcp", "memcpy", "bare nixl", "nixl blocks")
 
 SENDERS: dict[str, OpenSender] = {
     "grpc": handoff.grpc_sender,
     "shm": handoff.shm_sender,
+    "nixl": handoff.nixl_sender,
     "bare grpc": limits.bare_grpc_sender,
     "tcp": limits.tcp_sender,
     "memcpy": limits.memcpy_sender,
+    "bare nixl": bare_nixl.bare_nixl_sender,
+    "nixl blocks": bare_nixl.bare_nixl_sender,
 }
 RECEIVERS: dict[str, OpenReceiver] = {
     "grpc": handoff.grpc_receiver,
     "shm": handoff.shm_receiver,
+    "nixl": handoff.nixl_receiver,
     "bare grpc": limits.bare_grpc_receiver,
     "tcp": limits.tcp_receiver,
     "memcpy": limits.memcpy_receiver,
+    "bare nixl": bare_nixl.bare_nixl_receiver,
+    "nixl blocks": bare_nixl.nixl_blocks_receiver,
 }

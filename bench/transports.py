@@ -12,13 +12,20 @@ from statistics import median
 
 from bench.job import MIB, Job
 from bench.pair import Pair, Run, pair
-from bench.paths import LIMITS, TRANSPORTS
+from bench.paths import LIMITS, MISSING, TRANSPORTS
 from bench.records import Param, Record
 
 _GB = 1e9
 
 #: Transport, and the limit that it is compared with.
-COMPARED = (("grpc", "bare grpc"), ("grpc", "tcp"), ("shm", "tcp"), ("shm", "memcpy"))
+COMPARED = (
+    ("grpc", "bare grpc"),
+    ("grpc", "tcp"),
+    ("shm", "tcp"),
+    ("shm", "memcpy"),
+    ("nixl", "bare nixl"),
+    ("nixl", "nixl blocks"),
+)
 
 Rounds = dict[str, list[Run]]  # by path, all of the same job
 
@@ -37,6 +44,8 @@ async def measure(
     """
     jobs = [Job("", mib, token_kib, 0) for mib in sizes for token_kib in token_sizes]
     found: list[Record] = []
+    for path, why in MISSING.items():
+        say(f"{path} is left out: {why}")
     async with pair(max(sizes) * MIB) as processes:
         for job in jobs:
             say(f"{job.mib} MiB, {job.token_kib} KiB per token")
@@ -74,7 +83,7 @@ def evaluate(job: Job, runs: Rounds) -> list[Record]:
         add(path, "sender memory", max(run.sender_peak_bytes for run in every) / MIB, "MiB")
         add(path, "receiver memory", max(run.receiver_peak_bytes for run in every) / MIB, "MiB")
         for transport, limit in COMPARED:
-            if transport == path:
+            if transport == path and limit in runs:
                 pairs = zip(warm, runs[limit][1:], strict=True)
                 ratio = median(best.seconds / run.seconds for run, best in pairs)
                 add(path, f"of {limit}", ratio, "ratio")

@@ -100,14 +100,19 @@ class Attempts:
     ) -> Finished:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
+        sink = self._sink(sequence, trace)
         checksums = self._ledger.wants_checksums(target.instance_id)
         async with (
             self._client.call(target, generation, hit, checksums=checksums) as call,
             group() as tasks,
         ):
+            call.on_layer = sink.ready
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
-            terms, sink = call.terms(accepted), self._sink(sequence, checksums, trace)
+            sink.checksums = accepted.transport.checksums
+            for layer in range(sink.shape.layers):
+                sink.ready(layer, accepted.hit_tokens)
+            terms = call.terms(accepted)
             hand_off.agreed(terms, sink)
             receiving = tasks.create_task(
                 self._receive(terms, sink, sequence), name="attempt receive"
@@ -140,12 +145,11 @@ class Attempts:
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
-    def _sink(self, sequence: LiveSequence, checksums: bool, trace: Trace | None) -> Sink:
+    def _sink(self, sequence: LiveSequence, trace: Trace | None) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
         shape = Shape.of(compatibility, reserved.hit_tokens, reserved.total_tokens)
-        store, table = self._runtime.store, reserved.block_table
-        return Sink(shape, store, table, checksums=checksums, trace=trace)
+        return Sink(shape, self._runtime.store, reserved.block_table, trace=trace)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -31,6 +31,9 @@ from decode_worker.routes import Route, Routes
 
 T = TypeVar("T")
 
+#: (layer, end position), called as the prefill worker says that KV may be read.
+OnLayer = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -48,17 +51,21 @@ class PrefillCall:
     What goes wrong is raised by ``PrefillClient.call``, around whatever its body does.
     """
 
-    def __init__(self, target: Target, route: Route, liveness: Liveness, checksums: bool) -> None:
+    def __init__(
+        self, target: Target, route: Route, liveness: Liveness, checked: Collection[str]
+    ) -> None:
+        """``checked``: transports whose blocks are to come with checksums."""
         loop = asyncio.get_running_loop()
         self.target = target
         self._route = route
-        self._checksums = checksums
+        self._checked = checked
         self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
         self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
         self.timings = Timings()  #: the last that were told
         self.kv_since = 0.0  #: loop time when KV was first there to be read
         self.first_token_at = 0.0  #: loop time
+        self.on_layer: OnLayer = _ignore  #: set by the body before it next awaits
         self._liveness = liveness
         self._received = False
         self._requests: asyncio.Queue[prefill_pb2.PrefillRequest | None] = asyncio.Queue()
@@ -126,6 +133,7 @@ class PrefillCall:
                 _resolve(self.accepted, event.accepted)
             case "layer_ready":
                 self.kv_since = self.kv_since or now
+                self.on_layer(event.layer_ready.layer, event.layer_ready.end_token)
             case "first_token":
                 self.first_token_at = now
                 self.timings = wire.timings_from_wire(event.first_token.timings)
@@ -145,11 +153,11 @@ class PrefillCall:
             raise self._lost(
                 f"instance {theirs.instance_id} answers, {self.target.instance_id} was expected"
             )
-        if accepted.transport.checksums != self._checksums:
-            asked, answered = ("on" if self._checksums else "off"), accepted.transport.checksums
+        asked, answered = accepted.transport.name in self._checked, accepted.transport.checksums
+        if answered != asked:
             raise HandoffFailed(
-                f"prefill worker {self.target.address}: checksums were to be {asked}, "
-                f"but are {'on' if answered else 'off'}"
+                f"prefill worker {self.target.address}: checksums were to be "
+                f"{'on' if asked else 'off'}, but are {'on' if answered else 'off'}"
             )
 
     def _refused(self, error: BatonError) -> BatonError:
@@ -169,6 +177,10 @@ class PrefillCall:
         if not self._received:
             raise self._lost(why)
         _resolve(self.done, None)
+
+
+def _ignore(_: int, __: int) -> None:
+    """For a listener that nobody asked for."""
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
@@ -200,7 +212,7 @@ class PrefillClient:
     ) -> AsyncIterator[PrefillCall]:
         """A Prefill call for as long as the body runs; the body is cancelled when it fails.
 
-        ``checksums``: its KV is to come with them.
+        ``checksums``: its KV is to come with them, where the transport knows any.
 
         Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
         instance or has no room, RelayRefused when the relay does not let the call through; else
@@ -208,15 +220,17 @@ class PrefillClient:
         """
         instance_id = target.instance_id
         route = await self._routes.to(instance_id, target.address)
+        offers = await self._offers(instance_id, route, checksums)
         start = prefill_pb2.PrefillStart(
             identity=wire.identity_to_wire(self._identity),
             generation=wire.generation_to_wire(generation),
             from_token=from_token,
-            transports=await self._offers(instance_id, route, checksums),
+            transports=offers,
         )
         address = route.relay or target.address
         async with self._connections.to(instance_id, address, "control") as channel:
-            call = PrefillCall(target, route, Liveness(self._beat), checksums)
+            checked = [offer.name for offer in offers if offer.checksums]
+            call = PrefillCall(target, route, Liveness(self._beat), checked)
             events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(
                 call.requests(start),
                 metadata=((relay.TARGET, instance_id),) if route.relay else (),
@@ -241,7 +255,7 @@ class PrefillClient:
     ) -> list[kv_pb2.TransportOffer]:
         """How KV can come from that instance, beside a call that goes this way."""
         offers = [await reader.offer(instance_id) for reader in self._readers]
-        for offer in offers:
+        for reader, offer in zip(self._readers, offers, strict=True):
             offer.unavailable = offer.unavailable or route.obstacle(offer.name)
-            offer.checksums = checksums
+            offer.checksums = checksums and reader.checksums
         return offers

@@ -12,6 +12,7 @@ from baton.kv.checksums import Policy, measure_rate
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
 from baton.kv.ledger import Ledger
+from baton.kv.nixl.reader import NixlReader
 from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities
@@ -36,9 +37,11 @@ def decode_role(settings: DecodeSettings) -> Role:
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
         connections = Connections(settings.grpc_window_bytes)
         shm = ShmReader(pin=runtime.store.pin)
+        nixl = NixlReader(runtime.store.region, unchecked=settings.kv_checksums != "on")
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),
+            "nixl": nixl,
             "relay": RelayReader(connections, settings.relay),
             "shm": shm,
         }
@@ -55,6 +58,8 @@ def decode_role(settings: DecodeSettings) -> Role:
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
+        if "nixl" in settings.kv_transports:
+            await nixl.start()
         try:
             yield Profile(
                 roles=[worker_pb2.ROLE_DECODE],
@@ -67,6 +72,7 @@ def decode_role(settings: DecodeSettings) -> Role:
         finally:
             await routes.close()
             await shm.close()
+            await nixl.close()
             await connections.close()
 
     return role

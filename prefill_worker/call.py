@@ -118,8 +118,9 @@ class PrefillCall:
         def layer_ready(layer: int, end: int, at: float) -> None:
             lag.computed(layer, end)
             offer.ready(layer, end)
-            if layer in (0, shape.layers - 1):
-                self._outbox.layer_ready(layer, end)
+            if offer.told or layer in (0, shape.layers - 1):
+                told = partial(self._outbox.layer_ready, layer, end)
+                runtime.store.once_written(layer, told)
             if trace is not None:
                 trace.add("computed", layer, end, at)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from baton.kv.grpc_transport import GrpcOutlet
+from baton.kv.nixl.outlet import NixlOutlet
 from baton.kv.relay_transport import RelayOutlet
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.transport import Outlet, capabilities
@@ -48,13 +49,22 @@ async def _outlets(
         block_bytes=runtime.runner.compatibility.block_bytes,
         pin=runtime.store.pin,
     )
-    known: dict[str, Outlet] = {"grpc": grpc, "relay": RelayOutlet(grpc), "shm": shm}
+    nixl = NixlOutlet(runtime.identity.instance_id, runtime.store.region)
+    known: dict[str, Outlet] = {
+        "grpc": grpc,
+        "nixl": nixl,
+        "relay": RelayOutlet(grpc),
+        "shm": shm,
+    }
     names = runtime.settings.kv_transports
     if not {"grpc", "relay"}.isdisjoint(names):
         services.add_generic_rpc_handlers([grpc.handler()])
     if "shm" in names:
         shm.start()
+    if "nixl" in names:
+        await nixl.start()
     try:
         yield [known[name] for name in names]
     finally:
         await shm.close()
+        await nixl.close()

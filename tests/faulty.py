@@ -87,7 +87,7 @@ class LateStore:
         self.moving: Counter[int] = Counter()  #: copies under way, by block
         self.written = 0  #: pieces
         self._store, self._rng = store, rng
-        self.pin = store.pin
+        self.region, self.once_written, self.pin = store.region, store.once_written, store.pin
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         await self._move(blocks, self._store.read(layer, blocks[:0]))

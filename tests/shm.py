@@ -21,7 +21,7 @@ from baton.kv.shm.outlet import ShmOffer, ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.shm.segment import unpinned
 from baton.kv.shm.wire import name_of
-from baton.kv.transport import Sink, Source, Terms
+from baton.kv.transport import Region, Sink, Source, Terms
 from baton.v1 import kv_pb2
 from tests.lines import Data, ShmLine, Tamper, passing
 
@@ -49,6 +49,13 @@ class MemoryStore:
         yield
         self.copying -= 1
 
+    @property
+    def region(self) -> Region:
+        return Region(self.pool.ctypes.data, *self.pool.shape)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        tell()
+
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         return [memoryview(self.pool[layer, block]) for block in blocks]
 
@@ -68,13 +75,17 @@ class MemoryStore:
 class HandOff:
     """A prompt's KV on one side, the place for it on the other."""
 
-    def __init__(self, tokens: int, seed: int = 0, start: int = 0) -> None:
+    def __init__(
+        self, tokens: int, seed: int = 0, start: int = 0, like: HandOff | None = None
+    ) -> None:
+        """``like`` another of as many tokens: between the same pools."""
         self.shape = Shape(LAYERS, BLOCK, BLOCK_BYTES, start, tokens)
         count = -(-tokens // BLOCK)
         rng = np.random.default_rng(seed)
         self._from: list[int] = rng.permutation(count * 2)[:count].tolist()
         self._to: list[int] = rng.permutation(count * 2)[:count].tolist()
-        self.there, self.here = MemoryStore(count * 2, seed), MemoryStore(count * 2, seed + 1)
+        self.there = like.there if like else MemoryStore(count * 2, seed)
+        self.here = like.here if like else MemoryStore(count * 2, seed + 1)
         self.holds = 0
         self.source = Source(self.shape, self.there, self._from, self._hold)
         self.sink = Sink(self.shape, self.here, self._to)

@@ -36,6 +36,8 @@ Write = Callable[[bytes], Awaitable[None]]
 class GrpcOffer:
     """One hand-off, open until ``close``. Implements ``Offer``."""
 
+    told = False
+
     def __init__(self, source: Source, address: str, forget: Callable[[bytes], None]) -> None:
         self.token = secrets.token_bytes(16)
         self.choice = kv_pb2.TransportChoice(name=NAME, address=address)
@@ -135,7 +137,7 @@ class GrpcOutlet:
 class GrpcReader:
     """The decode side. Implements ``Reader``."""
 
-    name, version, unavailable = NAME, VERSION, ""
+    name, version, unavailable, checksums = NAME, VERSION, "", True
 
     def __init__(self, connections: Connections, stripes: int = 1) -> None:
         """``stripes``: connections that share one hand-off, each taking its layers."""

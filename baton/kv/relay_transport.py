@@ -29,7 +29,7 @@ class RelayOutlet:
 class RelayReader:
     """The decode side. Implements ``Reader``."""
 
-    name, version = NAME, VERSION
+    name, version, checksums = NAME, VERSION, True
 
     def __init__(self, connections: Connections, address: str | None) -> None:
         """``address`` (host:port) of the relay; None where there is none."""

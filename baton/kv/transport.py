@@ -27,7 +27,8 @@ from typing import Protocol
 from baton.errors import HandoffFailed, IncompatiblePeer
 from baton.kv.checksums import of_blocks, of_payload, verify
 from baton.kv.framing import Assembly, Piece, Shape
-from baton.kv.trace import Trace
+from baton.kv.progress import Progress
+from baton.kv.trace import Event, Trace
 from baton.tasks import finish
 from baton.v1 import kv_pb2, worker_pb2
 
@@ -36,8 +37,24 @@ def _uncounted(_: Piece) -> None:
     """For a source whose reader nobody waits for."""
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where a pool lies: block b of layer l at ``address + (l * num_blocks + b) * block_bytes``."""
+
+    address: int
+    layers: int
+    num_blocks: int
+    block_bytes: int
+    device: int | None = None  #: of CUDA; None: host memory
+
+
 class Store(Protocol):
     """The KV pool as bytes; see ``BlockStore`` in model/engine/runner.py."""
+
+    @property
+    def region(self) -> Region: ...
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None: ...
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]: ...
 
@@ -95,7 +112,8 @@ class Source:
 class Sink:
     """The decode worker's blocks for one hand-off; takes only what fits and is next.
 
-    The caller holds the blocks until nothing calls ``write`` any more.
+    A transport hands over what came (``write``), or puts it into the pool by itself (``claim``,
+    then ``written``). The caller holds the blocks until neither goes on any more.
     """
 
     def __init__(
@@ -109,7 +127,9 @@ class Sink:
     ) -> None:
         """``checksums``: as agreed, every block must come with its CRC-32C."""
         self.shape = shape
-        self._checksums = checksums
+        #: As agreed: every block must come with its CRC-32C. Decided before the first one comes.
+        self.checksums = checksums
+        self.computed = Progress(shape)  #: as the Prefill call tells
         self._trace = trace
         self._assembly = Assembly(shape)
         self._store = store
@@ -121,27 +141,57 @@ class Sink:
 
         Raises HandoffFailed. When cancelled it ends the copy under way first, then is cancelled.
         """
-        indices = self._assembly.take(piece, payload.nbytes)
-        if self._checksums:
+        blocks = self.claim(piece, payload.nbytes)
+        if self.checksums:
             found = of_payload(payload, self.shape.block_bytes)
             verify(piece, self.shape.block_size, sums, found)
         elif sums:
             raise HandoffFailed(f"KV came with {len(sums)} checksums, but none were agreed on")
-        blocks = [self._block_table[index] for index in indices]
-        if self._trace is not None:
-            self._trace.add("received", piece.layer, piece.end)
+        self._mark("received", piece)
         await finish(self._store.write(piece.layer, blocks, payload))
+        self.written(piece, payload.nbytes)
+
+    def claim(self, piece: Piece, nbytes: int) -> list[int]:
+        """Verify a piece; returns the ids of the blocks that it is to be put into.
+
+        Raises HandoffFailed.
+        """
+        return [self._block_table[index] for index in self._assembly.take(piece, nbytes)]
+
+    def written(self, piece: Piece, nbytes: int) -> None:
+        """A piece that was claimed is in its place."""
+        self._mark("written", piece)
+        self.bytes += nbytes
+
+    def ready(self, layer: int, end: int) -> None:
+        """The prefill side says that KV of ``layer`` below position ``end`` may be read.
+
+        Raises HandoffFailed when there is no such layer or position.
+        """
+        if not 0 <= layer < self.shape.layers or end > self.shape.end:
+            raise HandoffFailed(
+                f"KV of layer {layer} is said to be ready to token {end}, "
+                f"but there are {self.shape.layers} layers and {self.shape.end} tokens"
+            )
+        self.computed.advance(layer, end)
+
+    def _mark(self, what: Event, piece: Piece) -> None:
         if self._trace is not None:
-            self._trace.add("written", piece.layer, piece.end)
-        self.bytes += payload.nbytes
+            self._trace.add(what, piece.layer, piece.end)
 
     def require_complete(self) -> None:
         """Raise HandoffFailed unless every layer was written to its end."""
         self._assembly.require_complete()
+        if self.bytes != self.shape.total_bytes:
+            raise HandoffFailed(
+                f"only {self.bytes} of {self.shape.total_bytes} bytes of KV were written"
+            )
 
 
 class Offer(Protocol):
     """One Prefill call's KV, open to be read. Owned, and closed, by the call."""
+
+    told: bool  #: its reader knows what it may read from the call's LayerReady alone
 
     @property
     def choice(self) -> kv_pb2.TransportChoice:
@@ -167,7 +217,11 @@ class Outlet(Protocol):
 
     name: str
     version: int
-    unavailable: str  #: why it cannot be used in this process; empty when it can
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be used in this process; empty when it can."""
+        ...
 
     def open(self, source: Source) -> Offer: ...
 
@@ -178,6 +232,7 @@ class Reader(Protocol):
     name: str
     version: int
     unavailable: str  #: why it cannot be used in this process; empty when it can
+    checksums: bool  #: blocks can come with them
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         """What travels in PrefillStart to that instance: how it can be read from, or why not."""

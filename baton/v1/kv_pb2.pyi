@@ -57,3 +57,23 @@ class TransportChoice(_message.Message):
     downgrades: _containers.RepeatedScalarFieldContainer[str]
     checksums: bool
     def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., metadata: _Optional[bytes] = ..., downgrades: _Optional[_Iterable[str]] = ..., checksums: _Optional[bool] = ...) -> None: ...
+
+class NixlSource(_message.Message):
+    __slots__ = ("agent", "address", "layers", "num_blocks", "block_bytes", "device", "seal_address", "blocks")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SEAL_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    agent: bytes
+    address: int
+    layers: int
+    num_blocks: int
+    block_bytes: int
+    device: int
+    seal_address: int
+    blocks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, agent: _Optional[bytes] = ..., address: _Optional[int] = ..., layers: _Optional[int] = ..., num_blocks: _Optional[int] = ..., block_bytes: _Optional[int] = ..., device: _Optional[int] = ..., seal_address: _Optional[int] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -24,6 +24,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from baton.kv.transport import Region
 from model.cache.pool import KvPool
 from model.cache.store import Bytes, as_rows, require_inside
 
@@ -59,6 +60,10 @@ class StepWrites(Generic[E]):
     def mark(self, layer: int, written: E) -> None:
         """The layer is written once ``written`` has come to pass."""
         self._step[1][layer] = written
+
+    def last(self, layer: int) -> E | None:
+        """What to wait for before anything of the layer is read; None: all is written."""
+        return self._step[1].get(layer)
 
     def awaited(self, layer: int, blocks: Iterable[int]) -> E | None:
         """What to wait for before these blocks are read; None: they are written.
@@ -121,6 +126,20 @@ class CudaStore:
             self._writes.mark(layer, event)
 
     # -- BlockStore ------------------------------------------------------------------------
+
+    @property
+    def region(self) -> Region:
+        layers, blocks, nbytes = self._bytes.shape
+        return Region(self._bytes.data_ptr(), layers, blocks, nbytes, self._device.index or 0)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        event = self._writes.last(layer)
+        if event is None:
+            tell()
+            return
+        loop = asyncio.get_running_loop()
+        written = loop.run_in_executor(self._thread, event.synchronize)
+        written.add_done_callback(lambda _: tell())
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Views of a copy, which they keep alive."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from baton.kv.transport import Region
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -25,6 +27,13 @@ class HostStore:
     @property
     def block_bytes(self) -> int:
         return int(self._bytes.shape[2])
+
+    @property
+    def region(self) -> Region:
+        return Region(self._bytes.ctypes.data, *self._bytes.shape)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        tell()
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Read-only views of the pool itself: valid until the blocks are released."""

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.identity import CompatibilityClass
+from baton.kv.transport import Region
 from baton.sampling import SamplingSpec
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import LayerListener
@@ -87,6 +88,13 @@ class MockStore:
     @property
     def block_bytes(self) -> int:
         return int(self.pool.shape[2])
+
+    @property
+    def region(self) -> Region:
+        return Region(self.pool.ctypes.data, *self.pool.shape)
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        tell()
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Views into the pool, no copy: valid while the caller holds the blocks."""

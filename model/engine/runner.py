@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from baton.identity import CompatibilityClass
+from baton.kv.transport import Region
 from model.engine.plan import StepPlan, StepResult
 
 #: Called on the engine thread with a layer's index as soon as that layer's K and V of every
@@ -29,6 +30,18 @@ class BlockStore(Protocol):
 
     @property
     def block_bytes(self) -> int: ...
+
+    @property
+    def region(self) -> Region:
+        """Where it lies, for transports that take bytes from there by themselves."""
+        ...
+
+    def once_written(self, layer: int, tell: Callable[[], None]) -> None:
+        """Call ``tell`` on the event loop when what was computed of ``layer`` so far is in memory.
+
+        At once, where computing and memory are the processor's. ``read`` waits by itself.
+        """
+        ...
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """The bytes of the given blocks, in order; valid until the blocks are released."""

@@ -33,6 +33,8 @@ PIECE_BYTES = 2 * 2**20
 class ShmOffer:
     """One hand-off, open until ``close``, for one reading. Implements ``Offer``."""
 
+    told = False
+
     def __init__(self, source: Source, forget: Callable[[bytes], None]) -> None:
         self.token = secrets.token_bytes(16)
         self.choice = kv_pb2.TransportChoice(name=NAME)

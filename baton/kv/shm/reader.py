@@ -29,7 +29,7 @@ _Event: TypeAlias = Filled | Ended | PeerError
 class ShmReader:
     """Implements ``Reader``. ``close`` it when nothing reads any more."""
 
-    name, version = NAME, VERSION
+    name, version, checksums = NAME, VERSION, True
 
     def __init__(self, locate: Callable[[str], str] = name_of, *, pin: Pin = unpinned) -> None:
         """``locate``: the socket of a prefill instance; ``pin``: of the store that is filled."""
