@@ -101,6 +101,7 @@ class Attempts:
         index, spec = len(generation.generated_ids), generation.sampling
         hit = sequence.reservation.hit_tokens
         sink = self._sink(sequence, trace)
+        sink.urgent = False  # until the prompt is computed nothing waits for its KV
         checksums = self._ledger.wants_checksums(target.instance_id)
         async with (
             self._client.call(target, generation, hit, checksums=checksums) as call,
@@ -119,6 +120,7 @@ class Attempts:
             )
             first = await call.first_token
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
+            sink.hurry()
             if trace is not None:
                 trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
             reason = finish_reason(index + 1, first.token_id, spec)

@@ -37,6 +37,10 @@ def _uncounted(_: Piece) -> None:
     """For a source whose reader nobody waits for."""
 
 
+def _nobody() -> None:
+    """Whom a sink tells that it is urgent, until a reader wants to hear it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """Where a pool lies: block b of layer l at ``address + (l * num_blocks + b) * block_bytes``."""
@@ -127,6 +131,8 @@ class Sink:
     ) -> None:
         """``checksums``: as agreed, every block must come with its CRC-32C."""
         self.shape = shape
+        self.urgent = True  #: somebody waits for the last byte; else KV may come in batches
+        self.on_urgent: Callable[[], None] = _nobody  #: set by the reader
         #: As agreed: every block must come with its CRC-32C. Decided before the first one comes.
         self.checksums = checksums
         self.computed = Progress(shape)  #: as the Prefill call tells
@@ -178,6 +184,11 @@ class Sink:
     def _mark(self, what: Event, piece: Piece) -> None:
         if self._trace is not None:
             self._trace.add(what, piece.layer, piece.end)
+
+    def hurry(self) -> None:
+        """What was not urgent is from here on."""
+        self.urgent = True
+        self.on_urgent()
 
     def require_complete(self) -> None:
         """Raise HandoffFailed unless every layer was written to its end."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeAlias
 
 import structlog
@@ -24,6 +25,10 @@ from baton.v1 import kv_pb2
 log = structlog.get_logger(__name__)
 
 _Event: TypeAlias = Filled | Ended | PeerError
+
+#: Seconds between looks at KV that is not urgent. Every look interrupts the engine's step, however
+#: little has come; twice as long, and what a fast GPU computes meanwhile would not fit in the ring.
+_REST_S = 0.004
 
 
 class ShmReader:
@@ -121,6 +126,7 @@ class _Link:
         self._started = 0
         self._full: set[int] = set()  # slots that are ours to read
         self._readings: dict[int, asyncio.Queue[_Event]] = {}  # at most as long as the ring
+        self._urgent: set[int] = set()
         wire.listen(self._on_message, self._on_lost)
 
     async def read(self, token: bytes, sink: Sink) -> None:
@@ -131,6 +137,9 @@ class _Link:
         reading, ended = self._started, False
         self._started += 1
         events = self._readings[reading] = asyncio.Queue()
+        if sink.urgent:
+            self._hurry(reading)
+        sink.on_urgent = partial(self._hurry, reading)
         self._wire.send(messages.Read(reading, token))
         try:
             while not ended:
@@ -145,11 +154,17 @@ class _Link:
                         raise error
         finally:
             del self._readings[reading]
+            self._urgent.discard(reading)
             while not events.empty():
                 if isinstance(event := events.get_nowait(), Filled):
                     self._release(event.slot)
             if not ended:
                 self._wire.send(messages.Cancel(reading))
+
+    def _hurry(self, reading: int) -> None:
+        """From here on somebody waits for the last byte of it."""
+        self._urgent.add(reading)
+        self._wire.wake()
 
     def close(self) -> None:
         self._wire.close()
@@ -173,6 +188,8 @@ class _Link:
         match message:
             case Filled(reading, slot) if self._may_be(message):
                 self._full.add(slot)
+                if not self._urgent:
+                    self._wire.rest(_REST_S)
                 if reading in self._readings:
                     self._readings[reading].put_nowait(message)
                 else:  # it was cancelled while this was under way

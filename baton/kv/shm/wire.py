@@ -89,6 +89,7 @@ class Wire:
         self._received = 0
         self._on_message: OnMessage | None = None
         self._on_lost: OnLost | None = None
+        self._resting: asyncio.TimerHandle | None = None
 
     @property
     def closed(self) -> bool:
@@ -152,8 +153,23 @@ class Wire:
         self._on_message, self._on_lost = on_message, on_lost
         self._loop.add_reader(self._open, self._readable)
 
+    def rest(self, seconds: float) -> None:
+        """Take no messages for so long, or until ``wake``: they gather meanwhile."""
+        if self._socket is not None and self._resting is None:
+            self._loop.remove_reader(self._socket)
+            self._resting = self._loop.call_later(seconds, self.wake)
+
+    def wake(self) -> None:
+        """End the rest, if there is one."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+            if self._socket is not None:
+                self._loop.add_reader(self._socket, self._readable)
+
     def close(self) -> None:
         """The peer reads the end of the stream. Nothing is called any more."""
+        self.wake()
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._socket.close()
