@@ -186,7 +186,7 @@ class ReadingSettings(ModelSettings):
         1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
     )
     grpc_window_bytes: Annotated[int, Placeholder("BYTES")] = Field(
-        8 * 2**20,
+        4 * 2**20,
         ge=2**16,
         le=2**30,
         description="KV that may arrive over grpc ahead of being written, bytes per stream",
