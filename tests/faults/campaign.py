@@ -41,6 +41,7 @@ OWN: dict[str, tuple[str, ...]] = {
         *("cut kv", "slow kv", "drop bytes", "repeat bytes", "truncate bytes", "corrupt bytes"),
     ),
     "shm": ("cut link",),
+    "nixl": (),  # it has none
 }
 
 
