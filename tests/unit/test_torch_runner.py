@@ -70,6 +70,19 @@ def test_numerics_id_tells_what_changes_bits(checkpoint: Path) -> None:
     assert torch.__version__ in identify()
 
 
+def test_quantised_weights_are_named_and_near(tmp_path: Path) -> None:
+    path = make_checkpoint("qwen2", tmp_path, hidden_size=96, intermediate_size=192)
+    prompt = list(range(40))
+    exact = Driver.load(path)
+    expected = exact.prefill(0, prompt)
+    for quantize, near in (("int8", 0.02), ("int4", 0.2)):
+        driver = Driver.load(path, quantize=quantize)
+        assert f"; {quantize}" in driver.runner.numerics_id
+        assert driver.runner.compatibility == exact.runner.compatibility, "their KV is alike"
+        found = driver.prefill(0, prompt)
+        assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < near
+
+
 def test_the_pool_is_sized_by_memory(checkpoint: Path) -> None:
     runner = load_runner(checkpoint, sampler=argmax, kv_memory_bytes=100_000, block_size=16)
     assert runner.num_blocks == 100_000 // (3 * runner.compatibility.block_bytes)
