@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.nets.linear import Form, failure
 
-_FEW_ROWS = 16  # at most this many for torch's kernels; measured, see LOG.md
 _SLICE = 1 << 21  # weights widened at a time: they stay in the cache until they are used
 
 
@@ -23,6 +22,7 @@ class Int8:
     """One scale per output: w = scale * q, with q in -127 .. 127."""
 
     kind = "int8"
+    few = 16  #: rows at most for torch's kernel; measured, see LOG.md
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape
@@ -40,7 +40,7 @@ class Int8:
         self.nbytes = self._values.nbytes + self._scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        few = x.shape[0] <= _FEW_ROWS
+        few = x.shape[0] <= self.few
         y = torch._weight_int8pack_mm(x, self._values, self._scales) if few else self._widened(x)
         return y if self._bias is None else y.add_(self._bias)
 
@@ -59,6 +59,7 @@ class Int4:
     """
 
     kind = "int4"
+    few = 64  #: as in Int8
     group = 32
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -83,7 +84,7 @@ class Int4:
         self.nbytes = self._values.nbytes + self._scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
-        few = x.shape[0] <= _FEW_ROWS or self.shape[0] % _BLOCK or not _layout_is_known()
+        few = x.shape[0] <= self.few or self.shape[0] % _BLOCK or not _layout_is_known()
         y = self._direct(x) if few else self._widened(x)
         return y if self._bias is None else y.add_(self._bias)
 
@@ -94,13 +95,13 @@ class Int4:
         y = x.new_empty(x.shape[0], self.shape[0])
         inputs = self.shape[1]
         for rows in _slices(*self.shape):
-            q = _unpack(self._values[rows]).view(-1, inputs // self.group, self.group, _BLOCK)
+            steps = _unpack(self._values[rows]).view(-1, inputs // self.group, self.group, _BLOCK)
             # [in / group, out, 2] -> 2 of [out / block, in / group, 1, block]
             by_block = (
                 self._scales[:, rows].view(inputs // self.group, -1, 1, _BLOCK, 2).transpose(0, 1)
             )
-            scale, zero = by_block.unbind(-1)
-            wide = q.to(x.dtype).sub_(8).mul_(scale).add_(zero)
+            scale, zero = (part.contiguous() for part in by_block.unbind(-1))
+            wide = torch.addcmul(zero, steps.to(x.dtype), scale)
             # [out / block, in, block] -> [in, out]
             matrix = wide.view(-1, inputs, _BLOCK).transpose(0, 1).reshape(inputs, -1)
             y[:, rows] = x @ matrix
@@ -112,13 +113,13 @@ _BLOCK = 64  # outputs that torch packs together where it has AVX-512
 
 
 def _unpack(packed: Tensor) -> Tensor:
-    """Undo torch's packing: uint8 [out, in / 2] -> values 0 .. 15, uint8 [out / 64, in, 64].
+    """Undo torch's packing: uint8 [out, in / 2] -> q - 8, int8 [out / 64, in, 64].
 
     For every 64 outputs and each input there are 32 bytes, outputs 0 .. 31 in the low nibbles and
     32 .. 63 in the high ones (aten/src/ATen/native/cpu/int4mm_kernel.cpp).
     """
     blocks = packed.view(packed.shape[0] // _BLOCK, -1, _BLOCK // 2)
-    return torch.cat((blocks & 15, blocks >> 4), -1)
+    return torch.cat((blocks & 15, blocks >> 4), -1).view(torch.int8).sub_(8)
 
 
 @functools.cache
@@ -126,7 +127,7 @@ def _layout_is_known() -> bool:
     """Whether torch packs on this CPU as ``_unpack`` believes."""
     values = torch.arange(2 * _BLOCK * 64, dtype=torch.int32).view(2 * _BLOCK, 64) * 7 % 16
     packed = torch._convert_weight_to_int4pack_for_cpu(values, 1)
-    return torch.equal(_unpack(packed).transpose(1, 2).flatten(0, 1), values.to(torch.uint8))
+    return torch.equal(_unpack(packed).transpose(1, 2).flatten(0, 1) + 8, values.to(torch.int8))
 
 
 def _slices(outputs: int, inputs: int) -> list[slice]:
