@@ -45,8 +45,9 @@ class Form:
     name: str
     #: Why a matrix [out, in] cannot be held so, None where it can.
     refusal: Callable[[Tensor], str | None]
-    #: (matrix [out, in], bias [out]) -> the linear. Only ``PLAIN`` keeps the matrix itself.
+    #: (matrix [out, in], bias [out]) -> the linear.
     make: Callable[[Tensor, Tensor | None], Linear]
+    keeps: bool = False  #: the matrix itself; others copy what they need of it
 
 
 class Plain:
@@ -113,5 +114,5 @@ def failure(make: Callable[[Tensor, Tensor | None], Linear], weight: Tensor) -> 
     return None
 
 
-PLAIN = Form("plain", lambda weight: None, Plain)
+PLAIN = Form("plain", lambda weight: None, Plain, keeps=True)
 PACKED = Form("packed", _not_packable, Packed)

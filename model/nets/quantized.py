@@ -15,7 +15,8 @@ from torch import Tensor
 
 from model.nets.linear import Form, failure
 
-_SLICE = 1 << 21  # weights widened at a time: they stay in the cache until they are used
+_ROUNDED = 1 << 18  # weights rounded at a time, as float32
+_WIDENED = 1 << 21  # weights widened at a time: they stay in the cache until they are used
 
 
 class Int8:
@@ -28,7 +29,7 @@ class Int8:
         outputs, inputs = weight.shape
         self._values = torch.empty(outputs, inputs, dtype=torch.int8, device=weight.device)
         self._scales = torch.empty(outputs, dtype=weight.dtype, device=weight.device)
-        for rows in _slices(outputs, inputs):
+        for rows in _slices(outputs, inputs, _ROUNDED):
             part = weight[rows].float()
             # Rounded first: what q makes up for is then the scale that will be used.
             scale = (part.abs().amax(1) / 127).clamp_(min=1e-8).to(weight.dtype)
@@ -47,7 +48,7 @@ class Int8:
     def _widened(self, x: Tensor) -> Tensor:
         """Products with q, which every dtype holds exactly, and then the scales."""
         y = x.new_empty(x.shape[0], self.shape[0])
-        for rows in _slices(*self.shape):
+        for rows in _slices(*self.shape, _WIDENED):
             y[:, rows] = F.linear(x, self._values[rows].to(x.dtype))
         return y.mul_(self._scales)
 
@@ -68,7 +69,7 @@ class Int4:
         #: [in / group, out, 2]: scale, zero
         self._scales = weight.new_empty(groups, outputs, 2)
         packed = []
-        for rows in _slices(outputs, inputs):
+        for rows in _slices(outputs, inputs, _ROUNDED):
             part = weight[rows].float().view(-1, groups, self.group)
             low, high = part.amin(-1), part.amax(-1)
             # Rounded first, as in Int8.
@@ -94,7 +95,7 @@ class Int4:
     def _widened(self, x: Tensor) -> Tensor:
         y = x.new_empty(x.shape[0], self.shape[0])
         inputs = self.shape[1]
-        for rows in _slices(*self.shape):
+        for rows in _slices(*self.shape, _WIDENED):
             steps = _unpack(self._values[rows]).view(-1, inputs // self.group, self.group, _BLOCK)
             # [in / group, out, 2] -> 2 of [out / block, in / group, 1, block]
             by_block = (
@@ -130,9 +131,9 @@ def _layout_is_known() -> bool:
     return torch.equal(_unpack(packed).transpose(1, 2).flatten(0, 1) + 8, values.to(torch.int8))
 
 
-def _slices(outputs: int, inputs: int) -> list[slice]:
-    """Cuts of the outputs, a multiple of ``_BLOCK`` each, of about ``_SLICE`` weights."""
-    step = max(_SLICE // inputs // _BLOCK, 1) * _BLOCK
+def _slices(outputs: int, inputs: int, weights: int) -> list[slice]:
+    """Cuts of the outputs, a multiple of ``_BLOCK`` each, of about ``weights`` weights."""
+    step = max(weights // inputs // _BLOCK, 1) * _BLOCK
     return [slice(first, min(first + step, outputs)) for first in range(0, outputs, step)]
 
 

@@ -43,15 +43,16 @@ class LinearMaker:
         self._deterministic = deterministic
         self._logged: set[tuple[str, str]] = set()
 
-    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """``weight`` [out, in] may be kept, and must not be changed any more.
+    def __call__(self, weight: Tensor, bias: Tensor | None, *, keep: bool) -> Linear:
+        """A Linear of ``weight`` [out, in]; with ``keep`` it may hold the tensor itself.
 
         Raises RuntimeError where no form can.
         """
         for form in self._forms:
             reason = form.refusal(weight)
             if reason is None:
-                linear = form.make(weight, bias)
+                kept = weight.clone() if form.keeps and not keep else weight
+                linear = form.make(kept, bias)
                 if not self._deterministic or is_row_independent(
                     linear, weight.dtype, weight.device
                 ):

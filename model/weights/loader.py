@@ -3,7 +3,7 @@ matrix, each put into its final form before the next is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from baton.settings import Quantize
 from model.nets.config import ModelConfig
 from model.nets.linear import Linear
 from model.nets.transformer import LayerWeights, ModelWeights
+from model.weights.data import DTYPES, DataFiles
 from model.weights.errors import CheckpointError
 from model.weights.files import Checkpoint, read_checkpoint
 from model.weights.linears import LinearMaker, forms
-from model.weights.mapped import DTYPES, MappedFiles
 
 #: Called with the part loaded so far, 0 to 1.
 Progress = Callable[[float], None]
@@ -44,7 +44,7 @@ def load_weights(
     checkpoint = read_checkpoint(directory)
     _check(checkpoint, expected_shapes(config), config)
     linear = LinearMaker(forms(quantize, device), deterministic=deterministic)
-    with closing(MappedFiles(checkpoint.files)) as files:
+    with closing(DataFiles(checkpoint.files)) as files:
         return _Reader(checkpoint, files, linear, dtype, device, progress).model(config)
 
 
@@ -116,7 +116,7 @@ class _Reader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        files: MappedFiles,
+        files: DataFiles,
         linear: LinearMaker,
         dtype: torch.dtype,
         device: torch.device,
@@ -128,15 +128,17 @@ class _Reader:
         self._dtype = dtype
         self._device = device
         self._progress = progress
+        #: Matrices of layers are read into this one, so that memory freed here is not in pieces.
+        self._stage = torch.empty(0, dtype=dtype, device=device)
         self._total = sum(info.nbytes for info in checkpoint.tensors.values())
         self._done = 0
 
     def model(self, config: ModelConfig) -> ModelWeights:
         # The largest matrix first: for a moment it is there twice, when little else is.
-        head = None if config.tied else self._make(self._read(_HEAD), None)
+        head = None if config.tied else self._make(self._read(_HEAD), None, keep=True)
         embedding = self._read(_EMBEDDING)
         if head is None:
-            head = self._make(embedding, None)
+            head = self._make(embedding, None, keep=True)
         layers = tuple(
             self._layer(f"model.layers.{layer}", config) for layer in range(config.layers)
         )
@@ -166,32 +168,41 @@ class _Reader:
 
     def _linear(self, names: list[str], has_bias: bool) -> Linear:
         """One linear of the named ones, joined along their outputs."""
-        weight = self._read(*(f"{name}.weight" for name in names))
+        weights = [f"{name}.weight" for name in names]
+        outputs, inputs = self._shape(weights)
+        if self._stage.numel() < outputs * inputs:
+            self._stage = self._stage.new_empty(outputs * inputs)
+        weight = self._stage[: outputs * inputs].view(outputs, inputs)
+        self._read_into(weight, weights)
         bias = self._read(*(f"{name}.bias" for name in names)) if has_bias else None
-        return self._make(weight, bias)
+        return self._make(weight, bias, keep=False)
 
     def _read(self, *names: str) -> Tensor:
-        """The named tensors, joined along their outputs, copied out of the mapped file.
+        """The named tensors, joined along their outputs, in memory of their own.
 
-        A copy is aligned as the allocator aligns; a mapped tensor lies where the header's length
-        happens to put it, and BLAS may round differently there.
+        That is aligned as the allocator aligns: BLAS may round differently elsewhere.
         """
+        joined = torch.empty(self._shape(names), dtype=self._dtype, device=self._device)
+        self._read_into(joined, names)
+        return joined
+
+    def _shape(self, names: Sequence[str]) -> tuple[int, ...]:
         outputs = sum(self._tensors[name].shape[0] for name in names)
-        shape = (outputs, *self._tensors[names[0]].shape[1:])
-        joined = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return (outputs, *self._tensors[names[0]].shape[1:])
+
+    def _read_into(self, joined: Tensor, names: Sequence[str]) -> None:
         first = 0
         for name in names:
             info = self._tensors[name]
             tensor = joined[first : first + info.shape[0]]
-            for rows, mapped in self._files.read(info):
+            for rows, values in self._files.read(info):
                 part = tensor[rows]
-                part.copy_(mapped)
+                part.copy_(values)
                 self._require_finite(name, part)
             first += info.shape[0]
             self._done += info.nbytes
             if self._progress is not None:
                 self._progress(self._done / self._total)
-        return joined
 
     def _require_finite(self, name: str, values: Tensor) -> None:
         low, high = torch.aminmax(values)

@@ -214,7 +214,12 @@ def test_a_matrix_that_breaks_the_promise_is_named() -> None:
 def test_a_form_that_breaks_the_promise_is_passed_over() -> None:
     by_place = Form("by place", lambda weight: None, ByPlace)
     matrix = torch.randn(24, 10)
-    assert LinearMaker([by_place, PLAIN], deterministic=False)(matrix, None).kind == "by place"
-    assert LinearMaker([by_place, PLAIN], deterministic=True)(matrix, None).kind == "plain"
+    assert (
+        LinearMaker([by_place, PLAIN], deterministic=False)(matrix, None, keep=True).kind
+        == "by place"
+    )
+    assert (
+        LinearMaker([by_place, PLAIN], deterministic=True)(matrix, None, keep=True).kind == "plain"
+    )
     with pytest.raises(RuntimeError, match=r"\[24, 10\] matrix .* not the same at every row"):
-        LinearMaker([by_place], deterministic=True)(matrix, None)
+        LinearMaker([by_place], deterministic=True)(matrix, None, keep=True)

@@ -115,7 +115,7 @@ def test_a_shape_that_a_form_has_not_goes_to_the_next(
     if PACKED.refusal(random(2, 2)) is not None:
         pytest.skip("packed weights are not possible here")
     maker = LinearMaker(forms(quantize, CPU), deterministic=False)
-    kinds = {maker(random(*shape), None).kind for _ in range(2)}
+    kinds = {maker(random(*shape), None, keep=True).kind for _ in range(2)}
     assert kinds == {kind}
     logged = capsys.readouterr().out
     assert logged.count("held in another form") == (0 if reason is None else 1)
@@ -128,7 +128,7 @@ def test_an_operator_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", gone)
     maker = LinearMaker(forms(None, CPU), deterministic=False)
-    assert maker(random(8, 8), None).kind == "plain"
+    assert maker(random(8, 8), None, keep=True).kind == "plain"
     assert f"torch {torch.__version__} says: no such operator" == PACKED.refusal(random(8, 8))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +93,7 @@ def test_tied_head_is_the_embedding(tmp_path: Path) -> None:
 
 def test_tensors_are_read_in_parts(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load(original)
-    monkeypatch.setattr("model.weights.mapped._STEP", 1000)
+    monkeypatch.setattr("model.weights.data._STEP", 1000)
     for one, other in zip(whole.linears(), load(original).linears(), strict=True):
         assert torch.equal(matrix(one), matrix(other))
 
@@ -144,6 +146,18 @@ def test_a_weight_beyond_float16_is_refused(copy: Path) -> None:
     load(copy, torch.bfloat16)
     with pytest.raises(CheckpointError, match=rf"'{NORM}' .* not finite in float16"):
         load(copy, torch.float16)
+
+
+def test_a_file_cut_short_while_it_is_read_is_named(copy: Path) -> None:
+    heard: list[float] = []
+
+    def cut(done: float) -> None:
+        if not heard:
+            (copy / SINGLE).write_bytes(b"")
+        heard.append(done)
+
+    with pytest.raises(CheckpointError, match=rf"{SINGLE}: ends at byte \d+, in the middle"):
+        load(copy, progress=cut)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
@@ -220,3 +234,38 @@ def test_resolving_a_hub_id_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
     with pytest.raises(CheckpointError, match=r"org/name: .*the hub says: offline"):
         resolve_model("org/name")
+
+
+_PEAK = """
+import sys, torch
+from pathlib import Path
+from model.nets.config import load_config
+from model.weights.loader import load_weights
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+torch.set_num_threads(1)
+torch.ops.mkldnn._reorder_linear_weight(torch.eye(64, dtype=torch.bfloat16), 32)
+path, quantize, before = Path(sys.argv[1]), sys.argv[2] or None, peak()
+options = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "quantize": quantize}
+weights = load_weights(path, load_config(path), **options)
+held = weights.embedding.nbytes + sum(linear.nbytes for linear in weights.linears())
+print(held, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_peak_memory_is_little_above_what_is_held(tmp_path: Path) -> None:
+    """A matrix as it was read is gone as soon as it is in its form."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 16384}
+    path = make_checkpoint("llama3", tmp_path, **sizes, **heads)
+    for quantize in ("", "int8", "int4"):
+        command = [sys.executable, "-c", _PEAK, str(path), quantize]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        held, peak = (int(number) for number in found.splitlines()[-1].split())
+        assert held > 30e6
+        allowed = 1.05 * held + 32e6  # buffers, and code that is used for the first time
+        assert peak < allowed, f"{quantize}: {peak} bytes for {held}"
