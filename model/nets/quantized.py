@@ -68,7 +68,7 @@ class Int4:
         groups = inputs // self.group
         #: [in / group, out, 2]: scale, zero
         self._scales = weight.new_empty(groups, outputs, 2)
-        packed = []
+        self._values = torch.empty(outputs, inputs // 2, dtype=torch.uint8)
         for rows in _slices(outputs, inputs, _ROUNDED):
             part = weight[rows].float().view(-1, groups, self.group)
             low, high = part.amin(-1), part.amax(-1)
@@ -78,8 +78,7 @@ class Int4:
             self._scales[:, rows] = torch.stack((scale, zero), -1).transpose(0, 1)
             steps = (part - zero.float()[..., None]) / scale.float()[..., None]
             q = (steps.round_() + 8).clamp_(0, 15).to(torch.int32).flatten(1)
-            packed.append(torch._convert_weight_to_int4pack_for_cpu(q, 1))
-        self._values = torch.cat(packed) if len(packed) > 1 else packed[0]
+            self._values[rows] = torch._convert_weight_to_int4pack_for_cpu(q, 1)
         self._bias = bias
         self.shape = (outputs, inputs)
         self.nbytes = self._values.nbytes + self._scales.nbytes
