@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -99,8 +100,8 @@ class Transformer:
         qk, v = heads[:, : -c.kv_heads], heads[:, -c.kv_heads :]
         if layer.qk_norm is not None:
             qk = self._norm(qk) * layer.qk_norm
-        qk = rotate(qk, cos, sin)
-        return qk[:, : c.heads], qk[:, c.heads :], v
+        q, k = torch.split(rotate(qk, cos, sin), [c.heads, c.kv_heads], dim=1)
+        return q.contiguous(), k.contiguous(), v
 
     def _after(self, layer: LayerWeights, x: Tensor, mixed: Tensor) -> Tensor:
         """Attention's output projection and the gated MLP, each added to the stream."""
