@@ -32,6 +32,7 @@ from baton.flags import Placeholder, source
 from baton.liveness import Beat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["int8", "int4"]
 
 
 def _split(value: object) -> object:
@@ -104,6 +105,11 @@ class ComputeSettings(ModelSettings):
     section: ClassVar[str] = "compute"
 
     dtype: Dtype = Field("float32", description="type of weights and activations")
+    quantize: Quantize | None = Field(
+        None,
+        description="round the weights of linears to 8 or 4 bits at load, cpu only; "
+        "activations and KV stay as they are",
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads per worker; a fair share of the cores if unset"
     )

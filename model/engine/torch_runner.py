@@ -24,6 +24,7 @@ from baton.errors import (
     KvOverflow,
 )
 from baton.identity import CompatibilityClass
+from baton.settings import Quantize
 from model.cache.cuda_store import CudaStore
 from model.cache.pool import FP16_LIMIT, KvPool
 from model.cache.store import HostStore
@@ -68,18 +69,15 @@ class TorchRunner:
         block_size: int,
         sampler: Sampler,
         deterministic: bool = False,
-        threads: int | None = None,
     ) -> None:
         """Allocate the pool beside the weights, on their device.
 
-        ``revision`` names the weights (model_revision); ``threads`` are torch's on a CPU, for
-        the whole process, None leaves them. Raises ValueError for sizes that are not positive,
-        RuntimeError when ``deterministic`` cannot be promised on this build of torch.
+        ``revision`` names the weights (model_revision). Raises ValueError for sizes that are
+        not positive, RuntimeError when ``deterministic`` cannot be promised on this build of
+        torch.
         """
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
-        if threads is not None:
-            torch.set_num_threads(threads)
         self.config = config
         self._device = weights.embedding.device
         dtype = weights.embedding.dtype
@@ -102,7 +100,7 @@ class TorchRunner:
             else PlainAttention(_attention_dtype(dtype, self._device))
         )
         if deterministic:
-            require_row_independence(weights.matrices())
+            require_row_independence(weights.linears(), dtype, self._device)
         self.max_positions = min(config.max_positions, num_blocks * block_size)
         rope = RopeTable(config.rope, config.head_dim, self.max_positions, self._device)
         self._net = Transformer(config, weights, rope, rows)
@@ -113,7 +111,9 @@ class TorchRunner:
             head_size=config.head_dim,
             block_size=block_size,
         )
-        self._numerics_id = _numerics_id(dtype, self._device, deterministic, block_size)
+        self._numerics_id = _numerics_id(
+            dtype, weights.kind, self._device, deterministic, block_size
+        )
 
     @property
     def compatibility(self) -> CompatibilityClass:
@@ -249,6 +249,7 @@ def load_runner(
     sampler: Sampler,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    quantize: Quantize | None = None,
     num_blocks: int | None = None,
     kv_memory_bytes: int | None = None,
     block_size: int = 16,
@@ -259,12 +260,23 @@ def load_runner(
     """Check and load a model directory, and size the pool.
 
     The pool has ``num_blocks`` blocks, or as many as fit ``kv_memory_bytes``; with neither it
-    gets 1 GiB on a CPU, and on a GPU 85 % of what is free beside the weights. ``progress`` hears
-    0 to 1 while weights are read. Raises CheckpointError, ValueError, and what TorchRunner does.
+    gets 1 GiB on a CPU, and on a GPU 85 % of what is free beside the weights. ``threads`` are
+    torch's on a CPU, for the whole process; None leaves them. ``progress`` hears 0 to 1 while
+    weights are read. Raises CheckpointError, ValueError, and what TorchRunner does.
     """
     device = torch.device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)  # first of all: oneDNN packs for as many
     config = load_config(directory)
-    weights = load_weights(directory, config, dtype=dtype, device=device, progress=progress)
+    weights = load_weights(
+        directory,
+        config,
+        dtype=dtype,
+        device=device,
+        quantize=quantize,
+        deterministic=deterministic,
+        progress=progress,
+    )
     if num_blocks is None:
         memory = kv_memory_bytes if kv_memory_bytes is not None else _default_kv_bytes(device)
         num_blocks = memory // (config.layers * config.kv_bytes_per_token * block_size)
@@ -276,7 +288,6 @@ def load_runner(
         block_size=block_size,
         sampler=sampler,
         deterministic=deterministic,
-        threads=threads,
     )
 
 
@@ -295,7 +306,7 @@ def _attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def _numerics_id(
-    dtype: torch.dtype, device: torch.device, deterministic: bool, block_size: int
+    dtype: torch.dtype, weights: str, device: torch.device, deterministic: bool, block_size: int
 ) -> str:
     """Everything that may change a bit of a result, from the build to the thread count."""
     if device.type == "cuda":
@@ -306,7 +317,10 @@ def _numerics_id(
         chip = f"{_cpu_name()} {vectors}, {torch.get_num_threads()} threads"
     mode = "deterministic" if deterministic else "plain"
     name = str(dtype).removeprefix("torch.")
-    return f"torch {torch.__version__}; {device.type} {chip}; {name}; {mode}; block {block_size}"
+    return (
+        f"torch {torch.__version__}; {device.type} {chip}; {name}; {weights} weights; {mode}; "
+        f"block {block_size}"
+    )
 
 
 def _cpu_name() -> str:

@@ -34,7 +34,7 @@ def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 class RopeTable:
-    """Cosines and sines of the first ``length`` positions, float32 [length, head_dim / 2] each."""
+    """Cosines and signed sines of the first ``length`` positions, as ``rotate`` wants them."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, length: int, device: torch.device) -> None:
         radians = frequencies(rope, head_dim)
@@ -44,20 +44,23 @@ class RopeTable:
             angles = torch.outer(positions, radians)
             cos.append(angles.cos())
             sin.append(angles.sin())
-        self._cos = torch.cat(cos).to(device)
-        self._sin = torch.cat(sin).to(device)
+        cosines, sines = torch.cat(cos)[:length], torch.cat(sin)[:length]
+        self._cos = torch.cat((cosines, cosines), -1)[:, None].to(device)
+        self._sin = torch.cat((-sines, sines), -1)[:, None].to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows for int64 ``positions`` [n]: two of float32 [n, head_dim / 2]."""
+        """Rows for int64 ``positions`` [n]: two of float32 [n, 1, head_dim]."""
         return self._cos[positions], self._sin[positions]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate heads [n, heads, head_dim] by the angles of their rows, in float32; keeps the dtype.
 
-    Pairs are (i, i + head_dim / 2), the order of Hugging Face checkpoints.
+    Pairs are (i, i + head_dim / 2), the order of Hugging Face checkpoints: with left and right
+    halves, (left * cos - right * sin, right * cos + left * sin).
     """
-    left, right = x.float().chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    turned = torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1)
-    return turned.to(x.dtype)
+    wide = x.float()
+    left, right = wide.chunk(2, dim=-1)
+    swapped = torch.cat((right, left), dim=-1)
+    # No fused multiply-add: it may round otherwise in the elements left over from whole vectors.
+    return (wide * cos).add_(swapped.mul_(sin)).to(x.dtype)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.nets.linear import Linear
+
 #: Takes and returns tensors whose first dimension is the token.
 Stage = Callable[..., tuple[Tensor, ...]]
 
@@ -71,22 +73,30 @@ def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.stack([function(rows) for rows in x.unbind(0)])
 
 
-def require_row_independence(matrices: Iterable[Tensor]) -> None:
-    """Try what ``TiledRows`` rests on, on matrices [out, in] of the model itself.
+def require_row_independence(
+    linears: Iterable[Linear], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Try what ``TiledRows`` rests on, on one of the model's linears of every shape and kind.
 
     Raises RuntimeError, naming the shape, where a row's product depends bitwise on its place in
     a tile or on the other rows.
     """
-    for weight in {matrix.shape: matrix for matrix in matrices}.values():
-        rows = torch.linspace(-1, 1, TiledRows.rows * weight.shape[1], device=weight.device)
-        tile = rows.sin().view(TiledRows.rows, -1).to(weight.dtype)
-        product = F.linear(tile, weight)
-        moved = F.linear(tile.roll(1, 0), weight).roll(-1, 0)
-        others = tile.clone()
-        others[1::2] = 1
-        kept = F.linear(others, weight)[::2]
-        if not torch.equal(product, moved) or not torch.equal(product[::2], kept):
+    for linear in {(linear.shape, linear.kind): linear for linear in linears}.values():
+        if not is_row_independent(linear, dtype, device):
             raise RuntimeError(
-                f"deterministic mode is not possible here: products with a {list(weight.shape)} "
-                f"matrix ({weight.dtype}, {weight.device}) are not the same at every row"
+                f"deterministic mode is not possible here: products with a {list(linear.shape)} "
+                f"matrix ({linear.kind}, {dtype}, {device}) are not the same at every row"
             )
+
+
+def is_row_independent(linear: Linear, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a row of a 16-row product is the same bits at any place, beside any others."""
+    inputs = linear.shape[1]
+    rows = torch.linspace(-1, 1, TiledRows.rows * inputs, device=device)
+    tile = rows.sin().view(TiledRows.rows, inputs).to(dtype)
+    product = linear(tile)
+    moved = linear(tile.roll(1, 0)).roll(-1, 0)
+    others = tile.clone()
+    others[1::2] = 1
+    kept = linear(others)[::2]
+    return torch.equal(product, moved) and torch.equal(product[::2], kept)

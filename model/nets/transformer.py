@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.nets.config import ModelConfig
+from model.nets.linear import Linear
 from model.nets.rope import RopeTable, rotate
 from model.nets.rows import Rows
 
@@ -24,20 +25,15 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """Matrices are [out, in]; all tensors share the model's dtype and device."""
+    """All tensors share the model's dtype and device."""
 
     attention_norm: Tensor  #: [hidden]
-    qkv: Tensor  #: [(heads + 2 * kv_heads) * head_dim, hidden]
-    qkv_bias: Tensor | None
-    q_norm: Tensor | None  #: [head_dim]
-    k_norm: Tensor | None
-    out: Tensor  #: [hidden, heads * head_dim]
-    out_bias: Tensor | None
+    qkv: Linear  #: hidden -> (heads + 2 * kv_heads) * head_dim
+    qk_norm: Tensor | None  #: [heads + kv_heads, head_dim]: of every query head, then key head
+    out: Linear  #: heads * head_dim -> hidden
     mlp_norm: Tensor  #: [hidden]
-    gate_up: Tensor  #: [2 * intermediate, hidden]
-    gate_up_bias: Tensor | None
-    down: Tensor  #: [hidden, intermediate]
-    down_bias: Tensor | None
+    gate_up: Linear  #: hidden -> 2 * intermediate
+    down: Linear  #: intermediate -> hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +41,17 @@ class ModelWeights:
     embedding: Tensor  #: [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  #: [hidden]
-    head: Tensor  #: [vocab, hidden]; the embedding itself where they are tied
+    head: Linear  #: hidden -> vocab
 
-    def matrices(self) -> list[Tensor]:
-        """Every matrix that rows are multiplied with."""
+    def linears(self) -> list[Linear]:
+        """Everything that rows are multiplied with."""
         layers = self.layers
         return [self.head] + [m for w in layers for m in (w.qkv, w.out, w.gate_up, w.down)]
+
+    @property
+    def kind(self) -> str:
+        """The kinds of all linears; with dtype and device, all that decides their bits."""
+        return "+".join(sorted({linear.kind for linear in self.linears()}))
 
 
 class Transformer:
@@ -85,7 +86,7 @@ class Transformer:
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n, vocab] of hidden states [n, hidden], in the model's dtype."""
         (logits,) = self._rows.map(
-            lambda x: (F.linear(self._norm(x, self._weights.norm), self._weights.head),), x
+            lambda x: (self._weights.head(self._norm(x, self._weights.norm)),), x
         )
         return logits
 
@@ -94,22 +95,20 @@ class Transformer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What attention needs of every token: rotated q and k, and v."""
         c = self._config
-        qkv = F.linear(self._norm(x, layer.attention_norm), layer.qkv, layer.qkv_bias)
+        qkv = layer.qkv(self._norm(x, layer.attention_norm))
         heads = qkv.view(-1, c.heads + 2 * c.kv_heads, c.head_dim)
-        q, k, v = torch.split(heads, [c.heads, c.kv_heads, c.kv_heads], dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        qk, v = heads[:, : -c.kv_heads], heads[:, -c.kv_heads :]
+        if layer.qk_norm is not None:
+            qk = self._norm(qk) * layer.qk_norm
+        q, k = torch.split(rotate(qk, cos, sin), [c.heads, c.kv_heads], dim=1)
+        return q.contiguous(), k.contiguous(), v
 
     def _after(self, layer: LayerWeights, x: Tensor, mixed: Tensor) -> Tensor:
         """Attention's output projection and the gated MLP, each added to the stream."""
-        x = x + F.linear(mixed, layer.out, layer.out_bias)
-        normed = self._norm(x, layer.mlp_norm)
-        gate, up = F.linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-        return x + F.linear(self._rows.silu(gate) * up, layer.down, layer.down_bias)
+        x = x + layer.out(mixed)
+        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
+        return x + layer.down(self._rows.silu(gate) * up)
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMS norm over the last dimension, in float32 up to the weight (as transformers does)."""
-        wide = x.float()
-        scale = (wide.pow(2).mean(-1, keepdim=True) + self._config.norm_eps).rsqrt()
-        return weight * (wide * scale).to(x.dtype)
+    def _norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """RMS norm over the last dimension, computed in float32."""
+        return F.rms_norm(x, x.shape[-1:], weight, self._config.norm_eps)

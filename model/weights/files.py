@@ -25,6 +25,7 @@ class TensorInfo:
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    offset: int  #: of its first byte in the file
     nbytes: int
 
 
@@ -106,6 +107,7 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
                 file=file,
                 shape=tuple(int(size) for size in entry["shape"]),
                 dtype=str(entry["dtype"]),
+                offset=len(raw) + int(entry["data_offsets"][0]),
                 nbytes=int(entry["data_offsets"][1]) - int(entry["data_offsets"][0]),
             )
             for name, entry in header.items()

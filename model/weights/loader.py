@@ -1,26 +1,27 @@
-"""A Hugging Face directory to ModelWeights: checked by the headers first, then read tensor by
-tensor into memory of our own."""
+"""A Hugging Face directory to ModelWeights: checked by the headers first, then read matrix by
+matrix, each put into its final form before the next is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from baton.settings import Quantize
 from model.nets.config import ModelConfig
+from model.nets.linear import Linear
 from model.nets.transformer import LayerWeights, ModelWeights
+from model.weights.data import DTYPES, DataFiles
 from model.weights.errors import CheckpointError
 from model.weights.files import Checkpoint, read_checkpoint
+from model.weights.linears import LinearMaker, forms
 
 #: Called with the part loaded so far, 0 to 1.
 Progress = Callable[[float], None]
 
-_DTYPES = ("F32", "F16", "BF16")
 _EMBEDDING = "model.embed_tokens.weight"
 _HEAD = "lm_head.weight"
 
@@ -31,14 +32,20 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantize: Quantize | None = None,
+    deterministic: bool = False,
     progress: Progress | None = None,
 ) -> ModelWeights:
-    """Load all weights as ``dtype`` on ``device``. Raises CheckpointError, before reading any
-    data when the headers already show what is wrong."""
+    """Load all weights as ``dtype`` on ``device``, linears in the fastest form (LinearMaker).
+
+    Raises CheckpointError, before reading any data when the headers already show what is wrong;
+    ValueError for a ``quantize`` that ``device`` has not; RuntimeError as LinearMaker does.
+    """
     checkpoint = read_checkpoint(directory)
     _check(checkpoint, expected_shapes(config), config)
-    with ExitStack() as stack:
-        return _Reader(checkpoint, stack, dtype, device, progress).model(config)
+    linear = LinearMaker(forms(quantize, device), deterministic=deterministic)
+    with closing(DataFiles(checkpoint.files)) as files:
+        return _Reader(checkpoint, files, linear, dtype, device, progress).model(config)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -89,9 +96,9 @@ def _check(
                 f"{info.file}: tensor '{name}' should have shape {list(shape)}, "
                 f"found {list(info.shape)}"
             )
-        if info.dtype not in _DTYPES:
+        if info.dtype not in DTYPES:
             raise CheckpointError(
-                f"{info.file}: tensor '{name}' should be one of {', '.join(_DTYPES)}, "
+                f"{info.file}: tensor '{name}' should be one of {', '.join(DTYPES)}, "
                 f"found {info.dtype}"
             )
     for name in checkpoint.tensors.keys() - expected.keys():
@@ -104,79 +111,102 @@ def _check(
 
 
 class _Reader:
-    """Reads mapped files tensor by tensor, fusing what the net wants in one matrix."""
+    """Reads tensor by tensor, fusing what the net wants in one matrix."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        stack: ExitStack,
+        files: DataFiles,
+        linear: LinearMaker,
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress | None,
     ) -> None:
         self._tensors = checkpoint.tensors
-        self._open: dict[Path, Any] = {
-            file: stack.enter_context(safe_open(file, framework="pt")) for file in checkpoint.files
-        }
+        self._files = files
+        self._make = linear
         self._dtype = dtype
         self._device = device
         self._progress = progress
+        #: Matrices of layers are read into this one, so that memory freed here is not in pieces.
+        self._stage = torch.empty(0, dtype=dtype, device=device)
         self._total = sum(info.nbytes for info in checkpoint.tensors.values())
         self._done = 0
 
     def model(self, config: ModelConfig) -> ModelWeights:
+        # The largest matrix first: for a moment it is there twice, when little else is.
+        head = None if config.tied else self._make(self._read(_HEAD), None, keep=True)
         embedding = self._read(_EMBEDDING)
+        if head is None:
+            head = self._make(embedding, None, keep=True)
         layers = tuple(
             self._layer(f"model.layers.{layer}", config) for layer in range(config.layers)
         )
         norm = self._read("model.norm.weight")
-        head = embedding if config.tied else self._read(_HEAD)
         if self._progress is not None:
             self._progress(1.0)
         return ModelWeights(embedding, layers, norm, head)
 
     def _layer(self, prefix: str, c: ModelConfig) -> LayerWeights:
         attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+        qk_norm = None
+        if c.qk_norm:
+            q_norm = self._read(f"{attention}.q_norm.weight").expand(c.heads, -1)
+            k_norm = self._read(f"{attention}.k_norm.weight").expand(c.kv_heads, -1)
+            qk_norm = torch.cat((q_norm, k_norm))
         qkv = [f"{attention}.{part}_proj" for part in ("q", "k", "v")]
-        gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
+        gate_up = [f"{mlp}.{part}_proj" for part in ("gate", "up")]
         return LayerWeights(
             attention_norm=self._read(f"{prefix}.input_layernorm.weight"),
-            qkv=self._read(*(f"{name}.weight" for name in qkv)),
-            qkv_bias=self._read(*(f"{name}.bias" for name in qkv)) if c.qkv_bias else None,
-            q_norm=self._read(f"{attention}.q_norm.weight") if c.qk_norm else None,
-            k_norm=self._read(f"{attention}.k_norm.weight") if c.qk_norm else None,
-            out=self._read(f"{attention}.o_proj.weight"),
-            out_bias=self._read(f"{attention}.o_proj.bias") if c.out_bias else None,
+            qkv=self._linear(qkv, c.qkv_bias),
+            qk_norm=qk_norm,
+            out=self._linear([f"{attention}.o_proj"], c.out_bias),
             mlp_norm=self._read(f"{prefix}.post_attention_layernorm.weight"),
-            gate_up=self._read(*(f"{name}.weight" for name in gate_up)),
-            gate_up_bias=self._read(*(f"{name}.bias" for name in gate_up)) if c.mlp_bias else None,
-            down=self._read(f"{mlp}.down_proj.weight"),
-            down_bias=self._read(f"{mlp}.down_proj.bias") if c.mlp_bias else None,
+            gate_up=self._linear(gate_up, c.mlp_bias),
+            down=self._linear([f"{mlp}.down_proj"], c.mlp_bias),
         )
 
-    def _read(self, *names: str) -> Tensor:
-        """The named tensors, joined along their outputs, copied out of the mapped file.
+    def _linear(self, names: list[str], has_bias: bool) -> Linear:
+        """One linear of the named ones, joined along their outputs."""
+        weights = [f"{name}.weight" for name in names]
+        outputs, inputs = self._shape(weights)
+        if self._stage.numel() < outputs * inputs:
+            self._stage = self._stage.new_empty(outputs * inputs)
+        weight = self._stage[: outputs * inputs].view(outputs, inputs)
+        self._read_into(weight, weights)
+        bias = self._read(*(f"{name}.bias" for name in names)) if has_bias else None
+        return self._make(weight, bias, keep=False)
 
-        A copy is aligned as the allocator aligns; a mapped tensor lies where the header's length
-        happens to put it, and BLAS may round differently there.
+    def _read(self, *names: str) -> Tensor:
+        """The named tensors, joined along their outputs, in memory of their own.
+
+        That is aligned as the allocator aligns: BLAS may round differently elsewhere.
         """
+        joined = torch.empty(self._shape(names), dtype=self._dtype, device=self._device)
+        self._read_into(joined, names)
+        return joined
+
+    def _shape(self, names: Sequence[str]) -> tuple[int, ...]:
         outputs = sum(self._tensors[name].shape[0] for name in names)
-        shape = (outputs, *self._tensors[names[0]].shape[1:])
-        joined = torch.empty(shape, dtype=self._dtype, device=self._device)
+        return (outputs, *self._tensors[names[0]].shape[1:])
+
+    def _read_into(self, joined: Tensor, names: Sequence[str]) -> None:
         first = 0
         for name in names:
             info = self._tensors[name]
-            part = joined[first : first + info.shape[0]]
-            part.copy_(self._open[info.file].get_tensor(name))
+            tensor = joined[first : first + info.shape[0]]
+            for rows, values in self._files.read(info):
+                part = tensor[rows]
+                part.copy_(values)
+                self._require_finite(name, part)
             first += info.shape[0]
-            self._require_finite(name, part)
             self._done += info.nbytes
             if self._progress is not None:
                 self._progress(self._done / self._total)
-        return joined
 
     def _require_finite(self, name: str, values: Tensor) -> None:
-        if not bool(torch.isfinite(values.abs().amax())):
+        low, high = torch.aminmax(values)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
             raise CheckpointError(
                 f"{self._tensors[name].file}: tensor '{name}' ({self._tensors[name].dtype}) has "
                 f"values that are not finite in {str(self._dtype).removeprefix('torch.')}"

@@ -70,6 +70,7 @@ def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, i
         resolve_model(settings.model),
         sampler=sample,
         dtype=getattr(torch, settings.dtype),
+        quantize=settings.quantize,
         device=settings.device,
         num_blocks=settings.num_blocks,
         kv_memory_bytes=int(settings.kv_memory_gib * 2**30),

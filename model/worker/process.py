@@ -55,7 +55,6 @@ def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model
     A setting or a checkpoint that cannot be served: one line on stderr, status 2.
     """
     logs.configure(settings.log_level, settings.log_format, name)
-    keep_freed_memory()  # where there is no glibc, KV messages only cost more
     if settings.exit_with_parent:
         exit_with_parent()
     # Until there is something to shut down, Ctrl-C simply ends the process.
@@ -73,6 +72,8 @@ async def _live(settings: WorkerSettings, role: Role, load: Load) -> int:
     try:
         log.info("loading", model=settings.model, device=settings.device, mock=settings.mock)
         loaded = await _in_thread(lambda: load(settings, _Logged()))
+        # Not before: what loading frees goes back. Without glibc KV messages only cost more.
+        keep_freed_memory()
         async with worker(loaded, settings, role, server) as runtime:
             stopping = _signals()
             log.info(

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from model.nets.linear import PLAIN, Form, Plain
 from model.nets.rows import PlainRows, TiledRows, require_row_independence
+from model.weights.linears import LinearMaker
 from tests.reference import VOCAB_SIZE, make_checkpoint
 from tests.runners import Driver, Logits
 
@@ -59,10 +61,15 @@ def require_same(found: list[Logits], expected: list[Logits]) -> None:
         assert a.tobytes() == b.tobytes(), f"logits differ at token {index}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_composition_gives_the_same_bits(checkpoint: Path, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")],
+)
+def test_any_composition_gives_the_same_bits(
+    checkpoint: Path, dtype: torch.dtype, quantize: str | None
+) -> None:
     def load() -> Driver:
-        options = {"deterministic": True, "dtype": dtype}
+        options = {"deterministic": True, "dtype": dtype, "quantize": quantize}
         return Driver.load(checkpoint, num_blocks=192, block_size=BLOCK, **options)
 
     prompt, answer = tokens(1, 17 * BLOCK + 1), tokens(2, 5)
@@ -188,14 +195,31 @@ def test_tiles_give_back_exactly_the_rows_put_in() -> None:
         assert torch.equal(plain, tiled)
 
 
-def test_a_matrix_that_breaks_the_promise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A product that depends on the row's place is what a foreign BLAS might do."""
+class ByPlace(Plain):
+    """A product that depends on the row's place: what a foreign BLAS might do."""
+
+    kind = "by place"
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x) + torch.arange(x.shape[0])[:, None]
+
+
+def test_a_matrix_that_breaks_the_promise_is_named() -> None:
+    matrix, cpu = torch.randn(24, 10), torch.device("cpu")
+    require_row_independence([Plain(matrix, None)], torch.float32, cpu)
+    with pytest.raises(RuntimeError, match=r"\[24, 10\].*by place.*not the same at every row"):
+        require_row_independence([ByPlace(matrix, None)], torch.float32, cpu)
+
+
+def test_a_form_that_breaks_the_promise_is_passed_over() -> None:
+    by_place = Form("by place", lambda weight: None, ByPlace)
     matrix = torch.randn(24, 10)
-    require_row_independence([matrix])
-
-    def by_place(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x @ weight.T + torch.arange(x.shape[0])[:, None]
-
-    monkeypatch.setattr(torch.nn.functional, "linear", by_place)
-    with pytest.raises(RuntimeError, match=r"\[24, 10\].*not the same at every row"):
-        require_row_independence([matrix])
+    assert (
+        LinearMaker([by_place, PLAIN], deterministic=False)(matrix, None, keep=True).kind
+        == "by place"
+    )
+    assert (
+        LinearMaker([by_place, PLAIN], deterministic=True)(matrix, None, keep=True).kind == "plain"
+    )
+    with pytest.raises(RuntimeError, match=r"\[24, 10\] matrix .* not the same at every row"):
+        LinearMaker([by_place], deterministic=True)(matrix, None, keep=True)

@@ -70,6 +70,18 @@ def test_numerics_id_tells_what_changes_bits(checkpoint: Path) -> None:
     assert torch.__version__ in identify()
 
 
+def test_quantised_weights_are_another_function_of_the_same_kv(tmp_path: Path) -> None:
+    path = make_checkpoint("qwen2", tmp_path, hidden_size=96, intermediate_size=192)
+    drivers = [Driver.load(path, quantize=quantize) for quantize in (None, "int8", "int4")]
+    ids = [driver.runner.numerics_id for driver in drivers]
+    assert len(set(ids)) == 3 and "; int8" in ids[1] and "; int4" in ids[2]
+    assert len({driver.runner.compatibility for driver in drivers}) == 1
+    exact, int8, int4 = (driver.prefill(0, list(range(40))) for driver in drivers)
+    worst = np.abs(exact).max()
+    assert 0 < np.abs(int8 - exact).max() < 0.1 * worst
+    assert np.abs(int4 - exact).max() > 0
+
+
 def test_the_pool_is_sized_by_memory(checkpoint: Path) -> None:
     runner = load_runner(checkpoint, sampler=argmax, kv_memory_bytes=100_000, block_size=16)
     assert runner.num_blocks == 100_000 // (3 * runner.compatibility.block_bytes)

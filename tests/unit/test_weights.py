@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from model.nets.config import load_config
+from model.nets.linear import Linear
 from model.nets.transformer import ModelWeights
 from model.weights.errors import CheckpointError
 from model.weights.files import read_checkpoint
@@ -51,6 +54,12 @@ def load(path: Path, dtype: torch.dtype = torch.float32, **options: object) -> M
     return load_weights(path, load_config(path), dtype=dtype, device=CPU, **options)
 
 
+def matrix(linear: Linear) -> Tensor:
+    """The float32 matrix behind a linear: products with ones and zeros are exact."""
+    ones = torch.eye(linear.shape[1])
+    return (linear(ones) - linear(torch.zeros_like(ones))).T
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(path / SINGLE)
     change(tensors)
@@ -60,27 +69,33 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
 def test_fused_matrices_hold_their_parts(original: Path) -> None:
     weights, tensors = load(original), load_file(original / SINGLE)
     parts = [tensors[f"model.layers.2.self_attn.{p}_proj.bias"] for p in "qkv"]
-    bias = weights.layers[2].qkv_bias
-    assert bias is not None and torch.equal(bias, torch.cat(parts))
+    assert torch.equal(weights.layers[2].qkv(torch.zeros(1, 60))[0], torch.cat(parts))
     parts = [tensors[f"model.layers.0.mlp.{p}_proj.weight"] for p in ("gate", "up")]
-    assert torch.equal(weights.layers[0].gate_up, torch.cat(parts))
-    assert all(matrix.data_ptr() % 64 == 0 for matrix in weights.matrices())
+    assert torch.equal(matrix(weights.layers[0].gate_up), torch.cat(parts))
 
 
 def test_shards_hold_the_same_weights(original: Path, sharded: Path) -> None:
-    for one, other in zip(load(original).matrices(), load(sharded).matrices(), strict=True):
-        assert torch.equal(one, other)
+    for one, other in zip(load(original).linears(), load(sharded).linears(), strict=True):
+        assert torch.equal(matrix(one), matrix(other))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(original: Path, dtype: torch.dtype) -> None:
     weights = load(original, dtype)
-    assert {matrix.dtype for matrix in weights.matrices()} == {dtype}
+    x = weights.embedding[:2]
+    assert {linear(x).dtype for linear in weights.linears() if linear.shape[1] == 60} == {dtype}
 
 
-def test_tied_head_is_the_embedding_itself(tmp_path: Path) -> None:
+def test_tied_head_is_the_embedding(tmp_path: Path) -> None:
     weights = load(make_checkpoint("llama3", tmp_path))
-    assert weights.head is weights.embedding
+    assert torch.equal(matrix(weights.head), weights.embedding)
+
+
+def test_tensors_are_read_in_parts(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(original)
+    monkeypatch.setattr("model.weights.data._STEP", 1000)
+    for one, other in zip(whole.linears(), load(original).linears(), strict=True):
+        assert torch.equal(matrix(one), matrix(other))
 
 
 def test_progress_rises_to_one(original: Path) -> None:
@@ -131,6 +146,18 @@ def test_a_weight_beyond_float16_is_refused(copy: Path) -> None:
     load(copy, torch.bfloat16)
     with pytest.raises(CheckpointError, match=rf"'{NORM}' .* not finite in float16"):
         load(copy, torch.float16)
+
+
+def test_a_file_cut_short_while_it_is_read_is_named(copy: Path) -> None:
+    heard: list[float] = []
+
+    def cut(done: float) -> None:
+        if not heard:
+            (copy / SINGLE).write_bytes(b"")
+        heard.append(done)
+
+    with pytest.raises(CheckpointError, match=rf"{SINGLE}: ends at byte \d+, in the middle"):
+        load(copy, progress=cut)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
@@ -207,3 +234,38 @@ def test_resolving_a_hub_id_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("huggingface_hub.snapshot_download", absent)
     with pytest.raises(CheckpointError, match=r"org/name: .*the hub says: offline"):
         resolve_model("org/name")
+
+
+_PEAK = """
+import sys, torch
+from pathlib import Path
+from model.nets.config import load_config
+from model.weights.loader import load_weights
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+
+torch.set_num_threads(1)
+torch.ops.mkldnn._reorder_linear_weight(torch.eye(64, dtype=torch.bfloat16), 32)
+path, quantize, before = Path(sys.argv[1]), sys.argv[2] or None, peak()
+options = {"dtype": torch.bfloat16, "device": torch.device("cpu"), "quantize": quantize}
+weights = load_weights(path, load_config(path), **options)
+held = weights.embedding.nbytes + sum(linear.nbytes for linear in weights.linears())
+print(held, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
+def test_peak_memory_is_little_above_what_is_held(tmp_path: Path) -> None:
+    """A matrix as it was read is gone as soon as it is in its form."""
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 16384}
+    path = make_checkpoint("llama3", tmp_path, **sizes, **heads)
+    for quantize in ("", "int8", "int4"):
+        command = [sys.executable, "-c", _PEAK, str(path), quantize]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        held, peak = (int(number) for number in found.splitlines()[-1].split())
+        assert held > 30e6
+        allowed = 1.05 * held + 32e6  # buffers, and code that is used for the first time
+        assert peak < allowed, f"{quantize}: {peak} bytes for {held}"
