@@ -60,6 +60,10 @@ class KvPool:
         flat.index_copy_(0, rows, both.flatten(0, 1).to(torch.float16))
         return both.abs().amax(dim=(0, 2, 3)).float()
 
+    def layer(self, index: int) -> Tensor:
+        """One layer as it is, no copy: [blocks, 2 (K, V), block_size, kv_heads, head_dim]."""
+        return self.tensor[index]
+
     def read(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of the blocks in ``table``, int64 [m].
 
