@@ -332,20 +332,22 @@ static int64_t lay_out(const struct shape *shape, float *base, struct scratch *s
     return at;
 }
 
-/* Ask for a row that the next tile will want: rows lie too far apart for the CPU to guess. */
-INLINE void prefetch(const struct shape *shape, const uint16_t *row) {
-    for (int64_t d = 0; d < shape->head_dim; d += 32) __builtin_prefetch(row + d, 0, 2);
+/* Ask for the cache line at d of a row of the next tile: rows lie too far apart for the CPU to guess.
+ * One line at a time between other work, as CPUs drop what is asked of them in bursts. */
+INLINE void prefetch(const uint16_t *row, int64_t d) {
+    if (d % 32 == 0) __builtin_prefetch(row + d, 0, 2);
 }
 
-static void pack_keys(const struct shape *shape, struct scratch *s, const uint16_t *const *rows, const uint16_t *const *next) {
+static void pack_keys(const struct shape *shape, struct scratch *s, const uint16_t *const *rows,
+                      const uint16_t *const *next) {
     const int64_t step = shape->pairs ? 2 : 1;
-    for (int64_t key = 0; key < TILE; key += WIDTH) {
-        for (int i = 0; i < WIDTH; i++) prefetch(shape, next[key + i]);
+    for (int64_t key = 0; key < TILE; key += WIDTH)
         for (int64_t d = 0; d < s->depth; d += WIDTH) {
             vec square[WIDTH];
             for (int i = 0; i < WIDTH; i++) {
                 const uint16_t *from = rows[key + i] + d * step;
                 int64_t left = shape->head_dim - d * step;
+                prefetch(next[key + i], d * step);
 #if HAS_PAIRS
                 if (shape->pairs) {
                     vec low = from_halves(from, left), high = broadcast(0);
@@ -359,7 +361,6 @@ static void pack_keys(const struct shape *shape, struct scratch *s, const uint16
             transpose(square);
             for (int i = 0; i < WIDTH; i++) store(s->keys + (d + i) * TILE + key, square[i]);
         }
-    }
 }
 
 static void pack_values(const struct shape *shape, struct scratch *s,
@@ -369,25 +370,25 @@ static void pack_values(const struct shape *shape, struct scratch *s,
         const __m512i order = _mm512_set_epi16(
             31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20,
             4, 19, 3, 18, 2, 17, 1, 16, 0);
-        for (int64_t key = 0; key < TILE; key += 2) {
-            prefetch(shape, next[key]), prefetch(shape, next[key + 1]);
+        for (int64_t key = 0; key < TILE; key += 2)
             for (int64_t d = 0; d < shape->head_dim; d += WIDTH) {
                 int64_t left = shape->head_dim - d;
                 __m512i both = to_pairs(from_halves(rows[key] + d, left),
                                         from_halves(rows[key + 1] + d, left));
                 store(s->values + key / 2 * s->width + d,
                       (vec)_mm512_permutexvar_epi16(order, both));
+                prefetch(next[key], d);
+                prefetch(next[key + 1], d - WIDTH);
             }
-        }
         return;
     }
 #endif
-    for (int64_t key = 0; key < TILE; key++) {
-        prefetch(shape, next[key]);
-        for (int64_t d = 0; d < shape->head_dim; d += WIDTH)
+    for (int64_t key = 0; key < TILE; key++)
+        for (int64_t d = 0; d < shape->head_dim; d += WIDTH) {
             store(s->values + key * s->width + d,
                   from_halves(rows[key] + d, shape->head_dim - d));
-    }
+            prefetch(next[key], d);
+        }
 }
 
 /* Scores of one row to weights (powers of the new maximum), in place; returns the factor that
