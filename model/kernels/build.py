@@ -1,8 +1,8 @@
-"""Compile a C source for this machine's CPU when it is first needed, and keep what comes out.
+"""Compile C for this machine's CPU when it is first needed, and keep what comes out.
 
 The source is package data and the C compiler, where there is one, is called at start: no build
 step at installation, no wheel per platform. A library is kept in ``default_cache`` under a name
-made of its source and options, so one that is there needs no compiler (an image may be built with
+made of its sources and options, so one that is there needs no compiler (an image may be built with
 one and shipped without), and workers that start together may build it at once: each moves a whole
 file into place.
 """
@@ -62,19 +62,26 @@ def supported() -> list[InstructionSet]:
 
 
 def default_cache() -> Path:
-    """Where libraries are kept: ``baton`` in XDG_CACHE_HOME, by default ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "baton"
+    """Where libraries are kept: ``baton`` in XDG_CACHE_HOME, by default ~/.cache. Raises
+    KernelUnavailable for a user without a home."""
+    named = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "baton"
+    except RuntimeError as error:
+        raise KernelUnavailable(f"nowhere to keep a library: {error}") from error
 
 
 def build(source: Path, target: InstructionSet, cache: Path, *, openmp: bool) -> Path:
-    """The shared library of ``source`` for ``target``, from ``cache`` or compiled into it.
+    """The shared library of ``source``, and headers beside it, for ``target``: from ``cache`` or
+    compiled into it.
 
     With ``openmp`` it is compiled for it but not linked with it: it takes the runtime that the
     process has. Raises KernelUnavailable, saying why.
     """
     options = [*_OPTIONS, *target.options, *(["-fopenmp"] if openmp else [])]
-    made_of = source.read_bytes() + shlex.join(options).encode()
+    headers = sorted(source.parent.glob("*.h"))
+    texts = [file.read_bytes() for file in (source, *headers)]
+    made_of = b"\0".join([*texts, shlex.join(options).encode()])
     key = blake2b(made_of, digest_size=8).hexdigest()
     library = cache / f"{source.stem}-{target.name}-{key}.so"
     try:
