@@ -32,6 +32,7 @@ from baton.flags import Placeholder, source
 from baton.liveness import Beat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+AttentionChoice = Literal["auto", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 
 
@@ -105,6 +106,11 @@ class ComputeSettings(ModelSettings):
     section: ClassVar[str] = "compute"
 
     dtype: Dtype = Field("float32", description="type of weights and activations")
+    attention: AttentionChoice = Field(
+        "auto",
+        description="on a CPU, by our own C kernel or by torch; auto: the kernel where a C "
+        "compiler is found and the CPU has AVX2",
+    )
     quantize: Quantize | None = Field(
         None,
         description="round the weights of linears to 8 or 4 bits at load, cpu only; "

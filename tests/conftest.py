@@ -13,3 +13,17 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.reference import make_checkpoint
 
     return make_checkpoint("llama3", tmp_path_factory.mktemp("llama3"))
+
+
+@pytest.fixture(scope="session", params=["kernel", "torch"])
+def attention(request: pytest.FixtureRequest) -> str:
+    """Each way to compute attention on a CPU; the kernel only where it can be had."""
+    from model.kernels.build import KernelUnavailable, default_cache, supported
+    from model.kernels.library import load_library
+
+    if request.param == "kernel":
+        try:
+            load_library(supported()[0], default_cache())
+        except KernelUnavailable as error:
+            pytest.skip(str(error))
+    return str(request.param)

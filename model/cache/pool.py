@@ -6,6 +6,8 @@ contiguous, so that a hand-off moves it as plain bytes.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 #: Beyond this, half a step above the largest FP16 (65,504), a value rounds to infinity.
 FP16_LIMIT = 65520.0
+_LINE = 64  # bytes of a CPU's cache line
 
 
 class KvPool:
@@ -34,8 +37,7 @@ class KvPool:
         #: On a CPU the same memory as a numpy array, so that bytes move without torch.
         self.host: npt.NDArray[np.float16] | None = None
         if device.type == "cpu":
-            self.host = np.empty(shape, dtype=np.float16)
-            self.host.fill(0)
+            self.host = _zeros(shape)
             self.tensor = torch.from_numpy(self.host)
         else:
             self.tensor = torch.zeros(shape, dtype=torch.float16, device=device)
@@ -61,6 +63,10 @@ class KvPool:
         flat.index_copy_(0, rows, both.flatten(0, 1).to(torch.float16))
         return both.abs().amax(dim=(0, 2, 3)).float()
 
+    def layer(self, index: int) -> Tensor:
+        """One layer as it is, no copy: [blocks, 2 (K, V), block_size, kv_heads, head_dim]."""
+        return self.tensor[index]
+
     def read(self, layer: int, table: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of the blocks in ``table``, int64 [m].
 
@@ -68,3 +74,14 @@ class KvPool:
         """
         blocks = self.tensor[layer].index_select(0, table)
         return blocks[:, 0].flatten(0, 1), blocks[:, 1].flatten(0, 1)
+
+
+def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+    """FP16 zeros that begin with a cache line: numpy's own begin 16 bytes into one, and then
+    every head's row takes one line more. Written, not only reserved: a page fault for each page
+    would come in the middle of steps and hand-offs."""
+    size = 2 * math.prod(shape)
+    memory = np.empty(size + _LINE, dtype=np.uint8)
+    memory.fill(0)
+    first = -memory.ctypes.data % _LINE
+    return memory[first : first + size].view(np.float16).reshape(shape)

@@ -24,15 +24,15 @@ from baton.errors import (
     KvOverflow,
 )
 from baton.identity import CompatibilityClass
-from baton.settings import Quantize
+from baton.settings import AttentionChoice, Quantize
 from model.cache.cuda_store import CudaStore
 from model.cache.pool import FP16_LIMIT, KvPool
 from model.cache.store import HostStore
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
-from model.nets.attention import Attention, PlainAttention, Span
+from model.nets.attention import Span
+from model.nets.choice import ChosenAttention, choose_attention
 from model.nets.config import ModelConfig, load_config
-from model.nets.deterministic import SplitAttention
 from model.nets.rope import RopeTable
 from model.nets.rows import PlainRows, Rows, TiledRows, require_row_independence
 from model.nets.transformer import ModelWeights, Transformer
@@ -68,13 +68,14 @@ class TorchRunner:
         num_blocks: int,
         block_size: int,
         sampler: Sampler,
+        attention: AttentionChoice = "auto",
         deterministic: bool = False,
     ) -> None:
         """Allocate the pool beside the weights, on their device.
 
         ``revision`` names the weights (model_revision). Raises ValueError for sizes that are
-        not positive, RuntimeError when ``deterministic`` cannot be promised on this build of
-        torch.
+        not positive or an ``attention`` that cannot be had, RuntimeError when ``deterministic``
+        cannot be promised on this build of torch.
         """
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
@@ -94,11 +95,15 @@ class TorchRunner:
         )
         self._sampler = sampler
         rows: Rows = TiledRows() if deterministic else PlainRows()
-        self._attention: Attention = (
-            SplitAttention()
-            if deterministic
-            else PlainAttention(_attention_dtype(dtype, self._device))
+        self.chosen: ChosenAttention = choose_attention(
+            attention,
+            config,
+            block_size=block_size,
+            dtype=dtype,
+            device=self._device,
+            deterministic=deterministic,
         )
+        self._attention = self.chosen.attention
         if deterministic:
             require_row_independence(weights.linears(), dtype, self._device)
         self.max_positions = min(config.max_positions, num_blocks * block_size)
@@ -112,7 +117,7 @@ class TorchRunner:
             block_size=block_size,
         )
         self._numerics_id = _numerics_id(
-            dtype, weights.kind, self._device, deterministic, block_size
+            dtype, weights.kind, self._device, self.chosen.name, deterministic, block_size
         )
 
     @property
@@ -253,6 +258,7 @@ def load_runner(
     num_blocks: int | None = None,
     kv_memory_bytes: int | None = None,
     block_size: int = 16,
+    attention: AttentionChoice = "auto",
     deterministic: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -287,6 +293,7 @@ def load_runner(
         num_blocks=num_blocks,
         block_size=block_size,
         sampler=sampler,
+        attention=attention,
         deterministic=deterministic,
     )
 
@@ -298,15 +305,13 @@ def _default_kv_bytes(device: torch.device) -> int:
     return int(free * _DEFAULT_CUDA_KV_SHARE)
 
 
-def _attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What attention computes in: see PlainAttention."""
-    if device.type == "cuda":
-        return torch.float16
-    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-
-
 def _numerics_id(
-    dtype: torch.dtype, weights: str, device: torch.device, deterministic: bool, block_size: int
+    dtype: torch.dtype,
+    weights: str,
+    device: torch.device,
+    attention: str,
+    deterministic: bool,
+    block_size: int,
 ) -> str:
     """Everything that may change a bit of a result, from the build to the thread count."""
     if device.type == "cuda":
@@ -318,8 +323,8 @@ def _numerics_id(
     mode = "deterministic" if deterministic else "plain"
     name = str(dtype).removeprefix("torch.")
     return (
-        f"torch {torch.__version__}; {device.type} {chip}; {name}; {weights} weights; {mode}; "
-        f"block {block_size}"
+        f"torch {torch.__version__}; {device.type} {chip}; {name}; {weights} weights; "
+        f"attention {attention}; {mode}; block {block_size}"
     )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import structlog
+
 from baton.identity import CompatibilityClass
 from baton.settings import WorkerSettings
 from model.engine.mock_runner import Answers, CostModel, MockRunner
@@ -14,6 +16,8 @@ from model.engine.runner import Runner
 from model.engine.settings import SchedulerSettings
 from model.weights.errors import CheckpointError
 from model.weights.hub import resolve_model
+
+log = structlog.get_logger(__name__)
 
 #: The mock's own small layout, whatever the model's: its KV costs time on the CPU.
 _MOCK_LAYERS, _MOCK_KV_HEADS, _MOCK_HEAD_SIZE = 4, 2, 4
@@ -75,10 +79,12 @@ def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, i
         num_blocks=settings.num_blocks,
         kv_memory_bytes=int(settings.kv_memory_gib * 2**30),
         block_size=settings.block_size,
+        attention=settings.attention,
         deterministic=settings.deterministic,
         threads=settings.threads,
         progress=progress,
     )
+    log.info("attention", by=runner.chosen.name, why_not_kernel=runner.chosen.reason)
     return runner, runner.config.vocab_size, runner.config.max_positions
 
 

@@ -144,13 +144,19 @@ async def test_prefilled_where_it_is_cheaper(
 async def test_preempted(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
-    """Sixteen sequences of 3 to 19 blocks, and eight of 9 to 19, in a pool of 40."""
+    """Sixteen sequences of 3 to 19 blocks, and eight of 9 to 19, in a pool of 40.
+
+    Sent again until some did meet: on a busy machine they may come one after another.
+    """
     dtype = dtype_of(request)
     cases = [*SHORT_CASES, *LONG_CASES]
     flags = ("--num-blocks", "40", "--queue-timeout", "120")
     with deterministic(tiny_llama, dtype, *flags) as running:
-        assert await together(running.url, cases) == reference
-        assert running.migrations().get("preempted", 0) > 0
+        for _ in range(5):
+            assert await together(running.url, cases) == reference
+            if running.migrations().get("preempted", 0) > 0:
+                return
+        pytest.fail("five times together, and none was preempted")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

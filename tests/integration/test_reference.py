@@ -20,8 +20,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("chunk", [1000, 32, 7])
-def test_logits_are_those_of_transformers(checkpoint: Path, chunk: int) -> None:
-    driver = Driver.load(checkpoint)
+def test_logits_are_those_of_transformers(checkpoint: Path, attention: str, chunk: int) -> None:
+    driver = Driver.load(checkpoint, attention=attention)
     reference = Reference(checkpoint)
     expected = reference.extend(PROMPT)[-1].numpy()
     _same(driver.prefill(0, PROMPT, chunk=chunk), expected)
@@ -30,8 +30,8 @@ def test_logits_are_those_of_transformers(checkpoint: Path, chunk: int) -> None:
         _same(driver.decode({0: token})[0], expected)
 
 
-def test_sixty_four_greedy_tokens(checkpoint: Path) -> None:
-    driver = Driver.load(checkpoint)
+def test_sixty_four_greedy_tokens(checkpoint: Path, attention: str) -> None:
+    driver = Driver.load(checkpoint, attention=attention)
     expected, gaps = reference_greedy(checkpoint, PROMPT, GENERATED)
     assert len(set(expected)) > 8, "the reference repeats itself and proves nothing"
     found = driver.greedy(0, PROMPT, GENERATED, chunk=32)

@@ -66,10 +66,15 @@ def require_same(found: list[Logits], expected: list[Logits]) -> None:
     [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")],
 )
 def test_any_composition_gives_the_same_bits(
-    checkpoint: Path, dtype: torch.dtype, quantize: str | None
+    checkpoint: Path, attention: str, dtype: torch.dtype, quantize: str | None
 ) -> None:
     def load() -> Driver:
-        options = {"deterministic": True, "dtype": dtype, "quantize": quantize}
+        options = {
+            "deterministic": True,
+            "dtype": dtype,
+            "attention": attention,
+            "quantize": quantize,
+        }
         return Driver.load(checkpoint, num_blocks=192, block_size=BLOCK, **options)
 
     prompt, answer = tokens(1, 17 * BLOCK + 1), tokens(2, 5)
@@ -114,9 +119,11 @@ def in_a_batch_of_sixteen(driver: Driver, prompt: list[int], answer: list[int]) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_two_threads_do_not_change_that(checkpoint: Path, dtype: torch.dtype) -> None:
+def test_two_threads_do_not_change_that(
+    checkpoint: Path, attention: str, dtype: torch.dtype
+) -> None:
     """Shorter than the above: threads without cores of their own are very slow."""
-    options = {"deterministic": True, "dtype": dtype, "threads": 2}
+    options = {"deterministic": True, "dtype": dtype, "threads": 2, "attention": attention}
     prompt, answer = tokens(1, 4 * BLOCK + 1), tokens(2, 2)
     expected = alone(Driver.load(checkpoint, **options), prompt, answer)
     driver = Driver.load(checkpoint, **options)
@@ -127,10 +134,12 @@ def test_two_threads_do_not_change_that(checkpoint: Path, dtype: torch.dtype) ->
     require_same(found, expected)
 
 
-@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 255, 256, 257])
-def test_prompt_lengths_around_blocks_and_splits(checkpoint: Path, length: int) -> None:
+@pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, BLOCK + 1, 64, 65, 255, 256, 257])
+def test_prompt_lengths_around_blocks_and_splits(
+    checkpoint: Path, attention: str, length: int
+) -> None:
     prompt, answer = tokens(3, length), tokens(4, 3)
-    options = {"deterministic": True, "dtype": torch.float32, "block_size": BLOCK}
+    options = {"deterministic": True, "dtype": torch.float32, "attention": attention}
     expected = alone(Driver.load(checkpoint, **options), prompt, answer)
     driver = Driver.load(checkpoint, **options)
     found = [driver.prefill(0, prompt, chunk=13)]
@@ -148,18 +157,19 @@ def test_replay_of_an_answer_as_a_prompt(checkpoint: Path) -> None:
     require_same([replayed], expected[-1:])
 
 
-def test_deterministic_is_close_to_plain(checkpoint: Path) -> None:
+def test_deterministic_is_close_to_plain(checkpoint: Path, attention: str) -> None:
     prompt = tokens(8, 300)
-    plain = Driver.load(checkpoint).prefill(0, prompt)
-    deterministic = Driver.load(checkpoint, deterministic=True).prefill(0, prompt)
+    plain = Driver.load(checkpoint, attention="torch").prefill(0, prompt)
+    options = {"deterministic": True, "attention": attention}
+    deterministic = Driver.load(checkpoint, **options).prefill(0, prompt)
     assert np.abs(plain - deterministic).max() < 1e-4 * np.abs(plain).max()
 
 
-def test_leftovers_of_others_in_a_block_are_never_seen(checkpoint: Path) -> None:
+def test_leftovers_of_others_in_a_block_are_never_seen(checkpoint: Path, attention: str) -> None:
     """A freed block may hold anything, also what is not finite."""
     for deterministic in (False, True):
-        clean = Driver.load(checkpoint, deterministic=deterministic)
-        dirty = Driver.load(checkpoint, deterministic=deterministic)
+        options = {"deterministic": deterministic, "attention": attention}
+        clean, dirty = (Driver.load(checkpoint, **options) for _ in range(2))
         fill_with_nan(dirty)
         prompt = tokens(9, 40)
         require_same([dirty.prefill(0, prompt)], [clean.prefill(0, prompt)])

@@ -64,8 +64,10 @@ def test_numerics_id_tells_what_changes_bits(checkpoint: Path) -> None:
         identify(dtype=torch.bfloat16),
         identify(block_size=8),
         identify(threads=2),
+        identify(attention="kernel"),
+        identify(attention="torch"),
     }
-    assert len(ids) == 5
+    assert len(ids) == 6
     assert identify() in ids
     assert torch.__version__ in identify()
 

@@ -1,0 +1,80 @@
+"""``paged_attention.c`` as Python sees it, by ctypes: plain pointers, the interpreter lock free.
+
+It is built against no torch, so it goes with any. Its threads are those of torch's own OpenMP
+runtime, found in the process: two runtimes would fight for the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_int64, c_void_p
+from hashlib import blake2b
+from pathlib import Path
+from typing import ClassVar
+
+import torch  # noqa: F401 - brings the OpenMP runtime into the process
+
+from model.kernels.build import InstructionSet, KernelUnavailable, build
+
+_SOURCE = Path(__file__).with_name("paged_attention.c")
+
+
+class Shape(ctypes.Structure):
+    """``struct shape``: what stays the same from call to call."""
+
+    _fields_: ClassVar = [
+        *(("heads", c_int64), ("kv_heads", c_int64), ("head_dim", c_int64)),
+        *(("block_size", c_int64), ("bf16", c_int64), ("pairs", c_int64)),
+    ]
+
+    def __init__(
+        self, *, heads: int, kv_heads: int, head_dim: int, block_size: int, bf16: bool, pairs: bool
+    ) -> None:
+        """``bf16``: q and the result are bfloat16, else float32. ``pairs``: multiply pairs of
+        bfloat16, where the library can."""
+        super().__init__(heads, kv_heads, head_dim, block_size, bf16, pairs)
+
+
+class PagedAttentionLibrary:
+    """The functions of one build. See the C source for the layout of what they are given."""
+
+    def __init__(self, instructions: str, path: Path) -> None:
+        """Raises OSError when the library cannot be loaded."""
+        library = ctypes.CDLL(str(path))
+        self.instructions = instructions
+        #: Equal for equal machine code.
+        self.digest = blake2b(path.read_bytes(), digest_size=4).hexdigest()
+        for name in ("has_pairs", "queries_at_once", "scratch_bytes"):
+            getattr(library, name).restype = c_int64
+        library.queries_at_once.argtypes = library.scratch_bytes.argtypes = [POINTER(Shape)]
+        pointer = c_void_p
+        library.paged_attention.restype = None
+        library.paged_attention.argtypes = [
+            *(POINTER(Shape), pointer, pointer, pointer),  # shape, q, out, pool
+            *(pointer, c_int64, pointer),  # spans, how many, tables
+            *(c_int64, c_int64, pointer),  # window, threads, scratch
+        ]
+        self.attend = library.paged_attention
+        self.has_pairs = bool(library.has_pairs())  #: it can multiply pairs of bfloat16
+        self._library = library
+
+    def queries_at_once(self, shape: Shape) -> int:
+        """Queries of one span that are one item of work, for each KV head."""
+        return int(self._library.queries_at_once(byref(shape)))
+
+    def scratch_bytes(self, shape: Shape) -> int:
+        """Memory that each thread needs."""
+        return int(self._library.scratch_bytes(byref(shape)))
+
+
+def load_library(target: InstructionSet, cache: Path) -> PagedAttentionLibrary:
+    """Build what is not there yet. With threads, or without where torch brings no runtime that
+    the compiler's OpenMP fits. Raises KernelUnavailable."""
+    try:
+        return PagedAttentionLibrary(target.name, build(_SOURCE, target, cache, openmp=True))
+    except (KernelUnavailable, OSError):
+        path = build(_SOURCE, target, cache, openmp=False)
+    try:
+        return PagedAttentionLibrary(f"{target.name}, one thread", path)
+    except OSError as error:
+        raise KernelUnavailable(f"{path} cannot be loaded: {error}") from error

@@ -1,0 +1,113 @@
+"""Attention by our C kernel: on a CPU, straight from the paged pool, nothing gathered.
+
+A query's result is bitwise a function of query, position and cache (see the source), so it serves
+under ``--deterministic`` as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import byref
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.kernels.library import PagedAttentionLibrary, Shape
+from model.nets.attention import LayerCache, Span
+from model.nets.config import ModelConfig
+
+Ints = npt.NDArray[np.int64]
+
+_PER_THREAD = 1 << 20  # multiplications; below, waking a thread costs more than it brings
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """The spans of one step as the kernel reads them."""
+
+    spans: Sequence[Span]
+    rows: Ints  #: [len(spans) + 1, 5], ``struct span`` each
+    tables: Ints  #: all block ids, one table after another
+    threads: int
+
+
+class KernelAttention:
+    """Computes in float32, or on bfloat16 q in pairs of bfloat16 where the CPU can.
+
+    Not for two threads at once: it keeps scratch memory, and how the last spans were laid out.
+    """
+
+    def __init__(
+        self,
+        library: PagedAttentionLibrary,
+        config: ModelConfig,
+        *,
+        block_size: int,
+        dtype: torch.dtype,
+        threads: int,
+    ) -> None:
+        self._library = library
+        bf16 = dtype == torch.bfloat16
+        self._dtype = torch.bfloat16 if bf16 else torch.float32
+        self._shape = Shape(
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            bf16=bf16,
+            pairs=bf16 and library.has_pairs,
+        )
+        self._at_once = library.queries_at_once(self._shape)
+        self._threads = threads
+        size = threads * library.scratch_bytes(self._shape)
+        self._scratch = torch.empty(size, dtype=torch.uint8)  # torch aligns to 64 bytes
+        self._laid: _Laid | None = None
+
+    def __call__(
+        self, layer: int, q: Tensor, cache: LayerCache, spans: Sequence[Span], window: int | None
+    ) -> Tensor:
+        """See ``Attention``. Raises ValueError for a q of another shape, IndexError for a block
+        that the pool does not have or a table that does not reach ``end``."""
+        shape, pool = self._shape, cache.layer(layer)
+        if q.shape[1:] != (shape.heads, shape.head_dim):
+            raise ValueError(f"q {list(q.shape)} is not [n, {shape.heads}, {shape.head_dim}]")
+        if self._laid is None or self._laid.spans is not spans:  # they come for every layer
+            self._laid = self._lay_out(spans, pool.shape[0])
+        laid, given = self._laid, q.to(self._dtype).contiguous()
+        out = torch.empty_like(given)
+        self._library.attend(
+            byref(shape),
+            given.data_ptr(),
+            out.data_ptr(),
+            pool.data_ptr(),
+            laid.rows.ctypes.data,
+            len(spans),
+            laid.tables.ctypes.data,
+            window or 0,
+            laid.threads,
+            self._scratch.data_ptr(),
+        )
+        return out.to(q.dtype).flatten(1)
+
+    def _lay_out(self, spans: Sequence[Span], num_blocks: int) -> _Laid:
+        first, count, start, blocks = np.array(
+            [(span.first, span.count, span.start, len(span.table)) for span in spans],
+            dtype=np.int64,
+        ).T
+        end = start + count
+        if (blocks * self._shape.block_size < end).any():
+            worst = int((blocks * self._shape.block_size - end).argmin())
+            raise IndexError(f"{blocks[worst]} blocks do not hold {end[worst]} positions")
+        tables = np.concatenate([span.table.numpy() for span in spans])
+        if len(tables) and (tables.min() < 0 or tables.max() >= num_blocks):
+            raise IndexError(f"a block is outside 0 .. {num_blocks - 1}: {tables.tolist()}")
+        items = -(-count // self._at_once) * self._shape.kv_heads
+        rows = np.zeros((len(spans) + 1, 5), dtype=np.int64)
+        rows[:-1, :3] = np.stack((first, count, start), axis=1)
+        rows[1:, 3:] = np.stack((blocks.cumsum(), items.cumsum()), axis=1)
+        work = int((count * end).sum()) * 2 * self._shape.heads * self._shape.head_dim
+        threads = max(1, min(self._threads, int(rows[-1, 4]), work // _PER_THREAD))
+        return _Laid(spans, rows, tables, threads)
