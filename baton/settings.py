@@ -7,28 +7,18 @@ stands here and nowhere else.
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import (
     BaseSettings,
-    CliApp,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
-    YamlConfigSettingsSource,
 )
 
 from baton.deadlines import Deadlines
-from baton.flags import Placeholder, source
+from baton.flags import Placeholder
 from baton.liveness import Beat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -408,77 +398,3 @@ class UpSettings(
         if prefill + colocated == 0:
             raise ValueError("--prefill 0 leaves no worker to compute prompts; use --colocated N")
         return self
-
-
-S = TypeVar("S", bound=ProcessSettings)
-
-
-def _explain(mistake: ErrorDetails) -> str:
-    """One line: the flag, what is wrong, and what was given."""
-    message = mistake["msg"].removeprefix("Value error, ")
-    if not mistake["loc"]:
-        return message
-    flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
-    given = "" if mistake["type"] == "missing" else f" (given: {mistake['input']!r})"
-    return f"{flag}: {message}{given}"
-
-
-def _require_mapping(path: str, prog: str) -> None:
-    """Exit with one line unless the file is YAML and maps settings to values."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        sys.stderr.write(f"{prog}: --config {path}: {said}\n")
-        raise SystemExit(2) from None
-    if content is not None and not isinstance(content, dict):
-        sys.stderr.write(f"{prog}: --config {path}: not a mapping of settings to values\n")
-        raise SystemExit(2)
-
-
-def _required(cls: type[ProcessSettings]) -> list[str]:
-    """The options without which ``cls`` cannot be loaded, for the usage line."""
-    needed = {
-        ModelSettings: "--model DIR",
-        RelaySettings: "--prefill HOST:PORT,...",
-        FleetSettings: "--decode HOST:PORT,...",
-    }
-    return [flag for base, flag in needed.items() if issubclass(cls, base)]
-
-
-def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
-    """Settings from command line, environment and YAML file, in that order.
-
-    Exits with status 2 and one line per mistake, naming the flag, when a value is not accepted.
-    """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", default=os.environ.get("BATON_CONFIG"))
-    path = early.parse_known_args(argv)[0].config
-    if path is not None:
-        _require_mapping(path, prog)
-
-    class Configured(cls):  # type: ignore[valid-type, misc]
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, path)
-
-    Configured.__doc__ = cls.__doc__
-    try:
-        return CliApp.run(
-            Configured,
-            cli_args=list(argv),
-            cli_settings_source=source(Configured, prog, _required(cls)),
-        )
-    except ValidationError as error:
-        for mistake in error.errors():
-            sys.stderr.write(f"{prog}: {_explain(mistake)}\n")
-    except SettingsError as error:
-        sys.stderr.write(f"{prog}: {error}\n")
-    raise SystemExit(2)

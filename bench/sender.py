@@ -12,8 +12,9 @@ import time
 import numpy as np
 from pydantic import Field
 
+from baton.configure import load
 from baton.identity import CompatibilityClass
-from baton.settings import PrefillSettings, load
+from baton.settings import PrefillSettings
 from model.cache.store import HostStore
 from model.engine.plan import StepPlan, StepResult
 from model.engine.runner import LayerListener

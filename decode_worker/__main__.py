@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from baton.settings import DecodeSettings, load
+from baton.configure import load
+from baton.settings import DecodeSettings
 from decode_worker.role import decode_role
 from model.worker.process import run
 

@@ -12,8 +12,9 @@ import uvloop
 
 from baton import log as logs
 from baton import tasks
+from baton.configure import load
 from baton.parent import exit_with_parent
-from baton.settings import GatewaySettings, load
+from baton.settings import GatewaySettings
 from gateway.http_server import HttpServer, listen, url
 from gateway.service import running
 from gateway.tokenizer import CheckpointError, ModelTokenizer

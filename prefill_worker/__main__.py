@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from baton.settings import PrefillSettings, load
+from baton.configure import load
+from baton.settings import PrefillSettings
 from model.worker.process import run
 from prefill_worker.role import prefill_role
 

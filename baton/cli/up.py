@@ -18,13 +18,13 @@ from baton.cli import ports, probes
 from baton.cli.cores import Share, available, shares
 from baton.cli.display import Display
 from baton.cli.processes import GaveUp, Spec, StartFailed, Supervisor
+from baton.configure import load
 from baton.settings import (
     DecodeSettings,
     GatewaySettings,
     PrefillSettings,
     ProcessSettings,
     UpSettings,
-    load,
 )
 
 _WORKER_HOST = "127.0.0.1"

@@ -12,9 +12,10 @@ import uvloop
 
 from baton import log as logs
 from baton import tasks
+from baton.configure import load
 from baton.kv.heap import keep_freed_memory
 from baton.parent import exit_with_parent
-from baton.settings import RelaySettings, load
+from baton.settings import RelaySettings
 from gateway.http_server import SHUTDOWN_GRACE, HttpServer, listen, url
 from gateway.relay.server import running
 

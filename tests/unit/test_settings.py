@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, load
+from baton.configure import load
+from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings
 
 GATEWAY = ["--model", "m", "--decode", "a:1,b:2"]
 

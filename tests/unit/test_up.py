@@ -9,7 +9,8 @@ import pytest
 from baton.cli import cores, ports
 from baton.cli.processes import Patience, Spec
 from baton.cli.up import plan
-from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, UpSettings, load
+from baton.configure import load
+from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, UpSettings
 
 KINDS = {
     "prefill_worker": PrefillSettings,
