@@ -38,6 +38,7 @@ GOALS = (
     Goal("first to second token, idle: beyond a step and the tail, ms", "beyond step", 2.0),
     Goal("first to second token beside a batch, in steps", "gap, steps", 2.0),
     Goal("tail, in times that a layer of a chunk takes alone", "tail, pieces", 1.5),
+    Goal("KV still to come when the prompt is computed, ms", "after compute", 0.0),
     Goal("prefill over that without a hand-off", "prefill / colocated", 1.05),
     Goal("p99 between tokens beside a hand-off over that without", "p99 ratio", 1.05),
     Goal("memory in flight over its bound", "growth / bound", 1.0),
