@@ -26,7 +26,7 @@ from gateway.session import Session
 #: Sequences that decode beside the one that is measured, and their prompts, tokens.
 BATCH, BATCH_PROMPT = 4, 64
 #: Tokens of each answer: the first, the second, and some more to see what a step takes.
-ANSWER = 8
+ANSWER = 16
 #: Tokens for which pools have room beside the longest prompt.
 _SPARE = 8192
 

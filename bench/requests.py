@@ -130,7 +130,8 @@ def evaluate(series: Series, courses: dict[str, Course]) -> list[Record]:
         add("tail, pieces", in_pieces, "ratio", path=transport)
         hidden = [max(0.0, 1 - tail / whole) for tail, whole in zip(tails, alone, strict=True)]
         add("hidden", hidden, "ratio", path=transport)
-        beside = [one.beside for one in rounds if one.beside is not None]
+        # Steps too quick for the tokens to come one by one cannot be told: a small model's.
+        beside = [one.beside for one in rounds if one.beside is not None and step(one.beside)]
         if beside:
             batch: dict[str, Param] = {"path": transport, "batch": BATCH}
             add("gap", [one.gaps[0] * _MS for one in beside], "ms", **batch)
