@@ -85,6 +85,7 @@ def test_a_damaged_slot(count: int, in_sums: bool, data: st.DataObject) -> None:
     mine = Segment(Geometry(2, count * BLOCK_BYTES, count))
     mine.reserve()
     theirs = ReadOnlySegment(os.dup(mine.descriptor), mine.geometry)
+    theirs.map()
     try:
         with mine.slot(1) as slot:
             slot[:] = arrival.payload
@@ -122,6 +123,7 @@ def test_the_sums_of_slots_lie_apart_and_within_the_ring() -> None:
             target[:] = bytes([255]) * len(target)
         mine.put_sums(slot, sums)
     theirs = ReadOnlySegment(os.dup(mine.descriptor), geometry)
+    theirs.map()
     for slot, sums in kept.items():
         assert theirs.sums(slot, 4) == sums
         with theirs.slot(slot, geometry.slot_bytes) as payload:
