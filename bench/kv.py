@@ -16,13 +16,14 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from baton import log as logs
-from bench import goals, itl, memory, records, requests, timeline, transports
+from bench import goals, itl, memory, records, requests, transports
 from bench.fleet import fleet
 from bench.pair import PeerFailed
 from bench.paths import TRANSPORTS
@@ -62,6 +63,8 @@ async def measure(asked: argparse.Namespace, say: Say, show: Show) -> list[Recor
                 rows = await requests.measure(workers, asked.tokens, asked.rounds, say)
                 add("Whole requests", rows)
             if "timeline" in asked.only:
+                from bench import timeline  # needs matplotlib
+
                 say(f"a timeline of {asked.timeline_tokens} tokens")
                 courses = await timeline.measure(workers, asked.timeline_tokens)
                 timeline.plot(asked.plot, shape.name, courses)
@@ -112,6 +115,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         asked.only = [part for part in PARTS if part != "timeline" or asked.plot is not None]
     elif ("timeline" in asked.only) != (asked.plot is not None):
         parser.error("the timeline goes to a file: --only timeline and --plot need each other")
+    if asked.plot is not None and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'baton-serve[bench]'")
     asked.only = {*asked.only}
     return asked
 

@@ -7,7 +7,7 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from baton.errors import PrefillLost
+from baton.errors import HandoffFailed, PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
 from baton.kv.ledger import HandOff, Ledger
@@ -119,6 +119,11 @@ class Attempts:
                 self._receive(terms, sink, sequence), name="attempt receive"
             )
             first = await call.first_token
+            if first.token_id >= self._runtime.vocab_size:
+                raise HandoffFailed(
+                    f"the first token {first.token_id} is outside the vocabulary of "
+                    f"{self._runtime.vocab_size}"
+                )
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
             sink.hurry()
             if trace is not None:

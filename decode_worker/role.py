@@ -58,9 +58,9 @@ def decode_role(settings: DecodeSettings) -> Role:
             queue_limit=settings.session_queue,
         )
         services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
-        if "nixl" in settings.kv_transports:
-            await nixl.start()
         try:
+            if "nixl" in settings.kv_transports:
+                await nixl.start()
             yield Profile(
                 roles=[worker_pb2.ROLE_DECODE],
                 served_name=settings.served_name,

@@ -30,7 +30,7 @@ class Outbox:
 
     def layer_ready(self, layer: int, end: int) -> None:
         """KV of ``layer`` is computed below position ``end``."""
-        self._layers[layer] = end
+        self._layers[layer] = max(end, self._layers.get(layer, 0))
         self._news.set()
 
     def beat(self, sequence: int) -> None:

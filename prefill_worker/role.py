@@ -59,11 +59,11 @@ async def _outlets(
     names = runtime.settings.kv_transports
     if not {"grpc", "relay"}.isdisjoint(names):
         services.add_generic_rpc_handlers([grpc.handler()])
-    if "shm" in names:
-        shm.start()
-    if "nixl" in names:
-        await nixl.start()
     try:
+        if "shm" in names:
+            shm.start()
+        if "nixl" in names:
+            await nixl.start()
         yield [known[name] for name in names]
     finally:
         await shm.close()

@@ -69,11 +69,16 @@ def _to_varint(value: int) -> bytes:
 
 
 def _from_varint(message: bytes, at: int) -> tuple[int, int]:
-    """The number that starts at ``at``, and where it ends. Raises IndexError at the end."""
+    """The number that starts at ``at``, and where it ends.
+
+    Raises IndexError at the end, ValueError for more than 64 bits: reading on would take time that
+    grows with the square of what came.
+    """
     value = shift = 0
-    while True:
+    while shift < 64:
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
         if byte < 0x80:
             return value, at
+    raise ValueError(f"the number before byte {at} has more than 64 bits")

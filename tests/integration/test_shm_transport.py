@@ -387,3 +387,39 @@ async def test_a_dial_that_nobody_waits_for_any_more_ends() -> None:
         await asyncio.sleep(0)
         asking.cancel()
         await here.close()
+
+
+async def test_very_many_begin_and_are_given_up_at_once() -> None:
+    """More messages than the socket takes: they wait, and the link is kept."""
+    kept, given_up = HandOff(100), [HandOff(4) for _ in range(600)]
+    async with outlet(ID) as there, reader() as here:
+        assert not (await here.offer(ID)).unavailable
+        offers = [there.open(hand_off.source) for hand_off in (kept, *given_up)]
+        readings = [
+            asyncio.create_task(here.read(terms(ID, offer.token), hand_off.sink))
+            for offer, hand_off in zip(offers, (kept, *given_up), strict=True)
+        ]
+        await asyncio.sleep(0)
+        for reading in readings[1:]:
+            reading.cancel()
+        kept.compute(offers[0])
+        await readings[0]
+        assert kept.arrived
+        await asyncio.gather(*readings, return_exceptions=True)
+        assert not (await here.offer(ID)).unavailable
+        for offer in offers:
+            offer.close()
+        await until(lambda: not any(h.holds for h in given_up), "all is given up")
+
+
+async def test_what_became_urgent_when_it_was_over_does_not_count() -> None:
+    """Or the link would never rest again."""
+    async with outlet(ID) as there, reader() as here:
+        hand_off = HandOff(20)
+        hand_off.sink.urgent = False
+        offer = there.open(hand_off.source)
+        hand_off.compute(offer)
+        await here.read(terms(ID, offer.token), hand_off.sink)
+        hand_off.sink.hurry()
+        (link,) = here._links.values()
+        assert not link._urgent

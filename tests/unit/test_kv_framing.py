@@ -175,3 +175,8 @@ def test_a_cut_message_is_never_a_shorter_frame(
 def test_garbage_is_refused_or_empty_handed(message: bytes) -> None:
     with suppress(HandoffFailed):
         decode(message)
+
+
+def test_a_number_without_end_is_refused_at_once() -> None:
+    with pytest.raises(HandoffFailed, match="64 bits"):
+        decode(b"\x7a" + b"\xff" * 2**24)

@@ -161,7 +161,8 @@ class NixlReader:
             del self._peers[peer.instance_id]
 
     def _forget(self, peer: _Peer) -> None:
-        if peer.dropped and not peer.users:
+        # By now there may be another connection to it, by the same name.
+        if peer.dropped and not peer.users and peer.instance_id not in self._peers:
             peer.agent.forget(peer.instance_id)
 
     def _strike(self, instance_id: str, why: str) -> None:

@@ -72,7 +72,7 @@ class Books:
     def connect(self, peer: str, metadata: bytes, pool: Region) -> None:
         """Raises PeerError when the metadata is another agent's."""
         name = self.agent.add_remote_agent(metadata)
-        name = name.decode() if isinstance(name, bytes) else name
+        name = name.decode(errors="replace") if isinstance(name, bytes) else name
         if name != peer:
             self.agent.remove_remote_agent(name)
             raise PeerError(f"what came is of NIXL agent {name}, not of {peer}")
@@ -199,6 +199,9 @@ class AgentThread:
         except books.api.errors as error:  # no byte moves for it
             item.ended(_words(error))
             return
+        except Exception as error:  # a defect: whoever waits must not wait for ever
+            item.ended(_words(error))
+            raise
         books.reads.append(item)
         self._advance(books, item, books.agent.transfer)
 

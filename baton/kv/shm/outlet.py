@@ -269,7 +269,7 @@ async def _prove(wire: Wire, segment: Segment) -> None:
     hello = messages.Hello(VERSION, geometry.slots, geometry.slot_bytes, geometry.slot_blocks)
     wire.send(hello, [segment.descriptor])
     segment.close_descriptor()
-    answer, _ = await wire.receive()
+    answer = await wire.receive_bare()
     if answer != messages.Proof(segment.nonce):
         raise Unusable("the peer has not read what is in the memory")
     wire.send(messages.Proven())

@@ -163,8 +163,9 @@ class _Link:
 
     def _hurry(self, reading: int) -> None:
         """From here on somebody waits for the last byte of it."""
-        self._urgent.add(reading)
-        self._wire.wake()
+        if reading in self._readings:
+            self._urgent.add(reading)
+            self._wire.wake()
 
     def close(self) -> None:
         self._wire.close()
@@ -237,7 +238,7 @@ async def _receive(wire: Wire, pin: Pin) -> ReadOnlySegment:
 async def _be_proven(wire: Wire, segment: ReadOnlySegment) -> None:
     """Show that the memory which came is the peer's. Raises Unusable or PeerError."""
     wire.send(messages.Proof(segment.nonce))
-    answer, _ = await wire.receive()
+    answer = await wire.receive_bare()
     if answer != messages.Proven():
         raise _refused(answer)
 

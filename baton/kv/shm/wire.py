@@ -1,8 +1,8 @@
 """One end of a link's socket: messages in order, the peer's user, a descriptor.
 
-SOCK_SEQPACKET keeps messages apart, so there is nothing to reassemble. Notifications are few (one
-each way per piece) and bounded by the number of slots: a socket that takes no more means a peer
-that breaks the protocol.
+SOCK_SEQPACKET keeps messages apart, so there is nothing to reassemble. Notifications are few: one
+each way per piece, bounded by the number of slots, and some per hand-off. Those that the socket
+does not take at once wait here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from baton.errors import HandoffFailed, PeerError
@@ -19,6 +20,8 @@ from baton.kv.shm.messages import MAX_BYTES, Broken, Message, decode, encode
 
 #: Messages taken per wake-up of the event loop, so that others get their turn.
 _BATCH = 16
+#: Messages kept for a peer that is slow to read them; beyond that it breaks the protocol.
+_MAX_UNSENT = 16_384
 #: Seconds that each side of a new link gives the other to answer.
 PATIENCE = 1.0
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
@@ -90,6 +93,7 @@ class Wire:
         self._on_message: OnMessage | None = None
         self._on_lost: OnLost | None = None
         self._resting: asyncio.TimerHandle | None = None
+        self._unsent: deque[bytes] = deque()
 
     @property
     def closed(self) -> bool:
@@ -114,12 +118,42 @@ class Wire:
             return
         data = encode(self._sent, message)
         self._sent += 1
+        if self._unsent:
+            self._wait_to_send(data)
+            return
         try:
             socket.send_fds(self._socket, [data], list(descriptors))
         except BlockingIOError:
-            self._lose(HandoffFailed("the peer reads no KV notifications"))
+            self._wait_to_send(data)
         except OSError as error:
             self._lose(PeerError(f"the KV link broke: {error}"))
+
+    def _wait_to_send(self, data: bytes) -> None:
+        """Keep what the socket does not take now: many hand-offs may begin or end at once."""
+        self._unsent.append(data)
+        if len(self._unsent) > _MAX_UNSENT:
+            self._lose(HandoffFailed("the peer reads no KV notifications"))
+        elif len(self._unsent) == 1:
+            self._loop.add_writer(self._open, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            while self._unsent:
+                self._open.send(self._unsent[0])
+                self._unsent.popleft()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(PeerError(f"the KV link broke: {error}"))
+            return
+        self._loop.remove_writer(self._open)
+
+    async def receive_bare(self) -> Message:
+        """As ``receive``, for messages that come without descriptors; others are closed."""
+        message, descriptors = await self.receive()
+        for descriptor in descriptors:
+            os.close(descriptor)
+        return message
 
     async def receive(self) -> tuple[Message, list[int]]:
         """The next message, and the descriptors that came with it: they are the caller's.
@@ -172,6 +206,8 @@ class Wire:
         self.wake()
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
+            self._unsent.clear()
             self._socket.close()
             self._socket = None
 
