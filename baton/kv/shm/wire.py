@@ -21,7 +21,7 @@ from baton.kv.shm.messages import MAX_BYTES, Broken, Message, decode, encode
 #: Messages taken per wake-up of the event loop, so that others get their turn.
 _BATCH = 16
 #: Messages kept for a peer that is slow to read them; beyond that it breaks the protocol.
-_MAX_UNSENT = 16_384
+_MAX_UNSENT = 4096
 #: Seconds that each side of a new link gives the other to answer.
 PATIENCE = 1.0
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
