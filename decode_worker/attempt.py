@@ -119,11 +119,7 @@ class Attempts:
                 self._receive(terms, sink, sequence), name="attempt receive"
             )
             first = await call.first_token
-            if first.token_id >= self._runtime.vocab_size:
-                raise HandoffFailed(
-                    f"the first token {first.token_id} is outside the vocabulary of "
-                    f"{self._runtime.vocab_size}"
-                )
+            self._require_known(first.token_id)
             sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
             sink.hurry()
             if trace is not None:
@@ -152,11 +148,19 @@ class Attempts:
         assert end.timings is not None, "the last token comes with timings"
         return _finished(end, replace(timings, decode=end.timings.decode_s))
 
+    def _require_known(self, token_id: int) -> None:
+        """Raise HandoffFailed for a first token that no model of this class can have drawn."""
+        vocabulary = self._runtime.vocab_size
+        if token_id >= vocabulary:
+            raise HandoffFailed(
+                f"the first token {token_id} is outside the vocabulary of {vocabulary}"
+            )
+
     def _sink(self, sequence: LiveSequence, trace: Trace | None) -> Sink:
         """Where the KV goes that this worker does not have yet."""
         reserved, compatibility = sequence.reservation, self._runtime.runner.compatibility
         shape = Shape.of(compatibility, reserved.hit_tokens, reserved.total_tokens)
-        return Sink(shape, self._runtime.store, reserved.block_table, trace=trace)
+        return Sink(shape, self._runtime.store, reserved.block_table, trace)
 
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,12 @@ def attention(request: pytest.FixtureRequest) -> str:
         except KernelUnavailable as error:
             pytest.skip(str(error))
     return str(request.param)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, as between two of its runs."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()

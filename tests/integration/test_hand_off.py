@@ -7,8 +7,7 @@ or misplaced changes the tokens.
 from __future__ import annotations
 
 import asyncio
-import gc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -377,15 +376,6 @@ async def dials(address: str) -> int:
     async with await asyncio.start_server(connected, host, int(port)):
         await asyncio.sleep(2)
     return count
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector, as between two of its runs."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("uncollected")

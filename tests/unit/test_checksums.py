@@ -31,7 +31,8 @@ class Arrival:
         self.sums = of_payload(memoryview(self.payload), BLOCK_BYTES)
         self.store = MemoryStore(count)
         shape = Shape(LAYERS, BLOCK, BLOCK_BYTES, 0, self.piece.end)
-        self.sink = Sink(shape, self.store, range(count), checksums=checksums)
+        self.sink = Sink(shape, self.store, range(count))
+        self.sink.checksums = checksums
 
     def arrives(self, payload: memoryview, sums: Sequence[int]) -> None:
         before = self.store.pool.copy()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +13,6 @@ from baton.tasks import group
 
 class Held:
     """Something that a failing task has in its hands."""
-
-
-@pytest.fixture
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector, as between two of its runs."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("uncollected")
