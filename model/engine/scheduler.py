@@ -22,6 +22,7 @@ from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
 from model.engine.events import Event, SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.memory import Memory
 from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
@@ -44,20 +45,15 @@ class Scheduler:
     ) -> None:
         self.settings = settings
         self.costs = StepCosts()
-        self._pool = pool
-        self._prefix = prefix
+        self._memory = Memory(pool, prefix, settings.block_size)
         self._clock = clock
         self._live: dict[int, Sequence] = {}
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
-        self._holds: dict[int, Hold] = {}
         self._running: StepPlan | None = None
         self._running_load = (0, 0)  # its prompt tokens and its decodes
-        self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
         self._events: list[Event] = []
-        self._sitting_out = 0  # sequences of the batch that wait for a block out of quarantine
         self._next_seq_id = 1
-        self._next_hold_id = 1
         self.draining = False
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
@@ -71,23 +67,19 @@ class Scheduler:
         """
         tokens = (*request.prompt_ids, *request.generated_ids)
         self._admit(request, len(tokens))
-        size = self.settings.block_size
         # The last token must be computed here to be sampled from; received KV needs nothing.
         hit_limit = len(tokens) if request.receive else len(tokens) - 1
-        hit, chain = self._prefix.match(tokens, request.salt, hit_limit)
-        self._pool.share(hit)
-        fresh = self._reserve(-(-len(tokens) // size) - len(hit))
-        if fresh is None:
-            self._pool.release(hit)
+        table = self._memory.reserve(tokens, request.salt, hit_limit)
+        if table is None:
             raise self._full(len(tokens))
         seq = Sequence(
             seq_id=self._next_seq_id,
             request=request,
-            block_size=size,
-            blocks=hit + fresh,
-            cached=len(hit) * size,
-            computed=len(hit) * size,
-            chain=chain,
+            block_size=self.settings.block_size,
+            blocks=table.blocks,
+            cached=table.cached,
+            computed=table.cached,
+            chain=table.chain,
             phase=Phase.AWAITING_KV,
             created_s=self._clock(),
         )
@@ -107,7 +99,7 @@ class Scheduler:
         if seq.phase is not Phase.AWAITING_KV:
             raise RuntimeError(f"sequence {seq_id} does not wait for KV: {seq.phase.name}")
         seq.computed = seq.length
-        self._publish(seq)
+        self._memory.publish(seq)
         finish = seq.append(first_token)
         if finish is not None:
             self._end(seq)
@@ -125,17 +117,8 @@ class Scheduler:
         seq = self._live.get(seq_id)
         if seq is None or seq.phase is not Phase.AWAITING_KV:
             return
-        size = self.settings.block_size
-        kept = min(seq.cached, (seq.length - 1) // size * size) // size
-        if kept * size < seq.cached or seq_id in self._held_ids():
-            fresh = self._reserve(len(seq.blocks) - kept)
-            if fresh is None:
-                raise self._full(seq.length)
-            self._pool.release(seq.blocks[kept:])
-            seq.blocks = seq.blocks[:kept] + fresh
-            seq.cached = seq.computed = kept * size
-            tokens, salt = seq.tokens(0, seq.cached), seq.request.salt
-            seq.chain = self._prefix.match(tokens, salt, seq.cached).chain
+        if not self._memory.prepare_to_compute(seq):
+            raise self._full(seq.length)
         seq.created_s = self._clock()
         self._enqueue(seq)
 
@@ -153,16 +136,11 @@ class Scheduler:
         seq = self._live.get(seq_id)
         if seq is None:
             raise Preempted(f"sequence {seq_id} has ended and its blocks are gone")
-        hold = Hold(self._next_hold_id, seq_id, tuple(seq.blocks[first_block:]))
-        self._next_hold_id += 1
-        self._pool.hold(hold.blocks)
-        self._holds[hold.hold_id] = hold
-        return hold
+        return self._memory.hold(seq, first_block)
 
     def unhold(self, hold: Hold) -> None:
         """End a hold; idempotent."""
-        if self._holds.pop(hold.hold_id, None) is not None:
-            self._pool.unhold(hold.blocks)
+        self._memory.unhold(hold)
 
     def lag(self, seq_id: int, behind: bool) -> None:
         """The reader of a sequence's KV is behind, or has caught up: see ``ComputeQueue``."""
@@ -225,7 +203,7 @@ class Scheduler:
                 continue
             seq.computed += len(part.token_ids)
             if seq.computed // size > seq.chain.blocks:
-                self._publish(seq)
+                self._memory.publish(seq)
             first = seq.phase is prefilling
             if first:
                 self._queue.computed(len(part.token_ids))
@@ -253,9 +231,7 @@ class Scheduler:
         assert plan is not None, "no step is running"
         self._running = None
         self.steps += 1
-        for table in self._step_holds:
-            self._pool.unhold(table)
-        self._step_holds.clear()
+        self._memory.step_ended()
         return plan
 
     def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
@@ -280,27 +256,16 @@ class Scheduler:
         seq.decode_base_s, seq.decode_base_step = self.compute_s, self.steps
         self._decoding[seq.seq_id] = seq
 
-    def _publish(self, seq: Sequence) -> None:
-        """Every full computed block of ``seq`` enters the prefix cache."""
-        fresh = seq.tokens(seq.chain.blocks * seq.block_size, seq.computed)
-        seq.chain = self._prefix.insert(seq.chain, fresh, seq.blocks)
-
     def _end(self, seq: Sequence, event: Event | None = None) -> None:
-        """Give up everything ``seq`` has. If the running step uses its blocks, they are
-        quarantined until it commits."""
+        """Give up everything ``seq`` has."""
         del self._live[seq.seq_id]
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
         elif seq.phase is Phase.PREFILLING:
             self._queue.remove(seq, seq.missing)
         seq.phase = Phase.ENDED
-        # A new list, not clear(): the running step reads the old one.
-        blocks, seq.blocks = seq.blocks, []
         running = self._running.slices if self._running is not None else ()
-        if any(part.seq_id == seq.seq_id for part in running):
-            self._pool.hold(blocks)
-            self._step_holds.append(blocks)
-        self._pool.release(blocks)
+        self._memory.give_up(seq, any(part.seq_id == seq.seq_id for part in running))
         if event is not None:
             self._events.append(event)
 
@@ -310,7 +275,7 @@ class Scheduler:
         """Raise unless ``request``, of ``tokens`` prompt and generated ids, may be tried."""
         if self.draining:
             raise Draining("this worker is leaving and takes no new sequences")
-        self.settings.require_fits(request, self._pool.num_blocks)
+        self.settings.require_fits(request, self._memory.num_blocks)
         peers = [s for s in self._live.values() if s.request.keep is request.keep]
         if not request.keep and len(peers) >= self.settings.max_running:
             raise WorkerFull(f"{len(peers)} sequences are live, as many as max_running allows")
@@ -320,36 +285,22 @@ class Scheduler:
                 raise self._full(tokens)
 
     def _full(self, tokens: int) -> WorkerFull:
-        free = self._pool.available * self.settings.block_size
+        free = self._memory.free_tokens
         return WorkerFull(f"{tokens} tokens need room, but only {free} tokens' blocks are free")
-
-    def _reserve(self, count: int) -> list[int] | None:
-        """Allocate, but nothing that a sequence sitting out is waiting for: it was here first,
-        and newcomers could otherwise take every block from under it for ever."""
-        if count > self._pool.available - self._sitting_out:
-            return None
-        return self._pool.allocate(count)
 
     def _grow(self) -> None:
         """Give a block to every decoding sequence that has none for its next token, oldest
         first; preempt where there is none left."""
-        self._sitting_out = 0
+        memory = self._memory
+        memory.sitting_out = 0
         short = [s for s in self._decoding.values() if s.computed >= s.room]
         for seq in sorted(short, key=lambda s: s.rank):
-            while seq.phase is Phase.DECODING:
-                block = self._pool.allocate(1)
-                if block is not None:
-                    seq.grow(block)
-                    break
-                quarantined = self._pool.counts().quarantined
-                last = victim(self._live.values(), self._held_ids(), quarantined)
+            while seq.phase is Phase.DECODING and not memory.grow(seq):
+                last = victim(self._live.values(), memory.held, memory.quarantined)
                 if last is None:
-                    self._sitting_out += 1
+                    memory.sitting_out += 1
                     break
                 self._end(last, SequencePreempted(last.seq_id))
-
-    def _held_ids(self) -> set[int]:
-        return {hold.seq_id for hold in self._holds.values()}
 
     # -- the books -------------------------------------------------------------------------
 
@@ -376,18 +327,9 @@ class Scheduler:
 
     def check(self) -> list[str]:
         """Recompute every reference and compare it with the books; one line per violation."""
-        owners = Counter(b for s in self._live.values() for b in s.blocks)
-        holds = Counter(b for h in self._holds.values() for b in h.blocks)
-        holds.update(b for table in self._step_holds for b in table)
-        wrong = self._pool.check(owners, holds)
+        wrong = self._memory.check(self._live.values(), self._running)
         for seq in self._live.values():
             wrong += seq.check()
-            for block in seq.blocks[seq.computed // seq.block_size :]:
-                if self._pool.key(block) is not None or self._pool.owners(block) != 1:
-                    wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")
-        for part in self._running.slices if self._running is not None else ():
-            if any(not owners[b] and not holds[b] for b in part.block_table):
-                wrong.append(f"the running step uses blocks that {part.seq_id} no longer has")
         phases = Counter(s.phase for s in self._live.values())
         if (phases[Phase.PREFILLING], phases[Phase.DECODING]) != (
             len(self._queue),
