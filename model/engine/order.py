@@ -13,9 +13,7 @@ computed since a sequence came, nobody who comes passes it any more.
 
 from __future__ import annotations
 
-from typing import Literal
-
-PrefillOrder = Literal["fcfs", "srpt"]
+from baton.settings import PrefillOrder
 
 #: Tokens that the engine computes until one step of priority is made up for by waiting.
 PRIORITY_TOKENS = 2**16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.errors import ContextLengthExceeded
-from model.engine.order import PrefillOrder
+from baton.settings import PrefillOrder
 from model.engine.sequence import SequenceRequest
 
 
