@@ -197,12 +197,15 @@ class Memory:
             parent = seq.keys[-1] if known else self._prefix.root(seq.request.salt)
             seq.keys += self._prefix.keys(parent, seq.tokens(known * size, full * size))
 
-    def grow(self, seq: Sequence) -> bool:
-        """Append a block to the table of a decoding sequence; False when there is none."""
-        block = self._pool.allocate(1)
-        if block is None:
+    def grow(self, seqs: Collection[Sequence]) -> bool:
+        """Append a block to the table of each; False, and nothing changes, when there are too
+        few."""
+        blocks = self._pool.allocate(len(seqs))
+        if blocks is None:
             return False
-        seq.grow(block)
+        for seq, block in zip(seqs, blocks, strict=True):
+            seq.blocks.append(block)
+            seq.room += self._block_size
         return True
 
     def give_up(self, seq: Sequence, in_step: bool) -> None:

@@ -98,7 +98,7 @@ class Sequence:
     keys: list[bytes]  #: of its full blocks, as far as they were made
     cached: int  #: tokens found in the prefix cache; a multiple of the block size
     computed: int  #: tokens whose KV is in the blocks
-    published: int  #: full blocks that were offered to the prefix cache, or come from there
+    published: int  #: blocks that were offered to the prefix cache, or come from there
     promised: int  #: tokens that other sequences may compute for it; a multiple of the block size
     phase: Phase
     created_s: float
@@ -175,11 +175,6 @@ class Sequence:
 
     # -- changes ---------------------------------------------------------------------------
 
-    def grow(self, blocks: list[int]) -> None:
-        """Append blocks to the table."""
-        self.blocks += blocks
-        self.room += len(blocks) * self.block_size
-
     def append(self, token_id: int) -> FinishReason | None:
         """Append a sampled token; says whether, and why, generation ends with it."""
         self.generated_ids.append(token_id)
@@ -191,7 +186,7 @@ class Sequence:
             0 <= self.cached <= self.computed <= min(self.length, self.room)
             and self.length <= self.limit
             and self.room == len(self.blocks) * self.block_size
-            and self.published == self.computed // self.block_size
+            and self.published <= self.computed // self.block_size
             and self.promised <= self.length
         )
         missing = {
