@@ -88,7 +88,8 @@ class Sequence:
         0 <= cached <= computed <= min(length, room)  and  length <= limit
 
     with ``computed == length - 1`` while DECODING and ``computed < length`` while PREFILLING.
-    The block table never shrinks while the sequence lives, so a running step may read it.
+    The block table never shrinks while the sequence lives, so a running step may read it, and once
+    it decodes, or from the start if it is handed over, the table only grows.
     """
 
     seq_id: int
