@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from baton.errors import (
     BatonError,
     DecodeLost,
+    Draining,
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
@@ -17,7 +18,7 @@ from baton.errors import (
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
 from baton.identity import Family
 from gateway.attempt import Attempt
-from gateway.fleet import Booking
+from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
@@ -100,10 +101,11 @@ class Course:
             return None
         return finish_reason(len(self.generated), self.generated[-1], self.request.sampling)
 
-    def learn(self, error: BatonError) -> None:
-        """Note what the next placement should avoid, after what went wrong."""
+    def learn(self, error: BatonError) -> Worker | None:
+        """Note what the next placement should avoid, after what went wrong; returns the worker
+        whose fault it was, if any's."""
         if self.last is None:
-            return
+            return None
         decode, prefill = self.last.decode, self.last.prefill
         match error:
             case WorkerFull():
@@ -114,9 +116,15 @@ class Course:
                 prefill is not None
             ):
                 self.avoid.add(prefill.instance_id)
+                return prefill
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks
             case DecodeLost() if decode.instance_id not in self.lost:
                 self.lost.add(decode.instance_id)
+                return decode
+            case Draining():
+                self.avoid.add(decode.instance_id)
             case _:
                 self.avoid.add(decode.instance_id)
+                return decode
+        return None

@@ -122,7 +122,7 @@ class Orchestrator:
         except BatonError as error:
             if not _mendable(error):
                 raise
-            self._lost(course, error)
+            self._lost(course, run, error)
 
     async def _restart(self, course: Course) -> tuple[Run, list[int]]:
         """Try until an attempt gives tokens: that is progress, and resets the budget."""
@@ -146,7 +146,7 @@ class Orchestrator:
             except BatonError as error:
                 self._leave(course)
                 if _mendable(error):
-                    self._lost(course, error)
+                    self._lost(course, run, error)
                 if not isinstance(error, WorkerFull):
                     raise
             else:
@@ -162,7 +162,7 @@ class Orchestrator:
     def _start(self, course: Course) -> Run | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
         need = course.need
-        place = self._placement.choose(self._registry.workers, need)
+        place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
         attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
@@ -181,8 +181,10 @@ class Orchestrator:
         else:
             self._metrics.inter_token_latency.observe(waited)
 
-    def _lost(self, course: Course, error: BatonError) -> None:
-        course.learn(error)
+    def _lost(self, course: Course, run: Run, error: BatonError) -> None:
+        faulty = course.learn(error)
+        if faulty is not None:
+            run.booking.failed(faulty, asyncio.get_running_loop().time())
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",

@@ -215,7 +215,7 @@ def cluster(model: Path, *flags: str) -> Iterator[Cluster]:
     running = Cluster(
         [
             *("--model", str(model), "--served-model-name", MODEL),
-            *("--port", "0", "--admin-port", "0", "--threads", "1", *flags),
+            *("--port", "0", "--admin-port", "0", "--rpc-port", "0", "--threads", "1", *flags),
         ]
     )
     try:
