@@ -46,6 +46,7 @@ class Course:
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
     last: Place | None = None
+    booking: Booking | None = None  #: of that attempt, which may have ended
     family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: set[str] = field(default_factory=set)
@@ -85,7 +86,7 @@ class Course:
     def started(self, run: Run) -> None:
         """From now on the request stays in this class: only there is a replay exact."""
         self.run = run
-        self.last = run.place
+        self.last, self.booking = run.place, run.booking
         self.family = run.place.decode.report.identity.family
 
     def received(self, tokens: list[int]) -> None:
@@ -101,9 +102,15 @@ class Course:
             return None
         return finish_reason(len(self.generated), self.generated[-1], self.request.sampling)
 
-    def learn(self, error: BatonError) -> Worker | None:
-        """Note what the next placement should avoid, after what went wrong; returns the worker
-        whose fault it was, if any's."""
+    def learn(self, error: BatonError, now: float) -> None:
+        """Note what the next placement should avoid, after what went wrong, and whose fault it
+        was."""
+        faulty = self._avoid(error)
+        if faulty is not None and self.booking is not None:
+            self.booking.failed(faulty, now)
+
+    def _avoid(self, error: BatonError) -> Worker | None:
+        """Returns the worker that failed, if one did."""
         if self.last is None:
             return None
         decode, prefill = self.last.decode, self.last.prefill

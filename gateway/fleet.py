@@ -182,24 +182,20 @@ class Worker:
     #: It said ``worker_full`` where its report shows room: tried with one request at a time.
     doubted: bool = False
     breaker: Breaker = field(default_factory=Breaker)
+    #: Prompt tokens waiting for compute there, placements not yet reported included.
+    queued_tokens: int = field(init=False)
+    #: KV blocks a new sequence could take, less what was placed and is not yet reported.
+    room_blocks: int = field(init=False)
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
     _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
 
+    def __post_init__(self) -> None:
+        self._count()
+
     @property
     def instance_id(self) -> str:
         return self.report.identity.instance_id
-
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens waiting for compute there, placements not yet reported included."""
-        return max(0, self.report.load.queued_tokens + self._unseen_tokens)
-
-    @property
-    def room_blocks(self) -> int:
-        """KV blocks a new sequence could take, less what was placed and is not yet reported."""
-        load = self.report.load
-        return load.blocks_free + load.blocks_cached - self._unseen_blocks
 
     def blocks(self, tokens: int) -> int:
         """KV blocks that a sequence of so many tokens takes here."""
@@ -207,7 +203,7 @@ class Worker:
 
     def has_room(self, blocks: int) -> bool:
         """Whether it may get a sequence of so many KV blocks now."""
-        return not self.full and not self.breaker.refuses and self.room_blocks >= blocks
+        return self.room_blocks >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
         """Take in a new report; what was placed long enough before it is in it."""
@@ -218,16 +214,24 @@ class Worker:
             _, tokens, blocks = self._unseen.popleft()
             self._unseen_tokens -= tokens
             self._unseen_blocks -= blocks
+        self._count()
 
     def placed(self, tokens: int, blocks: int, now: float) -> None:
         """Count a placement until reports show it; negative numbers count one that has left."""
         self._unseen.append((now, tokens, blocks))
         self._unseen_tokens += tokens
         self._unseen_blocks += blocks
+        self._count()
         if blocks < 0:
             self.full = False
         elif blocks > 0 and self.doubted:
             self.full = True
+
+    def _count(self) -> None:
+        """Kept, not computed when asked: a placement asks many workers, and changes two."""
+        load = self.report.load
+        self.queued_tokens = max(0, load.queued_tokens + self._unseen_tokens)
+        self.room_blocks = load.blocks_free + load.blocks_cached - self._unseen_blocks
 
     def refused(self) -> None:
         """It answered that it is full."""

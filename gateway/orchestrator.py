@@ -122,7 +122,7 @@ class Orchestrator:
         except BatonError as error:
             if not _mendable(error):
                 raise
-            self._lost(course, run, error)
+            self._lost(course, error)
 
     async def _restart(self, course: Course) -> tuple[Run, list[int]]:
         """Try until an attempt gives tokens: that is progress, and resets the budget."""
@@ -146,7 +146,7 @@ class Orchestrator:
             except BatonError as error:
                 self._leave(course)
                 if _mendable(error):
-                    self._lost(course, run, error)
+                    self._lost(course, error)
                 if not isinstance(error, WorkerFull):
                     raise
             else:
@@ -181,10 +181,8 @@ class Orchestrator:
         else:
             self._metrics.inter_token_latency.observe(waited)
 
-    def _lost(self, course: Course, run: Run, error: BatonError) -> None:
-        faulty = course.learn(error)
-        if faulty is not None:
-            run.booking.failed(faulty, asyncio.get_running_loop().time())
+    def _lost(self, course: Course, error: BatonError) -> None:
+        course.learn(error, asyncio.get_running_loop().time())
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",

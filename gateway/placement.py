@@ -129,7 +129,8 @@ class Placement:
             yield Offer(colocated.roomy, ())
         if not pairing.able:
             return
-        blocks = pool.blocks(need.tokens)
+        # Without room on this side only whether the other could take it matters, not its room.
+        blocks = pool.blocks(need.tokens) if pairing.roomy else 0
         prefills = self._look(pool.prefill, need.tokens, blocks, need.avoid)
         if not prefills.able and need.local_prefill:
             yield Offer(pairing.roomy, ())
