@@ -31,6 +31,7 @@ SETTLE_SECONDS = 10.0
 
 _WORKER = re.compile(r"baton \| (\w+) ready on (\S+), pid (\d+)")
 _ADMIN = re.compile(r"workers' state: (\S+)/cluster")
+_RPC = re.compile(r"more workers: --join (\S+);")
 _URL = re.compile(r"ready at (\S+)/v1;")
 
 
@@ -115,6 +116,13 @@ class Cluster:
         found = _ADMIN.search(self.output)
         assert found is not None
         return f"{found[1]}/cluster"
+
+    @property
+    def rpc(self) -> str:
+        """Where workers join the gateway."""
+        found = _RPC.search(self.output)
+        assert found is not None
+        return found[1]
 
     @property
     def processes(self) -> dict[str, Process]:
