@@ -118,6 +118,7 @@ def describe(member: Member) -> dict[str, Any]:
         "roles": sorted(role.value for role in report.roles),
         "local_prefill": report.local_prefill,
         "draining": report.draining,
+        "breaker": member.worker.breaker.state.value,
         "model": report.model,
         "max_model_len": report.max_model_len,
         "compatibility": asdict(report.compatibility),

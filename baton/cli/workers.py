@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import grpc
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from baton.settings import FrontSettings, WorkerSettings
 from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -88,23 +90,30 @@ def _call(prog: str, address: str, ask: Callable[[grpc.Channel], int]) -> int:
 
 
 def table(workers: Sequence[membership_pb2.ListedWorker]) -> Table:
-    """One row for each, by address."""
+    """One row for each, by address. Class and numerics are digests: workers with the same class
+    (under --deterministic also the same numerics) may pair; /cluster has them whole."""
     names = ("address", "instance", "roles", "model", "health", "class", "numerics", "load")
     made = Table(*names, box=None, header_style="bold")
     for worker in sorted(workers, key=lambda worker: worker.entry.address):
         # What it says itself counts; what it registered with is what there is before that.
         said = worker.status if worker.HasField("status") else worker.entry
-        made.add_row(
+        identity = said.identity
+        cells = (
             worker.entry.address,
-            said.identity.instance_id[:8],
+            identity.instance_id[:8],
             _roles(worker),
             said.model,
-            f"[{_STYLES.get(worker.health, 'red')}]{_health(worker)}",
-            said.identity.compatibility.model_revision[:12],
-            said.identity.numerics_id[:12],
+            Text(_health(worker), _STYLES.get(worker.health, "red")),
+            _digest(identity.compatibility.SerializeToString(deterministic=True)),
+            _digest(identity.numerics_id.encode()),
             _load(worker.status) if worker.HasField("status") else "",
         )
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     return made
+
+
+def _digest(value: bytes) -> str:
+    return blake2b(value, digest_size=4).hexdigest() if value else ""
 
 
 def _roles(worker: membership_pb2.ListedWorker) -> str:
@@ -126,5 +135,5 @@ def _load(status: worker_pb2.WorkerStatus) -> str:
     blocks = load.blocks_free + load.blocks_cached
     return (
         f"{load.queued_tokens} tokens queued, {load.running} running, {load.waiting} waiting, "
-        f"{blocks} blocks to be had"
+        f"{blocks} blocks free"
     )

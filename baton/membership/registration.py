@@ -100,7 +100,7 @@ class Registration:
         try:
             await post.leave(self._entry())
         except PostLost as error:
-            log.warning("left without a word", gateway=post.name, reason=str(error))
+            log.info("left without a word", gateway=post.name, reason=str(error))
 
     async def _keep(self, post: Post) -> None:
         """Stay registered for ever; says in the log when that is so, and when no longer."""

@@ -92,15 +92,21 @@ async def test_a_worker_is_seen_within_100_ms_of_joining(checkpoint: Path) -> No
         assert min(took) < 0.1
 
 
-async def test_a_worker_is_out_within_three_beats_of_falling_silent(checkpoint: Path) -> None:
+async def test_a_silent_worker_is_suspect_after_one_beat_and_out_within_three(
+    checkpoint: Path,
+) -> None:
     """SIGSTOP or a partition: no stream is closed, no registration is renewed."""
     async with embedded(checkpoint) as gateway:
         worker = FakeWorker()
         async with joined(worker, gateway.service.rpc) as registration:
             await gateway.until_healthy(1)
+            [member] = gateway.service.registry.members
             worker.silent = True
             silence(registration)
             began = time.perf_counter()
+            await eventually(lambda: member.health is Health.SUSPECT)
+            assert time.perf_counter() - began < 2 * BEAT + 0.5
+            assert gateway.service.registry.roster.workers, "a last resort"
             await eventually(lambda: not gateway.service.registry.roster.workers)
             assert time.perf_counter() - began < 3 * BEAT + 0.5
             await until_gone(gateway)
