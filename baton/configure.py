@@ -82,7 +82,7 @@ def _required(cls: type[ProcessSettings]) -> list[str]:
     needed = {
         ModelSettings: "--model DIR",
         RelaySettings: "--prefill HOST:PORT,...",
-        FleetSettings: "--decode HOST:PORT,...",
+        FleetSettings: "--decode HOST:PORT,... | --membership SOURCE",
     }
     return [flag for base, flag in needed.items() if issubclass(cls, base)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, fields
+from enum import Enum
 from typing import NamedTuple
 
 from baton.errors import IncompatiblePeer
@@ -16,6 +17,13 @@ OLDEST_PROTOCOL = 1
 def new_instance_id() -> str:
     """128 random bits, hex. A restarted worker at its old address is a new instance."""
     return secrets.token_hex(16)
+
+
+class Role(Enum):
+    """What a worker does."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
 @dataclass(frozen=True, slots=True)

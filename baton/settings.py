@@ -20,6 +20,7 @@ from pydantic_settings import (
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
 from baton.liveness import Beat
+from baton.membership.source import Source
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "kernel", "torch"]
@@ -213,6 +214,11 @@ class WorkerSettings(ComputeSettings, HandoffSettings):
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
+    join: Annotated[str | None, Placeholder("HOST:PORT,...")] = Field(
+        None,
+        description="gRPC ports of the gateways to register with, all of them; or "
+        "etcd:HOST:PORT,... for those that look there",
+    )
     device: Device = Field("cpu", description="cpu or cuda:N")
     drain_grace: Annotated[float, Placeholder("SECONDS")] = Field(
         5.0, ge=0, description="seconds that running sequences get to finish when told to stop"
@@ -220,6 +226,24 @@ class WorkerSettings(ComputeSettings, HandoffSettings):
     exit_with_parent: bool = Field(
         False, description="stop when the process that started this one ends"
     )
+
+    @property
+    def posts(self) -> Source | None:
+        """Where to register, if anywhere."""
+        return None if self.join is None else Source.parse_posts(self.join)
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> Self:
+        try:
+            posts = self.posts
+        except ValueError as error:
+            raise ValueError(f"--join: {error}") from None
+        if posts is not None and self.advertise is None and self.host in {"0.0.0.0", "::"}:
+            raise ValueError(
+                f"--join with --host {self.host} needs --advertise: that is no address to be "
+                "reached at"
+            )
+        return self
 
     @property
     def prefill_share(self) -> float | None:
@@ -277,7 +301,19 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
         return None if colocated else self.local_prefill_share
 
 
-class FrontSettings(ModelSettings):
+class HealthSettings(ProcessSettings):
+    """When a worker is out."""
+
+    section: ClassVar[str] = "health of workers"
+
+    stall_timeout: Seconds = Field(
+        30.0,
+        description="seconds without an engine step after which a worker with work to do is out; "
+        "longer than any step",
+    )
+
+
+class FrontSettings(ModelSettings, HealthSettings):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -287,6 +323,9 @@ class FrontSettings(ModelSettings):
     )
     port: Port = Field(8000, description="HTTP port of the API; 0 picks a free one")
     admin_port: Port = Field(8001, description="HTTP port of /cluster and /metrics; 0 likewise")
+    rpc_port: Port = Field(
+        8002, description="gRPC port where workers join and `baton workers` asks; 0 likewise"
+    )
     max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         8 * 2**20, ge=1, description="longest HTTP body, bytes"
@@ -315,22 +354,43 @@ class FrontSettings(ModelSettings):
         )
 
 
-class FleetSettings(ProcessSettings):
+class FleetSettings(HealthSettings):
     """Which workers there are."""
 
     section: ClassVar[str] = "fleet"
 
-    prefill: Addresses = Field(default_factory=list, description="prefill workers")
+    membership: Annotated[str, Placeholder("SOURCE")] = Field(
+        "static",
+        description="where workers are found: static (--prefill and --decode), embedded (they "
+        "--join), dns:NAME:PORT,... (each of a name's addresses), etcd:HOST:PORT,..., or "
+        "gateway:HOST:PORT,... (as one of these gateways has them)",
+    )
+    prefill: Addresses = Field(
+        default_factory=list, description="prefill workers, with --membership static"
+    )
     decode: Addresses = Field(
-        default_factory=list, description="decode workers; at least one is required"
+        default_factory=list, description="decode workers, likewise; at least one is required"
+    )
+    dns_interval: Seconds = Field(
+        5.0, description="seconds between lookups, with --membership dns:..."
     )
     exit_with_parent: bool = Field(
         False, description="stop when the process that started this one ends"
     )
 
+    @property
+    def source(self) -> Source:
+        return Source.parse(self.membership)
+
     @model_validator(mode="after")
     def _some_worker(self) -> Self:
-        if not self.decode:
+        try:
+            kind = self.source.kind
+        except ValueError as error:
+            raise ValueError(f"--membership: {error}") from None
+        if kind != "static" and (self.prefill or self.decode):
+            raise ValueError(f"--prefill and --decode say nothing with --membership {kind}")
+        if kind == "static" and not self.decode:
             raise ValueError("--decode names no worker; at least one is needed")
         return self
 
@@ -342,8 +402,8 @@ class GatewaySettings(FrontSettings, FleetSettings):
 class RelaySettings(FleetSettings):
     """The relay: carries Prefill calls and KV between workers that cannot reach one another.
 
-    It forwards only between the workers named by --prefill and --decode; decode workers find it
-    by their --relay.
+    It forwards only between the workers of its --membership; decode workers find it by their
+    --relay.
     """
 
     section: ClassVar[str] = "relay"
@@ -360,7 +420,10 @@ class RelaySettings(FleetSettings):
 
     @model_validator(mode="after")
     def _some_prefill(self) -> RelaySettings:
-        if not self.prefill:
+        kind = self.source.kind
+        if kind == "embedded":
+            raise ValueError("--membership embedded is for gateways; a relay asks one: gateway:...")
+        if kind == "static" and not self.prefill:
             raise ValueError("--prefill names no worker; at least one is needed")
         return self
 

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from baton import errors, generation
 from baton.deadlines import Deadlines
 from baton.errors import BatonError, UnsupportedParameter
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
-from baton.identity import CompatibilityClass, Identity, require_protocol
+from baton.identity import CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
-from baton.v1 import common_pb2, decode_pb2
+from baton.v1 import common_pb2, decode_pb2, worker_pb2
 
 _TO_WIRE = {
     FinishReason.STOP: decode_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: decode_pb2.FINISH_REASON_LENGTH,
 }
 _FROM_WIRE = {wire: reason for reason, wire in _TO_WIRE.items()}
+_ROLE_TO_WIRE = {Role.PREFILL: worker_pb2.ROLE_PREFILL, Role.DECODE: worker_pb2.ROLE_DECODE}
+_ROLE_FROM_WIRE = {wire: role for role, wire in _ROLE_TO_WIRE.items()}
+
+
+def roles_to_wire(roles: Iterable[Role]) -> list[worker_pb2.Role]:
+    return sorted(_ROLE_TO_WIRE[role] for role in roles)
+
+
+def roles_from_wire(roles: Iterable[worker_pb2.Role]) -> frozenset[Role]:
+    """A role of a later version is left out: the worker may have another that is known."""
+    return frozenset(_ROLE_FROM_WIRE[role] for role in roles if role in _ROLE_FROM_WIRE)
 
 
 def identity_to_wire(identity: Identity) -> common_pb2.Identity:

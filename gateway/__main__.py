@@ -13,6 +13,7 @@ import uvloop
 from baton import log as logs
 from baton import tasks
 from baton.configure import load
+from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from gateway.http_server import HttpServer, listen, url
@@ -39,7 +40,13 @@ async def serve(
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop)
-        log.info("ready", url=url(public), admin=url(admin), model=settings.served_name)
+        log.info(
+            "ready",
+            url=url(public),
+            admin=url(admin),
+            rpc=service.rpc,
+            model=settings.served_name,
+        )
         async with tasks.group() as group:
             for server, listening in servers.items():
                 group.create_task(server.serve([listening]))
@@ -55,10 +62,10 @@ def main() -> int:
         tokenizer = load_tokenizer(settings.model)
         public = listen(settings.host, settings.port)
         admin = listen(settings.host, settings.admin_port)
-    except (CheckpointError, OSError) as error:
+        uvloop.run(serve(settings, tokenizer, public, admin))
+    except (CheckpointError, OSError, MembershipUnavailable) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
-    uvloop.run(serve(settings, tokenizer, public, admin))
     return 0
 
 

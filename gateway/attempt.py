@@ -27,11 +27,19 @@ class Attempt:
     """
 
     def __init__(
-        self, key: AttemptKey, next_index: int, limit: int, cancel: Callable[[], None]
+        self,
+        key: AttemptKey,
+        next_index: int,
+        limit: int,
+        cancel: Callable[[], None],
+        prefill: str = "",
     ) -> None:
+        """``prefill``: instance of the worker that computes the prompt, empty for the decode
+        worker itself."""
         self.key = key
         self.ended: Finished | BatonError | None = None
-        self._next = next_index
+        self._prefill = prefill
+        self._first = self._next = next_index
         self._limit = limit
         self._cancel = cancel
         self._tokens: list[int] = []
@@ -69,6 +77,10 @@ class Attempt:
         elif not tokens and isinstance(self.ended, BatonError):
             raise self.ended
         return tokens
+
+    def awaits(self, instance_id: str) -> bool:
+        """Whether this prefill worker is still to compute the prompt."""
+        return self._prefill == instance_id and self._next == self._first
 
     def cancel(self) -> None:
         """End the attempt on the worker too, unless it has ended. Idempotent, never waits."""

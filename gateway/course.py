@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from baton.errors import (
     BatonError,
     DecodeLost,
+    Draining,
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
@@ -17,7 +18,7 @@ from baton.errors import (
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
 from baton.identity import Family
 from gateway.attempt import Attempt
-from gateway.fleet import Booking
+from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
@@ -45,6 +46,7 @@ class Course:
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
     last: Place | None = None
+    booking: Booking | None = None  #: of that attempt, which may have ended
     family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: set[str] = field(default_factory=set)
@@ -84,7 +86,7 @@ class Course:
     def started(self, run: Run) -> None:
         """From now on the request stays in this class: only there is a replay exact."""
         self.run = run
-        self.last = run.place
+        self.last, self.booking = run.place, run.booking
         self.family = run.place.decode.report.identity.family
 
     def received(self, tokens: list[int]) -> None:
@@ -100,10 +102,17 @@ class Course:
             return None
         return finish_reason(len(self.generated), self.generated[-1], self.request.sampling)
 
-    def learn(self, error: BatonError) -> None:
-        """Note what the next placement should avoid, after what went wrong."""
+    def learn(self, error: BatonError, now: float) -> None:
+        """Note what the next placement should avoid, after what went wrong, and whose fault it
+        was."""
+        faulty = self._avoid(error)
+        if faulty is not None and self.booking is not None:
+            self.booking.failed(faulty, now)
+
+    def _avoid(self, error: BatonError) -> Worker | None:
+        """Returns the worker that failed, if one did."""
         if self.last is None:
-            return
+            return None
         decode, prefill = self.last.decode, self.last.prefill
         match error:
             case WorkerFull():
@@ -114,9 +123,15 @@ class Course:
                 prefill is not None
             ):
                 self.avoid.add(prefill.instance_id)
+                return prefill
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks
             case DecodeLost() if decode.instance_id not in self.lost:
                 self.lost.add(decode.instance_id)
+                return decode
+            case Draining():
+                self.avoid.add(decode.instance_id)
             case _:
                 self.avoid.add(decode.instance_id)
+                return decode
+        return None

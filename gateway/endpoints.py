@@ -14,7 +14,6 @@ from gateway import openai_api
 from gateway.disconnect import unless_gone
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator
-from gateway.placement import longest_prompt, longest_sequence
 from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
 from gateway.schemas import ChatRequest, CompletionRequest, parse
@@ -88,11 +87,11 @@ class Generation:
         return AnswerStream(request, first, pieces, self._write_timeout, self._count)
 
     def _limits(self) -> Limits:
-        workers = self._registry.workers
+        roster = self._registry.roster
         return Limits(
             context=self._tokenizer.context_length,
-            sequence=longest_sequence(workers),
-            prompt=longest_prompt(workers),
+            sequence=roster.longest_sequence,
+            prompt=roster.longest_prompt,
         )
 
     def _count(self, status: int) -> None:

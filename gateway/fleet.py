@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 from baton import wire
 from baton.errors import IncompatiblePeer
-from baton.identity import CompatibilityClass, Identity
+from baton.identity import CompatibilityClass, Identity, Role
 from baton.v1 import worker_pb2
+from gateway.breaker import Breaker
 
 #: Seconds after which a placement shows in the worker's own reports: one trip from gateway over
 #: decode to prefill worker. Until then it is counted on top of them.
 SETTLING = 0.1
-
-
-class Role(Enum):
-    PREFILL = "prefill"
-    DECODE = "decode"
 
 
 class Health(Enum):
@@ -28,14 +23,8 @@ class Health(Enum):
     CONNECTING = "connecting"  #: no report yet
     HEALTHY = "healthy"
     SUSPECT = "suspect"  #: one beat missed
-    OUT = "out"  #: silent, or the connection broke
+    OUT = "out"  #: silent, the connection broke, or its engine makes no progress
     REFUSED = "refused"  #: speaks another protocol version, or is not a worker
-
-
-_ROLES: Mapping[int, Role] = {
-    worker_pb2.ROLE_PREFILL: Role.PREFILL,
-    worker_pb2.ROLE_DECODE: Role.DECODE,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +90,7 @@ class Report:
     load: Load
     transports: tuple[Transport, ...]
     draining: bool
+    failing: bool = False  #: its engine's steps keep failing
     prefill_decisions: tuple[PrefillDecision, ...] = ()
     kv_pairings: tuple[KvPairing, ...] = ()
 
@@ -108,6 +98,18 @@ class Report:
     def compatibility(self) -> CompatibilityClass:
         assert self.identity.compatibility is not None, "from_wire refuses a status without one"
         return self.identity.compatibility
+
+    @property
+    def standing(self) -> tuple[object, ...]:
+        """What a roster sorts workers by; the rest is load."""
+        return (
+            self.identity,
+            self.roles,
+            self.local_prefill,
+            self.model,
+            self.max_model_len,
+            self.draining,
+        )
 
     @classmethod
     def from_wire(cls, status: worker_pb2.WorkerStatus) -> Report:
@@ -118,7 +120,7 @@ class Report:
         load = status.load
         return cls(
             identity=identity,
-            roles=frozenset(_ROLES[role] for role in status.roles if role in _ROLES),
+            roles=wire.roles_from_wire(status.roles),
             local_prefill=status.local_prefill,
             model=status.model,
             max_model_len=status.max_model_len,
@@ -140,6 +142,7 @@ class Report:
                 for t in status.transports
             ),
             draining=status.draining,
+            failing=status.failing,
             prefill_decisions=tuple(
                 PrefillDecision(local=d.local, reason=d.reason, count=d.count)
                 for d in status.prefill_decisions
@@ -163,7 +166,7 @@ def _pairing(pairing: worker_pb2.KvPairing) -> KvPairing:
     )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Worker:
     """One instance of a worker process; a restarted one is another ``Worker``.
 
@@ -178,50 +181,57 @@ class Worker:
     full: bool = False
     #: It said ``worker_full`` where its report shows room: tried with one request at a time.
     doubted: bool = False
+    breaker: Breaker = field(default_factory=Breaker)
+    #: Prompt tokens waiting for compute there, placements not yet reported included.
+    queued_tokens: int = field(init=False)
+    #: KV blocks a new sequence could take, less what was placed and is not yet reported.
+    room_blocks: int = field(init=False)
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
     _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._count()
 
     @property
     def instance_id(self) -> str:
         return self.report.identity.instance_id
 
-    @property
-    def queued_tokens(self) -> int:
-        """Prompt tokens waiting for compute there, placements not yet reported included."""
-        return max(0, self.report.load.queued_tokens + self._unseen_tokens)
-
-    @property
-    def room_blocks(self) -> int:
-        """KV blocks a new sequence could take, less what was placed and is not yet reported."""
-        load = self.report.load
-        return load.blocks_free + load.blocks_cached - self._unseen_blocks
-
     def blocks(self, tokens: int) -> int:
         """KV blocks that a sequence of so many tokens takes here."""
         return -(-tokens // self.report.compatibility.block_size)
 
-    def has_room(self, tokens: int) -> bool:
-        return not self.full and self.room_blocks >= self.blocks(tokens)
+    def has_room(self, blocks: int) -> bool:
+        """Whether it may get a sequence of so many KV blocks now."""
+        return self.room_blocks >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
         """Take in a new report; what was placed long enough before it is in it."""
         self.report = report
+        self.breaker.tick(now)
         self.full = False
         while self._unseen and self._unseen[0][0] < now - SETTLING:
             _, tokens, blocks = self._unseen.popleft()
             self._unseen_tokens -= tokens
             self._unseen_blocks -= blocks
+        self._count()
 
     def placed(self, tokens: int, blocks: int, now: float) -> None:
         """Count a placement until reports show it; negative numbers count one that has left."""
         self._unseen.append((now, tokens, blocks))
         self._unseen_tokens += tokens
         self._unseen_blocks += blocks
+        self._count()
         if blocks < 0:
             self.full = False
         elif blocks > 0 and self.doubted:
             self.full = True
+
+    def _count(self) -> None:
+        """Kept, not computed when asked: a placement asks many workers, and changes two."""
+        load = self.report.load
+        self.queued_tokens = max(0, load.queued_tokens + self._unseen_tokens)
+        self.room_blocks = load.blocks_free + load.blocks_cached - self._unseen_blocks
 
     def refused(self) -> None:
         """It answered that it is full."""
@@ -242,6 +252,9 @@ class Booking:
         self._tokens = tokens
         self._blocks = decode.blocks(tokens + 1)
         self._computed = False
+        self._began = now
+        #: Workers for which this attempt decides whether they get more.
+        self._trials = [w for w in (decode, prefill) if w is not None and w.breaker.began()]
         decode.placed(0, self._blocks, now)
         self._count_compute(1, now)
 
@@ -249,15 +262,22 @@ class Booking:
         """The first token is here: the workers took the attempt, and the prompt is computed."""
         self._computed = True
         self._count_compute(-1, now)
-        self._decode.accepted()
-        if self._prefill is not None:
-            self._prefill.accepted()
+        for worker in (self._decode, self._prefill):
+            if worker is not None:
+                worker.accepted()
+                worker.breaker.succeeded()
+
+    def failed(self, worker: Worker, now: float) -> None:
+        """The attempt was lost through ``worker``'s fault."""
+        worker.breaker.failed(self._began, now)
 
     def ended(self, now: float) -> None:
         """The attempt has left its workers; call once."""
         if not self._computed:
             self._count_compute(-1, now)
         self._decode.placed(0, -self._blocks, now)
+        for worker in self._trials:
+            worker.breaker.undecided()
 
     def _count_compute(self, sign: int, now: float) -> None:
         if self._prefill is None:

@@ -162,7 +162,7 @@ class Orchestrator:
     def _start(self, course: Course) -> Run | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
         need = course.need
-        place = self._placement.choose(self._registry.workers, need)
+        place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
         attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
@@ -182,7 +182,7 @@ class Orchestrator:
             self._metrics.inter_token_latency.observe(waited)
 
     def _lost(self, course: Course, error: BatonError) -> None:
-        course.learn(error)
+        course.learn(error, asyncio.get_running_loop().time())
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",

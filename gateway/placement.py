@@ -7,12 +7,20 @@ in. A new policy is a new ``Score``.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 from baton.errors import IncompatiblePeer, NoWorker
-from baton.identity import Family
-from gateway.fleet import Health, Role, Worker
+from baton.identity import Family, Role
+from gateway.fleet import Health, Worker
+from gateway.roster import Pool, Roster
+
+#: Workers with room that are compared for one side of a request. Up to so many the choice is the
+#: best of all. Beyond, the best of so many, from a random one on: next to no worse (two would
+#: nearly do: Mitzenmacher, "The power of two choices in randomized load balancing"), bounded in
+#: time, and several gateways with the same reports do not all run to one worker.
+WIDTH = 16
 
 #: The lowest score takes the request; equal ones are drawn from.
 Score = Callable[[Worker], tuple[float, ...]]
@@ -54,8 +62,24 @@ def least_queued(worker: Worker) -> tuple[float, ...]:
     return (worker.queued_tokens,)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Workers for one side of a request."""
+
+    able: bool  #: some could take it, whether they have room now or not
+    roomy: Sequence[Worker]  #: some of those that have room now
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Decode workers with room, and the prefill workers that go with any of them."""
+
+    decode: Sequence[Worker]
+    prefill: Sequence[Worker]  #: empty: the decode worker computes the prompt itself
+
+
 class Placement:
-    """Chooses by one score per role."""
+    """Chooses by one score per role, among all that have room or, in a large fleet, ``WIDTH``."""
 
     def __init__(
         self,
@@ -68,73 +92,93 @@ class Placement:
         self._decode = decode
         self._prefill = prefill
 
-    def choose(self, workers: Sequence[Worker], need: Need) -> Place | None:
+    def choose(self, roster: Roster, need: Need) -> Place | None:
         """A decode worker, and a prefill worker of its class unless it prefills itself.
 
         None when every worker that could take the request is full at the moment. Raises
         NoWorker, saying why, when none could take it however long it waits.
         """
-        decodes = _spared(_able(workers, Role.DECODE, need, need.longest), need.avoid)
-        if not decodes:
-            raise NoWorker(_why_no_decode(workers, need))
-        prefills = _able(workers, Role.PREFILL, need, need.tokens)
-        pairs = {
-            decode.instance_id: found
-            for decode in decodes
-            if (found := self._partners(decode, prefills, need)) is not None
-        }
-        if not pairs:
-            raise NoWorker(_why_unpaired(decodes[0], workers))
-        roomy = [
-            decode
-            for decode in decodes
-            if decode.has_room(need.tokens + 1)
-            and (found := pairs.get(decode.instance_id)) is not None
-            and (not found or any(p.has_room(need.tokens) for p in found))
-        ]
-        if not roomy:
-            return None
-        preferred = [w for w in roomy if w.instance_id == need.prefer]
-        decode = preferred[0] if preferred else self._lowest(roomy, self._decode)
-        partners = [p for p in pairs[decode.instance_id] if p.has_room(need.tokens)]
-        return Place(decode, self._lowest(partners, self._prefill) if partners else None)
+        pools = roster.pools(need.model, need.family)
+        prefer = roster.instance(need.prefer)
+        # Who failed is avoided, unless there is nobody else: a worker may have recovered.
+        for avoid in (need.avoid, ()):
+            sought = [(pool, self._decodes(pool, need, avoid, prefer)) for pool in pools]
+            if any(found.able for _, sides in sought for found in sides):
+                break
+        else:
+            raise NoWorker(_why_no_decode(roster.workers, need))
+        offers = [offer for pool, sides in sought for offer in self._offers(pool, sides, need)]
+        if not offers:
+            raise NoWorker(_why_unpaired(pools, roster.workers))
+        return self._best([offer for offer in offers if offer.decode], need)
 
-    def _partners(
-        self, decode: Worker, prefills: Sequence[Worker], need: Need
-    ) -> list[Worker] | None:
-        """Prefill workers for a decode worker; empty for local prefill, None for no way."""
-        if decode.report.local_prefill:
-            return []
-        same = [p for p in prefills if p.report.identity.family == decode.report.identity.family]
-        found = [p for p in same if p.instance_id not in need.avoid]
-        if found:
-            return found
-        if need.local_prefill:
-            return []
-        return same or None
+    def _decodes(
+        self, pool: Pool, need: Need, avoid: Collection[str], prefer: Worker | None
+    ) -> tuple[Found, Found]:
+        """Decode workers that need a prefill worker, and those that do not."""
+        blocks = pool.blocks(need.tokens + 1)
+        return (
+            self._look(pool.decode, need.longest, blocks, avoid, prefer),
+            self._look(pool.colocated, need.longest, blocks, avoid, prefer),
+        )
+
+    def _offers(self, pool: Pool, sides: tuple[Found, Found], need: Need) -> Iterator[Offer]:
+        """What a pool has for the request; without decode workers where all are full."""
+        pairing, colocated = sides
+        if colocated.able:
+            yield Offer(colocated.roomy, ())
+        if not pairing.able:
+            return
+        # Without room on this side only whether the other could take it matters, not its room.
+        blocks = pool.blocks(need.tokens) if pairing.roomy else 0
+        prefills = self._look(pool.prefill, need.tokens, blocks, need.avoid)
+        if not prefills.able and need.local_prefill:
+            yield Offer(pairing.roomy, ())
+            return
+        if not prefills.able and need.avoid:
+            prefills = self._look(pool.prefill, need.tokens, blocks, ())
+        if prefills.able:
+            yield Offer(pairing.roomy if prefills.roomy else (), prefills.roomy)
+
+    def _best(self, offers: Sequence[Offer], need: Need) -> Place | None:
+        if not offers:
+            return None
+        partners = {worker: offer.prefill for offer in offers for worker in offer.decode}
+        decodes = [worker for offer in offers for worker in offer.decode]
+        preferred = [w for w in decodes if w.instance_id == need.prefer] if need.prefer else []
+        decode = preferred[0] if preferred else self._lowest(decodes, self._decode)
+        prefills = partners[decode]
+        return Place(decode, self._lowest(prefills, self._prefill) if prefills else None)
+
+    def _look(
+        self,
+        workers: Sequence[Worker],
+        tokens: int,
+        blocks: int,
+        avoid: Collection[str],
+        prefer: Worker | None = None,
+    ) -> Found:
+        """Those that can hold ``tokens``, and of them up to WIDTH with room for ``blocks``: from a
+        random one on, the preferred one first."""
+        start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
+        first = (prefer,) if prefer is not None and prefer in workers else ()
+        able, roomy = False, []
+        for worker in chain(first, islice(workers, start, None), islice(workers, start)):
+            if worker.report.max_model_len < tokens:
+                continue
+            if avoid and worker.instance_id in avoid:
+                continue
+            able = True
+            if worker.has_room(blocks):
+                roomy.append(worker)
+                if len(roomy) == WIDTH:
+                    break
+        return Found(able, roomy)
 
     def _lowest(self, workers: Sequence[Worker], score: Score) -> Worker:
         scores = [(worker.health is Health.SUSPECT, score(worker)) for worker in workers]
         lowest = min(scores)
         return self._rng.choice([w for w, s in zip(workers, scores, strict=True) if s == lowest])
-
-
-def _able(workers: Sequence[Worker], role: Role, need: Need, tokens: int) -> list[Worker]:
-    """Workers of a role that could hold the request, whether they have room now or not."""
-    return [
-        worker
-        for worker in workers
-        if role in worker.report.roles
-        and not worker.report.draining
-        and worker.report.model == need.model
-        and worker.report.max_model_len >= tokens
-        and need.family in (None, worker.report.identity.family)
-    ]
-
-
-def _spared(workers: list[Worker], avoid: Collection[str]) -> list[Worker]:
-    """Without those to avoid, unless that leaves none: a worker may have recovered."""
-    return [w for w in workers if w.instance_id not in avoid] or workers
 
 
 def _why_no_decode(workers: Sequence[Worker], need: Need) -> str:
@@ -145,8 +189,10 @@ def _why_no_decode(workers: Sequence[Worker], need: Need) -> str:
     return f"{why}; there are some for {', '.join(map(repr, others))}" if others else why
 
 
-def _why_unpaired(decode: Worker, workers: Sequence[Worker]) -> str:
-    """Why there is no prefill worker for ``decode``; names both values when classes differ."""
+def _why_unpaired(pools: Iterable[Pool], workers: Sequence[Worker]) -> str:
+    """Why there is no prefill worker for any decode worker of ``pools``; names both values when
+    classes differ."""
+    decode = next(worker for pool in pools for worker in pool.decode)
     for worker in workers:
         if Role.PREFILL in worker.report.roles and not worker.report.draining:
             try:
@@ -157,22 +203,3 @@ def _why_unpaired(decode: Worker, workers: Sequence[Worker]) -> str:
                     f"{decode.address}: {error.message}"
                 )
     return "no healthy prefill worker"
-
-
-def longest_sequence(workers: Sequence[Worker]) -> int | None:
-    """Tokens of the longest sequence any decode worker can hold; None without one."""
-    return max(
-        (w.report.max_model_len for w in workers if Role.DECODE in w.report.roles), default=None
-    )
-
-
-def longest_prompt(workers: Sequence[Worker]) -> int | None:
-    """Tokens of the longest prompt any worker can compute; None while none is known."""
-    return max(
-        (
-            w.report.max_model_len
-            for w in workers
-            if Role.PREFILL in w.report.roles or w.report.local_prefill
-        ),
-        default=None,
-    )

@@ -8,53 +8,81 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-import tenacity
 
 from baton import channels, tasks, wire
+from baton.backoff import Backoff
 from baton.errors import IncompatiblePeer
 from baton.identity import Identity
+from baton.latest import Latest
 from baton.liveness import Beat, Liveness, PeerSilent
-from baton.membership import Membership
+from baton.membership import Entry, Membership
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from gateway.fleet import Health, Report, Worker
+from gateway.progress import Progress
+from gateway.roster import Roster
 
 log = structlog.get_logger(__name__)
 
-#: Seconds between attempts to reach a worker that does not answer: at most, first and ever.
-RECONNECT_FIRST = 0.2
-RECONNECT_LONGEST = 1.0
+#: Seconds between attempts to reach a member that does not answer, first and at most. They start
+#: short, as most members that are lost are restarting, and grow, as an address in a list may be
+#: gone for good: who comes back is noticed after about as long again as it was away.
+RECONNECT_FIRST, RECONNECT_LONGEST = 0.2, 30.0
+#: At most, of one that vouches for itself by a registration: if it is gone, that ends soon.
+RECONNECT_REGISTERED = 1.0
+#: Likewise of one that answers, but has no status yet: it is loading its model.
+RECONNECT_LOADING = 0.5
 
 
-class Unreachable(Exception):
-    """A member could not be watched: nothing answered, or what did is not one of ours."""
+@dataclass(slots=True)
+class Ended:
+    """What a status stream has brought by its end."""
+
+    reason: str = ""
+    worked: bool = False  #: a report
+    loading: bool = False  #: only the answer that there are no reports yet
 
 
 @dataclass(slots=True)
 class Member:
     """An address, and the worker instance last seen there."""
 
-    address: str
+    entry: Entry
     health: Health = Health.CONNECTING
     worker: Worker | None = None
     #: Why it is not healthy; empty when it is.
     reason: str = ""
+    #: What it last said of itself.
+    status: worker_pb2.WorkerStatus | None = None
 
-    def turn(self, health: Health, reason: str = "") -> None:
-        """Change health here and on the instance seen last; log it when it is new."""
-        if health is not self.health:
+    @property
+    def address(self) -> str:
+        return self.entry.address
+
+    def turn(self, health: Health, reason: str = "") -> bool:
+        """Change health here and on the instance seen last; log it, and return True, when it is
+        new."""
+        new = health is not self.health
+        if new:
             write = log.info if health is Health.HEALTHY else log.warning
             write("worker", address=self.address, health=health.value, reason=reason)
         self.health = health
         self.reason = reason
         if self.worker is not None:
             self.worker.health = health
+        return new
+
+    def is_same(self, entry: Entry) -> bool:
+        """Whether ``entry`` may be the instance that is followed here already."""
+        known = {self.entry.instance_id, self.worker.instance_id if self.worker else ""}
+        return entry.instance_id in known or not entry.instance_id
 
 
 class Registry:
     """Every member's state.
 
     ``changed`` is called after each change that placement may use, ``news`` with two reports of
-    one instance that follow one another.
+    one instance that follow one another, ``stalled`` with a worker whose engine has work and takes
+    no step, and why.
     """
 
     def __init__(
@@ -62,69 +90,92 @@ class Registry:
         membership: Membership,
         identity: Identity,
         beat: Beat,
-        changed: Callable[[], None],
-        news: Callable[[Report, Report], None],
+        *,
+        stall_timeout: float,
+        changed: Callable[[], None] = lambda: None,
+        news: Callable[[Report, Report], None] = lambda before, now: None,
+        stalled: Callable[[Worker, str], None] = lambda worker, why: None,
     ) -> None:
         self._membership = membership
         self._identity = identity
         self._beat = beat
+        self._stall_timeout = stall_timeout
         self._changed = changed
         self._news = news
+        self._stalled = stalled
         self._members: dict[str, Member] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
+        self._roster: Roster | None = None
+        #: The members as the membership has them.
+        self.entries: Latest[frozenset[Entry]] = Latest(frozenset())
 
     @property
     def members(self) -> list[Member]:
         return list(self._members.values())
 
     @property
-    def workers(self) -> list[Worker]:
+    def roster(self) -> Roster:
         """Workers that may get work; suspects only as a last resort, which placement decides."""
-        return [
-            member.worker
-            for member in self._members.values()
-            if member.worker is not None and member.health in (Health.HEALTHY, Health.SUSPECT)
-        ]
+        if self._roster is None:
+            self._roster = Roster(
+                member.worker
+                for member in self._members.values()
+                if member.worker is not None and member.health in (Health.HEALTHY, Health.SUSPECT)
+            )
+        return self._roster
 
     async def run(self) -> None:
         """Follow the membership until cancelled; then every stream is closed."""
         async with tasks.group() as group:
-            async for addresses in self._membership.watch():
-                self._adopt(addresses, group)
+            async for entries in self._membership.watch():
+                self._adopt(entries, group)
 
-    def _adopt(self, addresses: frozenset[str], group: asyncio.TaskGroup) -> None:
-        for address in self._members.keys() - addresses:
-            self._following.pop(address).cancel()
-            self._members.pop(address).turn(Health.OUT, "left the membership")
-        for address in sorted(addresses - self._members.keys()):
-            member = self._members[address] = Member(address)
+    def _adopt(self, entries: frozenset[Entry], group: asyncio.TaskGroup) -> None:
+        named = {entry.address: entry for entry in entries}
+        for address in self._members.keys() - named.keys():
+            self._drop(address, "left the membership")
+        for address, entry in sorted(named.items()):
+            member = self._members.get(address)
+            if member is not None and member.is_same(entry):
+                member.entry = entry
+                continue
+            if member is not None:
+                self._drop(address, "another instance has taken its place")
+            member = self._members[address] = Member(entry)
             self._following[address] = group.create_task(self._follow(member))
-        self._changed()
+        self.entries.set(entries)
+        self._update()
+
+    def _drop(self, address: str, why: str) -> None:
+        self._following.pop(address).cancel()
+        self._members.pop(address).turn(Health.OUT, why)
 
     async def _follow(self, member: Member) -> None:
         """Watch one member for ever; the back-off starts afresh after every stream that worked."""
+        registered = bool(member.entry.instance_id)
+        backoff = Backoff(
+            RECONNECT_FIRST, RECONNECT_REGISTERED if registered else RECONNECT_LONGEST
+        )
         while True:
-            retrying = tenacity.AsyncRetrying(
-                wait=tenacity.wait_random_exponential(RECONNECT_FIRST, RECONNECT_LONGEST),
-                retry=tenacity.retry_if_exception_type(Unreachable),
-            )
-            await retrying(self._watch, member)
+            ended = await self._watch(member)
+            if ended.worked:
+                backoff.reset()
+            pause = backoff.pause()
+            await asyncio.sleep(min(pause, RECONNECT_LOADING) if ended.loading else pause)
 
-    async def _watch(self, member: Member) -> None:
-        """Follow one Watch stream to its end. Raises Unreachable unless it gave a report."""
-        worked = False
+    async def _watch(self, member: Member) -> Ended:
+        """Follow one Watch stream to its end."""
+        ended = Ended()
         try:
-            ended = await self._listen(member)
+            ended.reason = await self._listen(member, ended)
         except IncompatiblePeer as error:
             member.turn(Health.REFUSED, error.message)
         else:
-            worked = member.health in (Health.HEALTHY, Health.SUSPECT)
-            member.turn(Health.CONNECTING if member.worker is None else Health.OUT, ended)
-        self._changed()
-        if not worked:
-            raise Unreachable(member.reason)
+            member.turn(Health.CONNECTING if member.worker is None else Health.OUT, ended.reason)
+        self._update()
+        return ended
 
-    async def _listen(self, member: Member) -> str:
+    async def _listen(self, member: Member, ended: Ended) -> str:
         """Take in reports until the stream ends; returns why. Raises IncompatiblePeer."""
         liveness = Liveness(self._beat)
         async with channels.connect(member.address) as channel:
@@ -134,11 +185,12 @@ class Registry:
             try:
                 async with tasks.group() as beside:
                     beside.create_task(liveness.run(lambda _: self._tick(member, liveness.silent)))
-                    await self._read(member, call, liveness)
+                    await self._read(member, call, liveness, ended)
                     raise PeerSilent("it closed the status stream")
             except PeerSilent as silence:
                 return str(silence)
             except grpc.aio.AioRpcError as error:
+                ended.loading = error.code() is grpc.StatusCode.UNIMPLEMENTED
                 return f"{error.code().name.lower()}: {error.details()}"
             except IncompatiblePeer:
                 raise
@@ -153,20 +205,56 @@ class Registry:
         member: Member,
         statuses: AsyncIterable[worker_pb2.WorkerStatus],
         liveness: Liveness,
+        ended: Ended,
     ) -> None:
+        progress = Progress(self._stall_timeout)
         async for status in statuses:
             liveness.heard()
             report = Report.from_wire(status)
+            ended.worked = True
+            member.status = status
             if member.worker is None or member.worker.instance_id != report.identity.instance_id:
-                if member.worker is not None:
-                    member.worker.health = Health.OUT
-                member.worker = Worker(member.address, report)
+                self._replace(member, report)
             else:
-                self._news(member.worker.report, report)
-                member.worker.reported(report, asyncio.get_running_loop().time())
-            member.turn(Health.HEALTHY)
+                self._take_in(member.worker, report)
+            self._judge(member, report, progress)
             self._changed()
+
+    def _replace(self, member: Member, report: Report) -> None:
+        if member.worker is not None:
+            member.worker.health = Health.OUT
+        member.worker = Worker(member.address, report)
+        self._roster = None
+
+    def _take_in(self, worker: Worker, report: Report) -> None:
+        before = worker.report
+        self._news(before, report)
+        worker.reported(report, asyncio.get_running_loop().time())
+        if before.standing != report.standing:
+            self._roster = None
+
+    def _judge(self, member: Member, report: Report, progress: Progress) -> None:
+        """Who reports is healthy, unless its engine fails or hangs."""
+        if progress.stalled(report.load, asyncio.get_running_loop().time()):
+            why = f"its engine has work and took no step for {self._stall_timeout:g} s"
+            if self._turn(member, Health.OUT, why) and member.worker is not None:
+                self._stalled(member.worker, why)
+        elif report.failing:
+            self._turn(member, Health.OUT, "its engine's steps keep failing")
+        else:
+            self._turn(member, Health.HEALTHY)
 
     def _tick(self, member: Member, silent: int) -> None:
         if silent > 1 and member.health is Health.HEALTHY:
-            member.turn(Health.SUSPECT, f"{silent - 1} beat missed")
+            self._turn(member, Health.SUSPECT, f"{silent - 1} beat missed")
+
+    def _turn(self, member: Member, health: Health, reason: str = "") -> bool:
+        new = member.turn(health, reason)
+        if new:
+            self._roster = None
+        return new
+
+    def _update(self) -> None:
+        """Somebody came, went or stands differently."""
+        self._roster = None
+        self._changed()

@@ -13,12 +13,14 @@ from starlette.applications import Starlette
 from baton import tasks
 from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
-from baton.membership.static import StaticMembership
+from baton.membership.embedded import EmbeddedMembership
 from baton.settings import GatewaySettings
+from gateway import sources
 from gateway.admission import Admission
 from gateway.app import admin_app, public_app
 from gateway.endpoints import Generation
 from gateway.kv_metrics import KvCounters, KvPairs
+from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
@@ -36,6 +38,7 @@ class Service:
 
     public: Starlette
     admin: Starlette
+    rpc: str  #: host:port of its gRPC server
     registry: Registry
     metrics: Metrics
 
@@ -47,21 +50,28 @@ async def running(
     membership: Membership | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Service]:
-    """Follow the workers and serve requests inside the block; end every session after it."""
+    """Follow the workers, let them join and serve requests inside the block; end every session
+    after it.
+
+    Raises OSError when the gRPC port is taken, MembershipUnavailable.
+    """
     identity = Identity(new_instance_id(), compatibility=None)
     metrics = Metrics(CollectorRegistry())
     waiting = WaitingRoom()
     admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
     placement = Placement(rng or random.Random())
+    sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
+    membership = membership or sources.membership(settings, identity)
     registry = Registry(
-        membership or StaticMembership([*settings.prefill, *settings.decode]),
+        membership,
         identity,
         settings.beat,
-        waiting.changed,
-        KvCounters(metrics.registry).count,
+        stall_timeout=settings.stall_timeout,
+        changed=waiting.changed,
+        news=KvCounters(metrics.registry).count,
+        stalled=sessions.give_up,
     )
-    metrics.registry.register(KvPairs(lambda: registry.workers))
-    sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
+    metrics.registry.register(KvPairs(lambda: registry.roster.workers))
     orchestrator = Orchestrator(
         registry,
         sessions,
@@ -88,11 +98,19 @@ async def running(
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
     )
+    embedded = membership if isinstance(membership, EmbeddedMembership) else None
+    members = MembershipService(registry, embedded)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
-    async with tasks.group() as beside:
-        following = beside.create_task(registry.run(), name="registry")
+    async with (
+        serving(settings.host, settings.rpc_port, members) as rpc,
+        tasks.group() as beside,
+    ):
+        following = [beside.create_task(registry.run(), name="registry")]
+        if embedded is not None:
+            following.append(beside.create_task(embedded.run(), name="registrations"))
         try:
-            yield Service(public, admin_app(status), registry, metrics)
+            yield Service(public, admin_app(status), rpc, registry, metrics)
         finally:
-            following.cancel()
+            for task in following:
+                task.cancel()
             await sessions.close()

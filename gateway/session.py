@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import Counter
 
 from baton import channels, tasks, wire
-from baton.errors import BatonError, DecodeLost
+from baton.errors import BatonError, DecodeLost, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
@@ -60,6 +60,7 @@ class Session:
             len(generation.generated_ids),
             generation.sampling.max_tokens,
             lambda: self._cancel(key),
+            "" if prefill is None else prefill.instance_id,
         )
         self._attempts[key] = attempt
         submit = decode_pb2.Submit(generation=wire.generation_to_wire(generation))
@@ -70,6 +71,17 @@ class Session:
             submit.prefill.prefill_us_per_token = prefill.report.load.prefill_token * 1e6
         self._outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
         return attempt
+
+    def give_up(self, worker: Worker, why: str) -> None:
+        """End every attempt that waits for ``worker``'s engine: it hangs. Each may go on
+        elsewhere."""
+        for key, attempt in list(self._attempts.items()):
+            if worker.instance_id == self._instance_id:
+                self._cancel(key)
+                attempt.end(DecodeLost(f"decode worker {worker.address} hangs: {why}"))
+            elif attempt.awaits(worker.instance_id):
+                self._cancel(key)
+                attempt.end(PrefillLost(f"prefill worker {worker.address} hangs: {why}"))
 
     async def close(self) -> None:
         """End the session, and with it all that it submitted."""
@@ -210,6 +222,11 @@ class Sessions:
                 on_end=lambda: self._forget(instance),
             )
         return session
+
+    def give_up(self, worker: Worker, why: str) -> None:
+        """End every attempt, on any session, that waits for ``worker``'s engine."""
+        for session in list(self._live.values()):
+            session.give_up(worker, why)
 
     def _forget(self, instance: str) -> None:
         del self._live[instance]

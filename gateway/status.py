@@ -49,7 +49,7 @@ class Status:
         """Whether a request would find workers, full or not; 503 and why when it would not."""
         need = Need(model=self._served_model, tokens=1, longest=1)
         try:
-            self._placement.choose(self._registry.workers, need)
+            self._placement.choose(self._registry.roster, need)
         except NoWorker as error:
             reasons = [error.message] + [
                 f"{member.address}: {member.health.value}: {member.reason}"
@@ -118,6 +118,7 @@ def describe(member: Member) -> dict[str, Any]:
         "roles": sorted(role.value for role in report.roles),
         "local_prefill": report.local_prefill,
         "draining": report.draining,
+        "breaker": member.worker.breaker.state.value,
         "model": report.model,
         "max_model_len": report.max_model_len,
         "compatibility": asdict(report.compatibility),

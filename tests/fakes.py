@@ -18,10 +18,12 @@ from baton import channels, wire
 from baton.errors import BatonError
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
 from baton.identity import CompatibilityClass, Identity, new_instance_id
+from baton.membership import Entry
 from baton.v1 import (
     common_pb2,
     decode_pb2,
     decode_pb2_grpc,
+    membership_pb2,
     worker_pb2,
     worker_pb2_grpc,
 )
@@ -194,6 +196,10 @@ class FakeWorker:
     blocks_free: int = 1000
     queued_tokens: int = 0
     prefill_us_per_token: float = 0.0
+    model: str = MODEL
+    running: int = 0
+    steps: int = 0
+    failing: bool = False
     draining: bool = False
     beat: float = 0.05
     kv_pairings: Sequence[worker_pb2.KvPairing] = ()
@@ -241,6 +247,17 @@ class FakeWorker:
         await eventually(lambda: len(self.cancels) >= count)
         return self.cancels[count - 1]
 
+    @property
+    def entry(self) -> Entry:
+        """What it registers."""
+        message = membership_pb2.Entry(
+            address=self.address,
+            identity=self.identity(),
+            roles=list(self.roles),  # type: ignore[arg-type]
+            model=self.model,
+        )
+        return Entry.from_wire(message)
+
     def identity(self) -> common_pb2.Identity:
         mine = Identity(self.instance_id, self.compatibility, "fake", self.protocol)
         return wire.identity_to_wire(mine)
@@ -250,13 +267,16 @@ class FakeWorker:
             identity=self.identity(),
             roles=list(self.roles),  # type: ignore[arg-type]
             local_prefill=self.local_prefill,
-            model=MODEL,
+            model=self.model,
             max_model_len=self.max_model_len,
             vocab_size=VOCAB_SIZE,
             draining=self.draining,
+            failing=self.failing,
             load=worker_pb2.Load(
                 blocks_free=self.blocks_free,
                 queued_tokens=self.queued_tokens,
+                running=self.running,
+                steps=self.steps,
                 prefill_us_per_token=self.prefill_us_per_token,
             ),
             transports=[worker_pb2.TransportCapability(name="grpc", version=1)],

@@ -64,6 +64,7 @@ async def serving(
     defaults: dict[str, Any] = {
         "model": str(checkpoint),
         "served_model_name": MODEL,
+        "rpc_port": 0,
         "heartbeat_interval": 0.2,
         "retry_initial": 0.01,
         "retry_max": 0.05,
@@ -72,10 +73,9 @@ async def serving(
     for worker in workers:
         await worker.__aenter__()
     try:
-        chosen = GatewaySettings(
-            decode=[worker.address for worker in workers] or ["127.0.0.1:1"],
-            **{**defaults, **settings},
-        )
+        if "membership" not in settings:
+            defaults["decode"] = [worker.address for worker in workers] or ["127.0.0.1:1"]
+        chosen = GatewaySettings(**{**defaults, **settings})
         async with running(chosen, load(chosen.model)) as service, _http(service) as gateway:
             await gateway.until_healthy(len(workers) if healthy is None else healthy)
             yield gateway

@@ -14,14 +14,17 @@ class Command:
 
     module: str
     summary: str
+    function: str = "main"
 
     def run(self, argv: Sequence[str]) -> int:
-        entry: Callable[[Sequence[str]], int] = import_module(self.module).main
+        entry: Callable[[Sequence[str]], int] = getattr(import_module(self.module), self.function)
         return entry(argv)
 
 
 COMMANDS = {
     "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
+    "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
+    "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
 }
 
 

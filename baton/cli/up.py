@@ -9,7 +9,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from functools import partial
 
 from rich.console import Console
@@ -19,6 +20,7 @@ from baton.cli.cores import Share, available, shares
 from baton.cli.display import Display
 from baton.cli.processes import GaveUp, Spec, StartFailed, Supervisor
 from baton.configure import load
+from baton.membership.source import join_address
 from baton.settings import (
     DecodeSettings,
     GatewaySettings,
@@ -31,7 +33,10 @@ _WORKER_HOST = "127.0.0.1"
 _DEFAULT_QUESTION = "What is prefill?"
 
 #: Decided here for each process, so never passed on as given.
-_OWN = {"config", "host", "port", "admin_port", "device", "threads", "prefill", "decode"}
+_OWN = {
+    *("config", "host", "port", "admin_port", "rpc_port"),
+    *("device", "threads", "prefill", "decode"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,28 +46,41 @@ def main(argv: Sequence[str]) -> int:
         return 1
     settings = load(UpSettings, argv, "baton up")
     try:
-        listening = _front_ports(settings)
+        listening = front_ports(settings)
     except OSError as error:
         print(f"baton up: {error}", file=sys.stderr)
         return 1
-    return asyncio.run(_run(settings, *listening))
+    return asyncio.run(_run(settings, listening))
 
 
-def _front_ports(settings: UpSettings) -> tuple[int, int]:
-    """The ports of API and administration. Raises OSError naming the flag of one in use."""
+@dataclass(frozen=True, slots=True)
+class FrontPorts:
+    """Where the gateway listens."""
+
+    api: int
+    admin: int
+    rpc: int  #: where the workers join
+
+
+def front_ports(settings: UpSettings) -> FrontPorts:
+    """Those that are set, and free ones. Raises OSError naming the flag of one in use."""
     unused = ports.free(settings.host)
-    chosen = []
-    for flag, port in (("--port", settings.port), ("--admin-port", settings.admin_port)):
+    chosen: dict[int, str] = {}
+    for flag, port in (
+        ("--port", settings.port),
+        ("--admin-port", settings.admin_port),
+        ("--rpc-port", settings.rpc_port),
+    ):
         if port and not ports.available(settings.host, port):
             raise OSError(f"{flag} {port} is in use on {settings.host}; choose another")
-        chosen.append(port or next(unused))
-    if chosen[0] == chosen[1]:
-        raise OSError(f"--port and --admin-port are both {chosen[0]}")
-    return chosen[0], chosen[1]
+        if port in chosen:
+            raise OSError(f"{chosen[port]} and {flag} are both {port}")
+        chosen[port or next(unused)] = flag
+    return FrontPorts(*chosen)
 
 
-async def _run(settings: UpSettings, port: int, admin_port: int) -> int:
-    specs = plan(settings, port, admin_port)
+async def _run(settings: UpSettings, front: FrontPorts) -> int:
+    specs = plan(settings, front)
     display = Display(Console(), [spec.name for spec in specs])
     _greet(settings, display, specs)
     supervisor = Supervisor(specs, display, grace=settings.grace, restart=settings.restart)
@@ -71,7 +89,7 @@ async def _run(settings: UpSettings, port: int, admin_port: int) -> int:
         loop.add_signal_handler(number, supervisor.stop)
     display.start()
     try:
-        await supervisor.run(lambda: _invite(settings, display, port, admin_port))
+        await supervisor.run(lambda: _invite(settings, display, front))
     except (StartFailed, GaveUp) as error:
         display.stop()
         print(f"baton up: {error}", file=sys.stderr)
@@ -82,10 +100,12 @@ async def _run(settings: UpSettings, port: int, admin_port: int) -> int:
     return 0
 
 
-def plan(settings: UpSettings, port: int, admin_port: int) -> list[Spec]:
-    """Every process to start: the workers, then the gateway, which is told their addresses."""
+def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
+    """Every process to start: the workers, then the gateway, which they join."""
     prefill, decode, colocated = settings.counts
-    unused = (p for p in ports.free(_WORKER_HOST) if p not in (port, admin_port))
+    taken = astuple(front)
+    unused = (p for p in ports.free(_WORKER_HOST) if p not in taken)
+    join = join_address(_reachable(settings.host), front.rpc)
     parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
     devices = itertools.cycle(settings.device)
     environment = _environment()
@@ -101,7 +121,8 @@ def plan(settings: UpSettings, port: int, admin_port: int) -> list[Spec]:
                 module=module,
                 arguments=(
                     *("--host", _WORKER_HOST, "--port", str(number), "--device", device),
-                    *("--threads", str(share.threads), *extra, "--exit-with-parent"),
+                    *("--join", join, "--threads", str(share.threads), *extra),
+                    "--exit-with-parent",
                     *_passed_on(settings, kind),
                 ),
                 environment=_openmp(share.threads, environment),
@@ -117,15 +138,15 @@ def plan(settings: UpSettings, port: int, admin_port: int) -> list[Spec]:
         name="gateway",
         module="gateway",
         arguments=(
-            *("--host", settings.host, "--port", str(port), "--admin-port", str(admin_port)),
-            *(("--prefill", _addresses(p)) if p else ()),
-            *("--decode", _addresses([*d, *c]), "--exit-with-parent"),
+            *("--host", settings.host, "--port", str(front.api)),
+            *("--admin-port", str(front.admin), "--rpc-port", str(front.rpc)),
+            *("--membership", "embedded", "--exit-with-parent"),
             *_passed_on(settings, GatewaySettings),
         ),
         environment=environment,
-        address=f"{settings.host}:{port}",
+        address=f"{settings.host}:{front.api}",
         cores=None,
-        probe=partial(probes.gateway, _url(settings.host, port)),
+        probe=partial(probes.gateway, _url(settings.host, front.api)),
     )
     return [*p, *d, *c, gateway]
 
@@ -133,10 +154,6 @@ def plan(settings: UpSettings, port: int, admin_port: int) -> list[Spec]:
 def _pin(share: Share, device: str) -> frozenset[int] | None:
     """Cores matter to a worker that computes on them."""
     return share.pinned if device == "cpu" else None
-
-
-def _addresses(specs: Iterable[Spec]) -> str:
-    return ",".join(spec.address for spec in specs)
 
 
 def _passed_on(settings: UpSettings, kind: type[ProcessSettings]) -> list[str]:
@@ -187,20 +204,25 @@ def _greet(settings: UpSettings, display: Display, specs: Sequence[Spec]) -> Non
 
 
 def _url(host: str, port: int) -> str:
-    """Where a client on this machine reaches the API."""
-    reachable = "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    """Where a client on this machine reaches a server."""
+    return f"http://{join_address(_reachable(host), port)}"
 
 
-def _invite(settings: UpSettings, display: Display, port: int, admin_port: int) -> None:
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
+
+
+def _invite(settings: UpSettings, display: Display, front: FrontPorts) -> None:
     """Say how to talk to it, in lines that can be copied."""
-    url = _url(settings.host, port)
+    url = _url(settings.host, front.api)
     body = {
         "model": settings.served_name,
         "stream": True,
         "messages": [{"role": "user", "content": _DEFAULT_QUESTION}],
     }
-    display.note(f"the workers' state: {_url(settings.host, admin_port)}/cluster")
+    display.note(f"the workers' state: {_url(settings.host, front.admin)}/cluster")
+    joining = join_address(_reachable(settings.host), front.rpc)
+    display.note(f"more workers: --join {joining}; who is there: baton workers --gateway {joining}")
     display.note(f"ready at {url}/v1; Ctrl-C stops everything. Try:", "bold green")
     display.plain("")
     display.plain(

@@ -14,6 +14,7 @@ from baton import log as logs
 from baton import tasks
 from baton.configure import load
 from baton.kv.heap import keep_freed_memory
+from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import RelaySettings
 from gateway.http_server import SHUTDOWN_GRACE, HttpServer, listen, url
@@ -46,7 +47,7 @@ def main() -> int:
     try:
         admin = listen(settings.host, settings.admin_port)
         uvloop.run(serve(settings, admin))
-    except OSError as error:
+    except (OSError, MembershipUnavailable) as error:
         sys.stderr.write(f"relay: {error}\n")
         return 2
     return 0

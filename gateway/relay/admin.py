@@ -14,9 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from baton.identity import Identity
+from baton.identity import Identity, Role
 from gateway.app import application
-from gateway.fleet import Role
 from gateway.registry import Registry
 from gateway.status import describe
 
@@ -57,7 +56,7 @@ def admin_app(identity: Identity, registry: Registry, metrics: Metrics) -> Starl
 
     async def ready(_: Request) -> Response:
         """Whether there are workers to forward between; 503 and which are missing if not."""
-        there = {role for worker in registry.workers for role in worker.report.roles}
+        there = {role for worker in registry.roster.workers for role in worker.report.roles}
         missing = [f"no live {role.value} worker" for role in Role if role not in there]
         if missing:
             return JSONResponse({"status": "not ready", "reasons": missing}, status_code=503)

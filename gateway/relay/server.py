@@ -12,8 +12,8 @@ from starlette.applications import Starlette
 
 from baton import channels, tasks
 from baton.identity import Identity, new_instance_id
-from baton.membership.static import StaticMembership
 from baton.settings import RelaySettings
+from gateway import sources
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics, admin_app
 from gateway.relay.forwarding import WINDOW, handlers
@@ -45,13 +45,11 @@ class Service:
 async def running(settings: RelaySettings) -> AsyncIterator[Service]:
     """Watch the workers and forward between them inside the block; end every call after it.
 
-    Raises OSError when the address is taken.
+    Raises OSError when the address is taken, MembershipUnavailable.
     """
     identity = Identity(new_instance_id(), compatibility=None)
-    membership = StaticMembership([*settings.prefill, *settings.decode])
-    registry = Registry(
-        membership, identity, settings.beat, changed=lambda: None, news=lambda before, now: None
-    )
+    membership = sources.membership(settings, identity)
+    registry = Registry(membership, identity, settings.beat, stall_timeout=settings.stall_timeout)
     metrics = Metrics()
     relay = Relay(
         registry,

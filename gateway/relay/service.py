@@ -12,12 +12,13 @@ from google.protobuf.message import DecodeError
 
 from baton import wire
 from baton.errors import BatonError, ClientGone, InvalidRequest, RelayRefused
+from baton.identity import Role
 from baton.kv.connections import Connections
 from baton.kv.relay import TARGET
 from baton.streams import Writer
 from baton.tasks import group
 from baton.v1 import kv_pb2, prefill_pb2
-from gateway.fleet import Role, Worker
+from gateway.fleet import Worker
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics
 from gateway.relay.forwarding import WINDOW, Context, Ended, forward_prefill, forward_read
@@ -133,7 +134,7 @@ class Relay:
 
     def _live(self, instance_id: str, role: Role) -> Worker:
         """Raises RelayRefused unless a worker of that role and instance is watched and well."""
-        for worker in self._registry.workers:
+        for worker in self._registry.roster.workers:
             if worker.instance_id == instance_id and role in worker.report.roles:
                 return worker
         raise RelayRefused(

@@ -20,8 +20,11 @@ from typing import TypeVar
 import structlog
 
 from baton import log as logs
+from baton import wire
 from baton.errors import Draining
 from baton.kv.heap import keep_freed_memory
+from baton.membership import Entry, MembershipUnavailable
+from baton.membership.registration import Registration, posts
 from baton.parent import exit_with_parent
 from baton.settings import WorkerSettings
 from baton.v1 import worker_pb2_grpc
@@ -61,7 +64,7 @@ def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return asyncio.run(_live(settings, role, load))
-    except (CheckpointError, ValueError, OSError) as error:
+    except (CheckpointError, MembershipUnavailable, ValueError, OSError) as error:
         sys.stderr.write(f"{name}: {error}\n")
         return BAD_SETTING
 
@@ -108,15 +111,28 @@ async def worker(
         async with role(runtime, server.services) as profile:
 
             async def drain_for(grace: float) -> int:
-                return await drain(runtime, server, grace)
+                """It leaves only then: until its sequences are gone, gateways still watch it."""
+                handed_back = await drain(runtime, server, grace)
+                await registration.leave()
+                return handed_back
 
             service = WorkerService(runtime, profile, drain_for)
             server.services.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, service)
             runtime.census.mark()
             await server.serving(True)
+            entry = Entry(
+                settings.advertise or server.address,
+                runtime.identity,
+                wire.roles_from_wire(profile.roles),
+                profile.served_name,
+            )
+            registration = Registration(posts(settings.posts, settings.beat), lambda: entry)
+            for task in registration.tasks:
+                runtime.census.stand(task)
             try:
                 yield runtime
             finally:
+                await registration.leave()
                 runtime.leaving.set()
                 await server.stop(_LAST_WORDS)
     finally:

@@ -47,7 +47,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         while not self._runtime.leaving.is_set():
             load = self._runtime.engine.load()
             now = time.monotonic()
-            if _news(load) != last or now - sent_at >= self._runtime.beat.interval:
+            # A look early rather than late: a beat that comes late may count as missed.
+            due = now - sent_at >= self._runtime.beat.interval - _LOOK
+            if _news(load) != last or due:
                 sequence, last, sent_at = sequence + 1, _news(load), now
                 yield self._status(load, sequence)
             await asyncio.sleep(_LOOK)
@@ -88,6 +90,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             sequence=sequence,
             prefill_decisions=profile.prefill_decisions(),
             kv_pairings=profile.kv_pairings(),
+            failing=load.failed,
         )
 
 
@@ -99,7 +102,7 @@ def check(runtime: Runtime, *, idle: bool) -> list[str]:
 
 def _news(load: Load) -> tuple[object, ...]:
     """What matters to placement: not the steps, which change all the time."""
-    return (load.queued_tokens, load.running, load.waiting, load.blocks, load.draining)
+    return (load.queued_tokens, load.running, load.waiting, load.blocks, load.draining, load.failed)
 
 
 def _load(load: Load) -> worker_pb2.Load:

@@ -31,6 +31,7 @@ SETTLE_SECONDS = 10.0
 
 _WORKER = re.compile(r"baton \| (\w+) ready on (\S+), pid (\d+)")
 _ADMIN = re.compile(r"workers' state: (\S+)/cluster")
+_RPC = re.compile(r"more workers: --join (\S+);")
 _URL = re.compile(r"ready at (\S+)/v1;")
 
 
@@ -115,6 +116,13 @@ class Cluster:
         found = _ADMIN.search(self.output)
         assert found is not None
         return f"{found[1]}/cluster"
+
+    @property
+    def rpc(self) -> str:
+        """Where workers join the gateway."""
+        found = _RPC.search(self.output)
+        assert found is not None
+        return found[1]
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -215,7 +223,7 @@ def cluster(model: Path, *flags: str) -> Iterator[Cluster]:
     running = Cluster(
         [
             *("--model", str(model), "--served-model-name", MODEL),
-            *("--port", "0", "--admin-port", "0", "--threads", "1", *flags),
+            *("--port", "0", "--admin-port", "0", "--rpc-port", "0", "--threads", "1", *flags),
         ]
     )
     try:

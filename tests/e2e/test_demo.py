@@ -57,7 +57,19 @@ def test_ctrl_c_stops_everything(tiny_llama: Path) -> None:
 
 
 def test_no_child_outlives_a_killed_parent(tiny_llama: Path) -> None:
-    running = Cluster(["--model", str(tiny_llama), "--mock", "--port", "0", "--admin-port", "0"])
+    running = Cluster(
+        [
+            "--model",
+            str(tiny_llama),
+            "--mock",
+            "--port",
+            "0",
+            "--admin-port",
+            "0",
+            "--rpc-port",
+            "0",
+        ]
+    )
     assert running.url
     everyone = list(running.processes.values())
     assert running.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -78,7 +90,9 @@ def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     shutil.copytree(DEMO, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    running = Cluster(["--model", str(broken), "--port", "0", "--admin-port", "0"])
+    running = Cluster(
+        ["--model", str(broken), "--port", "0", "--admin-port", "0", "--rpc-port", "0"]
+    )
     assert running.wait(120.0) == 1
     said = running.lines[-1]
     assert re.match(r"baton up: [pd]0 \(\w+\) could not start: .*model\.safetensors", said), said

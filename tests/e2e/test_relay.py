@@ -166,7 +166,7 @@ def _fleet(model: Path, folder: Path, places: tuple[Place, Place]) -> Iterator[F
         )
         fleet.start(
             *("gateway", "gateway", *serve, *between),
-            *(*_listen(f"{ANYWHERE}:0"), "--admin-port", "0"),
+            *(*_listen(f"{ANYWHERE}:0"), "--admin-port", "0", "--rpc-port", "0"),
         )
         for name in fleet.running:
             fleet.until_ready(name)

@@ -23,7 +23,7 @@ import httpx
 from baton.cli import ports
 from baton.cli.display import Phase
 from baton.cli.processes import Patience, Supervisor
-from baton.cli.up import plan
+from baton.cli.up import FrontPorts, plan
 from baton.kv.shm import MEMORY_NAME
 from baton.settings import UpSettings
 from tests.e2e.cluster import START_SECONDS, Process, report
@@ -128,8 +128,8 @@ def _violations(address: str) -> list[str]:
 async def fleet(settings: UpSettings, log: Path) -> AsyncIterator[Fleet]:
     """A ready fleet; afterwards no process of it is left."""
     unused = ports.free(_HOST)
-    port, admin_port = next(unused), next(unused)
-    specs = plan(settings, port, admin_port)
+    front = FrontPorts(next(unused), next(unused), next(unused))
+    specs = plan(settings, front)
     async with AsyncExitStack() as stack:
         journal = Journal(stack.enter_context(log.open("w")))
         lines: dict[str, TcpLine] = {}
@@ -137,13 +137,12 @@ async def fleet(settings: UpSettings, log: Path) -> AsyncIterator[Fleet]:
             if spec.module == "prefill_worker":
                 line = TcpLine(lambda address=spec.address: address)
                 lines[spec.name] = await stack.enter_async_context(line.open())
-        *workers, gateway = specs
-        arguments = list(gateway.arguments)
-        arguments[arguments.index("--prefill") + 1] = ",".join(
-            line.address for line in lines.values()
-        )
-        specs = [*workers, replace(gateway, arguments=tuple(arguments))]
-
+        specs = [
+            replace(spec, arguments=(*spec.arguments, "--advertise", lines[spec.name].address))
+            if spec.name in lines
+            else spec
+            for spec in specs
+        ]
         supervisor = Supervisor(
             specs, journal, grace=settings.grace, restart=True, patience=_PATIENCE
         )
@@ -155,7 +154,9 @@ async def fleet(settings: UpSettings, log: Path) -> AsyncIterator[Fleet]:
                 await asyncio.wait((waiting, keeping), return_when=asyncio.FIRST_COMPLETED)
                 if keeping.done():
                     keeping.result()
-            yield Fleet(journal, f"http://{_HOST}:{port}", f"http://{_HOST}:{admin_port}", lines)
+            yield Fleet(
+                journal, f"http://{_HOST}:{front.api}", f"http://{_HOST}:{front.admin}", lines
+            )
         finally:
             waiting.cancel()
             for process in journal.ready.values():

@@ -23,7 +23,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def start(*arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "--port", "0", "--admin-port", "0", *arguments),
+        *(sys.executable, "-m", "gateway", "--port", "0", "--admin-port", "0"),
+        *("--rpc-port", "0", *arguments),
         stderr=asyncio.subprocess.PIPE,
     )
 

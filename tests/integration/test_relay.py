@@ -134,7 +134,7 @@ async def test_only_registered_live_workers_are_let_through() -> None:
             assert isinstance(error, kind) and says in error.message, error
             assert error.retryable == (kind is RelayRefused)
         await other.kill()
-        await eventually(lambda: len(r.registry.workers) == 2)
+        await eventually(lambda: len(r.registry.roster.workers) == 2)
         error = await _refusal(await caller.prefill(other.instance_id, p.instance_id))
         assert isinstance(error, RelayRefused) and other.instance_id in error.message
         assert not p.requests and not stranger.requests

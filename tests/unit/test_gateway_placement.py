@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import NoWorker
-from baton.identity import CompatibilityClass, Identity
-from gateway.fleet import SETTLING, Booking, Health, Load, Report, Role, Worker
-from gateway.placement import Need, Placement, longest_prompt, longest_sequence
+from baton.identity import CompatibilityClass, Identity, Role
+from gateway.fleet import SETTLING, Booking, Health, Load, Report, Worker
+from gateway.placement import WIDTH, Need, Placement
+from gateway.roster import Roster
 
 CLASS = CompatibilityClass("m", layers=2, kv_heads=1, head_size=8, block_size=16)
 OTHER = CompatibilityClass("m", layers=3, kv_heads=1, head_size=8, block_size=16)
@@ -44,7 +45,7 @@ def need(tokens: int = 20, **fields: Any) -> Need:
 
 
 def choose(workers: list[Worker], wanted: Need, seed: int = 0) -> tuple[str, str] | None:
-    place = Placement(random.Random(seed)).choose(workers, wanted)
+    place = Placement(random.Random(seed)).choose(Roster(workers), wanted)
     if place is None:
         return None
     return place.decode.instance_id, place.prefill.instance_id if place.prefill else ""
@@ -178,14 +179,49 @@ def test_a_doubted_worker_gets_one_request_at_a_time() -> None:
 
 def test_limits_of_the_fleet() -> None:
     workers = [worker("d", max_model_len=50), worker("p", max_model_len=40, roles=PREFILL)]
-    assert (longest_sequence(workers), longest_prompt(workers)) == (50, 40)
-    assert (longest_sequence([]), longest_prompt([])) == (None, None)
+    roster = Roster(workers)
+    assert (roster.longest_sequence, roster.longest_prompt) == (50, 40)
+    assert (Roster().longest_sequence, Roster().longest_prompt) == (None, None)
 
 
-def test_choosing_among_a_thousand_is_quick() -> None:
-    workers = [worker(f"d{i}") for i in range(500)]
-    workers += [worker(f"p{i}", roles=PREFILL) for i in range(500)]
-    placement = Placement(random.Random(0))
-    started = time.perf_counter()
-    placement.choose(workers, need())
-    assert time.perf_counter() - started < 0.5
+def thousand(**fields: Any) -> list[Worker]:
+    decode = [worker(f"d{i}", **fields) for i in range(500)]
+    return decode + [worker(f"p{i}", roles=PREFILL, **fields) for i in range(500)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"free": 1}], ids=["room", "full"])
+def test_choosing_among_a_thousand_is_quick(fields: dict[str, Any]) -> None:
+    """100 us is the goal (`python -m bench.placement`); a busy machine is slower, looking at
+    every pair of workers was a thousand times as slow."""
+    roster, placement, took = Roster(thousand(**fields)), Placement(random.Random(0)), []
+    for _ in range(20):
+        started = time.perf_counter()
+        placement.choose(roster, need())
+        took.append(time.perf_counter() - started)
+    assert min(took) < 2e-3
+
+
+def test_in_a_large_fleet_everyone_gets_work_and_no_room_is_overlooked() -> None:
+    workers = thousand()
+    roster, placement = Roster(workers), Placement(random.Random(0))
+    for number in range(5 * 500):
+        place = placement.choose(roster, need())
+        assert place is not None and place.prefill is not None
+        Booking(place.decode, place.prefill, 20, now=float(number))
+    taken = [100 - w.room_blocks for w in workers]
+    assert max(taken) - min(taken) <= 10, "five requests of two blocks each, give or take five"
+    for each in workers[:500]:
+        each.full = each is not workers[250]
+    place = placement.choose(roster, need())
+    assert place is not None and place.decode is workers[250]
+
+
+@given(st.integers(1, WIDTH), st.data())
+def test_in_a_small_fleet_the_best_of_all_is_chosen(count: int, data: st.DataObject) -> None:
+    free = data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    workers = [worker(f"d{i}", free=f, local_prefill=True) for i, f in enumerate(free)]
+    chosen = choose(workers, need(20))
+    if max(free) < 2:
+        assert chosen is None
+    else:
+        assert chosen is not None and free[int(chosen[0][1:])] == max(free)

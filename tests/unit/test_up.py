@@ -8,7 +8,7 @@ import pytest
 
 from baton.cli import cores, ports
 from baton.cli.processes import Patience, Spec
-from baton.cli.up import plan
+from baton.cli.up import FrontPorts, plan
 from baton.configure import load
 from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, UpSettings
 
@@ -21,7 +21,7 @@ KINDS = {
 
 def planned(*flags: str) -> dict[str, Spec]:
     settings = load(UpSettings, ["--model", "some/model", *flags], "baton up")
-    return {spec.name: spec for spec in plan(settings, 9000, 9001)}
+    return {spec.name: spec for spec in plan(settings, FrontPorts(9000, 9001, 9002))}
 
 
 def told(spec: Spec) -> PrefillSettings | DecodeSettings | GatewaySettings:
@@ -57,9 +57,12 @@ def test_settings_reach_the_processes_that_know_them() -> None:
     gateway = told(specs["gateway"])
     assert isinstance(gateway, GatewaySettings)
     assert (gateway.queue_timeout, gateway.served_name) == (7.0, "m")
-    assert (gateway.port, gateway.admin_port) == (9000, 9001)
-    assert gateway.prefill == [specs["p0"].address]
-    assert gateway.decode == [specs["d0"].address]
+    assert (gateway.port, gateway.admin_port, gateway.rpc_port) == (9000, 9001, 9002)
+    assert gateway.membership == "embedded"
+    for name in ("p0", "d0"):
+        worker = told(specs[name])
+        assert isinstance(worker, PrefillSettings | DecodeSettings)
+        assert worker.join == "127.0.0.1:9002"
     assert all(told(spec).exit_with_parent for spec in specs.values())
 
 

@@ -1,0 +1,139 @@
+"""``baton workers`` and ``baton drain``: who is there, and sending one away."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from baton.settings import FrontSettings, WorkerSettings
+from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
+
+_PATIENCE = 5.0  # seconds that a process gets to answer
+_STYLES = {"healthy": "green", "suspect": "yellow", "connecting": "yellow"}
+_ROLES = {worker_pb2.ROLE_PREFILL: "prefill", worker_pb2.ROLE_DECODE: "decode"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a table; exit status 1 when the gateway does not answer."""
+    parser = argparse.ArgumentParser(prog="baton workers", description="List a gateway's workers.")
+    port = FrontSettings.model_fields["rpc_port"].default
+    parser.add_argument(
+        "--gateway",
+        metavar="HOST:PORT",
+        default=f"127.0.0.1:{port}",
+        help="the gateway's --rpc-port (default: %(default)s)",
+    )
+    gateway = parser.parse_args(argv).gateway
+
+    def ask(channel: grpc.Channel) -> int:
+        stub = membership_pb2_grpc.MembershipServiceStub(channel)
+        reply = stub.List(membership_pb2.ListRequest(), timeout=_PATIENCE)
+        # As wide as it must be where nobody looks: a pipe cuts no columns.
+        console = Console()
+        Console(width=None if console.is_terminal else 250).print(table(reply.workers))
+        return 0
+
+    return _call("baton workers", gateway, ask)
+
+
+def drain(argv: Sequence[str]) -> int:
+    """Send a worker away; returns when its sequences have finished or were handed back."""
+    parser = argparse.ArgumentParser(
+        prog="baton drain",
+        description="Have a worker take no new work, hand back what runs, and leave its gateways. "
+        "Its process stays, to be stopped.",
+    )
+    parser.add_argument("worker", metavar="HOST:PORT", help="the worker's address")
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=WorkerSettings.model_fields["drain_grace"].default,
+        help="seconds that running sequences get to finish (default: %(default)s)",
+    )
+    options = parser.parse_args(argv)
+
+    def ask(channel: grpc.Channel) -> int:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        request = worker_pb2.DrainRequest(grace_ms=round(1000 * options.grace))
+        reply = stub.Drain(request, timeout=options.grace + 2 * _PATIENCE)
+        print(f"{options.worker} is drained; sequences handed back: {reply.handed_back}")
+        return 0
+
+    return _call("baton drain", options.worker, ask)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: seconds are not negative")
+    return value
+
+
+def _call(prog: str, address: str, ask: Callable[[grpc.Channel], int]) -> int:
+    """``ask`` over a channel to ``address``; one line and status 1 when it fails."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            return ask(channel)
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            why = f"{error.code().name.lower()}: {error.details()}"
+            print(f"{prog}: {address}: {why}", file=sys.stderr)
+            return 1
+
+
+def table(workers: Sequence[membership_pb2.ListedWorker]) -> Table:
+    """One row for each, by address. Class and numerics are digests: workers with the same class
+    (under --deterministic also the same numerics) may pair; /cluster has them whole."""
+    names = ("address", "instance", "roles", "model", "health", "class", "numerics", "load")
+    made = Table(*names, box=None, header_style="bold")
+    for worker in sorted(workers, key=lambda worker: worker.entry.address):
+        # What it says itself counts; what it registered with is what there is before that.
+        said = worker.status if worker.HasField("status") else worker.entry
+        identity = said.identity
+        cells = (
+            worker.entry.address,
+            identity.instance_id[:8],
+            _roles(worker),
+            said.model,
+            Text(_health(worker), _STYLES.get(worker.health, "red")),
+            _digest(identity.compatibility.SerializeToString(deterministic=True)),
+            _digest(identity.numerics_id.encode()),
+            _load(worker.status) if worker.HasField("status") else "",
+        )
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    return made
+
+
+def _digest(value: bytes) -> str:
+    return blake2b(value, digest_size=4).hexdigest() if value else ""
+
+
+def _roles(worker: membership_pb2.ListedWorker) -> str:
+    said = worker.status if worker.HasField("status") else worker.entry
+    roles = [_ROLES.get(role, "?") for role in said.roles]
+    if worker.status.local_prefill:
+        roles.append("prefill (its own)")
+    return " + ".join(roles)
+
+
+def _health(worker: membership_pb2.ListedWorker) -> str:
+    draining = ", draining" if worker.status.draining else ""
+    why = f": {worker.reason}" if worker.reason else ""
+    return f"{worker.health}{draining}{why}"
+
+
+def _load(status: worker_pb2.WorkerStatus) -> str:
+    load = status.load
+    blocks = load.blocks_free + load.blocks_cached
+    return (
+        f"{load.queued_tokens} tokens queued, {load.running} running, {load.waiting} waiting, "
+        f"{blocks} blocks free"
+    )

@@ -1,0 +1,68 @@
+"""The workers that may get work, sorted by what placement asks of them.
+
+A value: made anew when a worker comes, goes, drains or changes its health, which is rare, so that
+a placement need not look at the whole fleet. Loads change all the time; they are the workers' own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from baton.identity import Family, Role
+from gateway.fleet import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Workers that serve one model and may pair: one family, none draining."""
+
+    family: Family
+    block_size: int  #: tokens
+    decode: list[Worker] = field(default_factory=list)  #: need a prefill worker
+    colocated: list[Worker] = field(default_factory=list)  #: decode, and prefill by themselves
+    prefill: list[Worker] = field(default_factory=list)
+
+    def blocks(self, tokens: int) -> int:
+        """KV blocks that a sequence of so many tokens takes."""
+        return -(-tokens // self.block_size)
+
+
+class Roster:
+    """``workers``: healthy and suspect ones, the draining included, which are in no pool."""
+
+    def __init__(self, workers: Iterable[Worker] = ()) -> None:
+        self.workers = tuple(workers)
+        self._by_instance = {worker.instance_id: worker for worker in self.workers}
+        self._pools: dict[str, list[Pool]] = {}
+        found: dict[tuple[str, Family], Pool] = {}
+        for worker in self.workers:
+            report = worker.report
+            if report.draining:
+                continue
+            key = (report.model, report.identity.family)
+            if (pool := found.get(key)) is None:
+                pool = found[key] = Pool(key[1], report.compatibility.block_size)
+                self._pools.setdefault(report.model, []).append(pool)
+            if Role.DECODE in report.roles:
+                (pool.colocated if report.local_prefill else pool.decode).append(worker)
+            if Role.PREFILL in report.roles:
+                pool.prefill.append(worker)
+        #: Tokens of the longest sequence any decode worker can hold; None without one.
+        self.longest_sequence = _longest(w for w in self.workers if Role.DECODE in w.report.roles)
+        #: Tokens of the longest prompt any worker can compute; None while none is known.
+        self.longest_prompt = _longest(
+            w for w in self.workers if Role.PREFILL in w.report.roles or w.report.local_prefill
+        )
+
+    def pools(self, model: str, family: Family | None) -> Sequence[Pool]:
+        """Those that serve ``model``; only the one of ``family`` where that is given."""
+        serving = self._pools.get(model, ())
+        return serving if family is None else [p for p in serving if p.family == family]
+
+    def instance(self, instance_id: str) -> Worker | None:
+        return self._by_instance.get(instance_id)
+
+
+def _longest(workers: Iterable[Worker]) -> int | None:
+    return max((worker.report.max_model_len for worker in workers), default=None)
