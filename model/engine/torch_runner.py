@@ -31,10 +31,10 @@ from model.cache.store import HostStore
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.attention import Span
-from model.nets.choice import ChosenAttention, choose_attention
+from model.nets.choice import ChosenAttention, choose_attention, choose_ops
 from model.nets.config import ModelConfig, load_config
 from model.nets.rope import RopeTable
-from model.nets.rows import PlainRows, Rows, TiledRows, require_row_independence
+from model.nets.rows import TiledLinear, require_row_independence
 from model.nets.transformer import ModelWeights, Transformer
 from model.weights.loader import Progress, load_weights
 from model.weights.revision import model_revision
@@ -94,7 +94,6 @@ class TorchRunner:
             CudaStore(self._pool) if self._pool.host is None else HostStore(self._pool.host)
         )
         self._sampler = sampler
-        rows: Rows = TiledRows() if deterministic else PlainRows()
         self.chosen: ChosenAttention = choose_attention(
             attention,
             config,
@@ -106,9 +105,13 @@ class TorchRunner:
         self._attention = self.chosen.attention
         if deterministic:
             require_row_independence(weights.linears(), dtype, self._device)
+            weights = weights.each_linear(TiledLinear)
         self.max_positions = min(config.max_positions, num_blocks * block_size)
         rope = RopeTable(config.rope, config.head_dim, self.max_positions, self._device)
-        self._net = Transformer(config, weights, rope, rows)
+        self._ops = choose_ops(
+            self.chosen, config, rope, self._pool, dtype=dtype, deterministic=deterministic
+        )
+        self._net = Transformer(weights, self._ops)
         self._compatibility = CompatibilityClass(
             model_revision=revision,
             layers=config.layers,
@@ -205,19 +208,18 @@ class TorchRunner:
 
     def _forward(self, step: _Step, on_layer: LayerListener) -> tuple[Tensor, Tensor]:
         """Hidden states [n, hidden], and each layer's and token's largest K or V [layers, n]."""
-        peaks: list[Tensor] = []
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            peaks.append(self._pool.write(layer, step.rows, k, v))
+        def attend(layer: int, q: Tensor) -> Tensor:
             if isinstance(self._store, CudaStore):
                 self._store.mark_written(layer)
             on_layer(layer)
             window = self.config.windows[layer]
             return self._attention(layer, q, self._pool, step.spans, window)
 
-        hidden = self._net.forward(step.token_ids, step.positions, attend)
+        self._ops.begin(step.positions, step.rows)
+        hidden = self._net.forward(step.token_ids, attend)
         # Reading the peaks on the host also ends the step synchronised with the device.
-        return hidden, torch.stack(peaks).cpu()
+        return hidden, self._ops.peaks()
 
     def _logits(self, hidden: Tensor, rows: list[int]) -> npt.NDArray[np.float32]:
         """Logits of the given rows only, float32 [len(rows), vocab]."""
