@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from baton.settings import AttentionChoice, Quantize
 from model.cache.cuda_store import CudaStore
 from model.cache.pool import FP16_LIMIT, KvPool
 from model.cache.store import HostStore
+from model.engine.packing import PackedStep, Packer
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.attention import Span
@@ -44,16 +44,6 @@ Sampler = Callable[[npt.NDArray[np.float32], Sample], int]
 
 _DEFAULT_CPU_KV_BYTES = 1 << 30
 _DEFAULT_CUDA_KV_SHARE = 0.85  # of the memory that is free once the weights are loaded
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A plan's slices packed one after another, as tensors on the device."""
-
-    token_ids: Tensor  #: int64 [n]
-    positions: Tensor  #: int64 [n]
-    rows: Tensor  #: int64 [2 * n], where K and V go in the pool
-    spans: tuple[Span, ...]
 
 
 class TorchRunner:
@@ -90,6 +80,7 @@ class TorchRunner:
             head_dim=config.head_dim,
             device=self._device,
         )
+        self._packer = Packer(self._pool)
         self._store = (
             CudaStore(self._pool) if self._pool.host is None else HostStore(self._pool.host)
         )
@@ -153,7 +144,7 @@ class TorchRunner:
         slices = [s for s in plan.slices if s.seq_id not in errors]
         tokens: dict[int, int] = {}
         if slices:
-            step = self._pack(slices)
+            step = self._packer.pack(slices)
             if isinstance(self._store, CudaStore):
                 self._store.begin_step(self._exported(slices))
             hidden, peaks = self._forward(step, on_layer)
@@ -189,24 +180,7 @@ class TorchRunner:
         tables = (s.block_table[s.start // size : -(-s.end // size)] for s in slices if s.export)
         return {block for table in tables for block in table}
 
-    def _pack(self, slices: Sequence[Slice]) -> _Step:
-        token_ids, positions, blocks, spans, first = [], [], [], [], 0
-        for piece in slices:
-            table = np.asarray(piece.block_table, dtype=np.int64)
-            where = np.arange(piece.start, piece.end, dtype=np.int64)
-            token_ids.append(np.asarray(piece.token_ids, dtype=np.int64))
-            positions.append(where)
-            blocks.append(table[where // self._pool.block_size])
-            ids = torch.from_numpy(table).to(self._device)
-            spans.append(Span(first, len(where), piece.start, ids))
-            first += len(where)
-        where = np.concatenate(positions)
-        rows = self._pool.rows_of(np.concatenate(blocks), where % self._pool.block_size)
-        packed = (np.concatenate(token_ids), where, rows)
-        on_device = [torch.from_numpy(x).to(self._device) for x in packed]
-        return _Step(on_device[0], on_device[1], on_device[2], tuple(spans))
-
-    def _forward(self, step: _Step, on_layer: LayerListener) -> tuple[Tensor, Tensor]:
+    def _forward(self, step: PackedStep, on_layer: LayerListener) -> tuple[Tensor, Tensor]:
         """Hidden states [n, hidden], and each layer's and token's largest K or V [layers, n]."""
 
         def attend(layer: int, q: Tensor) -> Tensor:
@@ -225,8 +199,9 @@ class TorchRunner:
         """Logits of the given rows only, float32 [len(rows), vocab]."""
         if not rows:
             return np.empty((0, self.config.vocab_size), dtype=np.float32)
-        picked = hidden[torch.tensor(rows, device=self._device)]
-        logits: npt.NDArray[np.float32] = self._net.logits(picked).float().cpu().numpy()
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=self._device)]
+        logits: npt.NDArray[np.float32] = self._net.logits(hidden).float().cpu().numpy()
         return logits
 
 
@@ -234,12 +209,12 @@ def _overflows(
     slices: Sequence[Slice], spans: Sequence[Span], peaks: Tensor
 ) -> dict[int, BatonError]:
     """A KvOverflow for every slice with a K or V beyond FP16; ``peaks`` is [layers, n]."""
-    beyond = ~(peaks < FP16_LIMIT)  # this way round NaN is beyond, too
-    if not bool(beyond.any()):
+    fits = peaks.numpy() < FP16_LIMIT  # NaN does not
+    if fits.all():
         return {}
     errors: dict[int, BatonError] = {}
     for piece, span in zip(slices, spans, strict=True):
-        found = beyond[:, span.first : span.first + span.count].nonzero()
+        found = np.argwhere(~fits[:, span.first : span.first + span.count])
         if len(found):
             layer, offset = (int(index) for index in found[0])
             errors[piece.seq_id] = KvOverflow(
