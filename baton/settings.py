@@ -100,8 +100,8 @@ class ComputeSettings(ModelSettings):
     dtype: Dtype = Field("float32", description="type of weights and activations")
     attention: AttentionChoice = Field(
         "auto",
-        description="on a CPU, by our own C kernel or by torch; auto: the kernel where a C "
-        "compiler is found and the CPU has AVX2",
+        description="on a CPU, by our own C kernels or by torch, and with it norms, rope and "
+        "activation; auto: the kernels where a C compiler is found and the CPU has AVX2",
     )
     quantize: Quantize | None = Field(
         None,

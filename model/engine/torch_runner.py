@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,14 @@ from baton.settings import AttentionChoice, Quantize
 from model.cache.cuda_store import CudaStore
 from model.cache.pool import FP16_LIMIT, KvPool
 from model.cache.store import HostStore
+from model.engine.packing import PackedStep, Packer
 from model.engine.plan import Sample, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.attention import Span
-from model.nets.choice import ChosenAttention, choose_attention
+from model.nets.choice import ChosenAttention, choose_attention, choose_ops
 from model.nets.config import ModelConfig, load_config
 from model.nets.rope import RopeTable
-from model.nets.rows import PlainRows, Rows, TiledRows, require_row_independence
+from model.nets.rows import TiledLinear, require_row_independence
 from model.nets.transformer import ModelWeights, Transformer
 from model.weights.loader import Progress, load_weights
 from model.weights.revision import model_revision
@@ -44,16 +44,6 @@ Sampler = Callable[[npt.NDArray[np.float32], Sample], int]
 
 _DEFAULT_CPU_KV_BYTES = 1 << 30
 _DEFAULT_CUDA_KV_SHARE = 0.85  # of the memory that is free once the weights are loaded
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """A plan's slices packed one after another, as tensors on the device."""
-
-    token_ids: Tensor  #: int64 [n]
-    positions: Tensor  #: int64 [n]
-    rows: Tensor  #: int64 [2 * n], where K and V go in the pool
-    spans: tuple[Span, ...]
 
 
 class TorchRunner:
@@ -90,11 +80,11 @@ class TorchRunner:
             head_dim=config.head_dim,
             device=self._device,
         )
+        self._packer = Packer(self._pool)
         self._store = (
             CudaStore(self._pool) if self._pool.host is None else HostStore(self._pool.host)
         )
         self._sampler = sampler
-        rows: Rows = TiledRows() if deterministic else PlainRows()
         self.chosen: ChosenAttention = choose_attention(
             attention,
             config,
@@ -106,9 +96,13 @@ class TorchRunner:
         self._attention = self.chosen.attention
         if deterministic:
             require_row_independence(weights.linears(), dtype, self._device)
+            weights = weights.each_linear(TiledLinear)
         self.max_positions = min(config.max_positions, num_blocks * block_size)
         rope = RopeTable(config.rope, config.head_dim, self.max_positions, self._device)
-        self._net = Transformer(config, weights, rope, rows)
+        self._ops = choose_ops(
+            self.chosen, config, rope, self._pool, dtype=dtype, deterministic=deterministic
+        )
+        self._net = Transformer(weights, self._ops)
         self._compatibility = CompatibilityClass(
             model_revision=revision,
             layers=config.layers,
@@ -150,7 +144,7 @@ class TorchRunner:
         slices = [s for s in plan.slices if s.seq_id not in errors]
         tokens: dict[int, int] = {}
         if slices:
-            step = self._pack(slices)
+            step = self._packer.pack(slices)
             if isinstance(self._store, CudaStore):
                 self._store.begin_step(self._exported(slices))
             hidden, peaks = self._forward(step, on_layer)
@@ -186,45 +180,28 @@ class TorchRunner:
         tables = (s.block_table[s.start // size : -(-s.end // size)] for s in slices if s.export)
         return {block for table in tables for block in table}
 
-    def _pack(self, slices: Sequence[Slice]) -> _Step:
-        token_ids, positions, blocks, spans, first = [], [], [], [], 0
-        for piece in slices:
-            table = np.asarray(piece.block_table, dtype=np.int64)
-            where = np.arange(piece.start, piece.end, dtype=np.int64)
-            token_ids.append(np.asarray(piece.token_ids, dtype=np.int64))
-            positions.append(where)
-            blocks.append(table[where // self._pool.block_size])
-            ids = torch.from_numpy(table).to(self._device)
-            spans.append(Span(first, len(where), piece.start, ids))
-            first += len(where)
-        where = np.concatenate(positions)
-        rows = self._pool.rows_of(np.concatenate(blocks), where % self._pool.block_size)
-        packed = (np.concatenate(token_ids), where, rows)
-        on_device = [torch.from_numpy(x).to(self._device) for x in packed]
-        return _Step(on_device[0], on_device[1], on_device[2], tuple(spans))
-
-    def _forward(self, step: _Step, on_layer: LayerListener) -> tuple[Tensor, Tensor]:
+    def _forward(self, step: PackedStep, on_layer: LayerListener) -> tuple[Tensor, Tensor]:
         """Hidden states [n, hidden], and each layer's and token's largest K or V [layers, n]."""
-        peaks: list[Tensor] = []
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            peaks.append(self._pool.write(layer, step.rows, k, v))
+        def attend(layer: int, q: Tensor) -> Tensor:
             if isinstance(self._store, CudaStore):
                 self._store.mark_written(layer)
             on_layer(layer)
             window = self.config.windows[layer]
             return self._attention(layer, q, self._pool, step.spans, window)
 
-        hidden = self._net.forward(step.token_ids, step.positions, attend)
+        self._ops.begin(step.positions, step.rows)
+        hidden = self._net.forward(step.token_ids, attend)
         # Reading the peaks on the host also ends the step synchronised with the device.
-        return hidden, torch.stack(peaks).cpu()
+        return hidden, self._ops.peaks()
 
     def _logits(self, hidden: Tensor, rows: list[int]) -> npt.NDArray[np.float32]:
         """Logits of the given rows only, float32 [len(rows), vocab]."""
         if not rows:
             return np.empty((0, self.config.vocab_size), dtype=np.float32)
-        picked = hidden[torch.tensor(rows, device=self._device)]
-        logits: npt.NDArray[np.float32] = self._net.logits(picked).float().cpu().numpy()
+        if len(rows) < len(hidden):
+            hidden = hidden[torch.tensor(rows, device=self._device)]
+        logits: npt.NDArray[np.float32] = self._net.logits(hidden).float().cpu().numpy()
         return logits
 
 
@@ -232,12 +209,12 @@ def _overflows(
     slices: Sequence[Slice], spans: Sequence[Span], peaks: Tensor
 ) -> dict[int, BatonError]:
     """A KvOverflow for every slice with a K or V beyond FP16; ``peaks`` is [layers, n]."""
-    beyond = ~(peaks < FP16_LIMIT)  # this way round NaN is beyond, too
-    if not bool(beyond.any()):
+    fits = peaks.numpy() < FP16_LIMIT  # NaN does not
+    if fits.all():
         return {}
     errors: dict[int, BatonError] = {}
     for piece, span in zip(slices, spans, strict=True):
-        found = beyond[:, span.first : span.first + span.count].nonzero()
+        found = np.argwhere(~fits[:, span.first : span.first + span.count])
         if len(found):
             layer, offset = (int(index) for index in found[0])
             errors[piece.seq_id] = KvOverflow(

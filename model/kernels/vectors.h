@@ -158,7 +158,7 @@ INLINE float total(vec x) {
 
 #endif
 
-/* 2 ** x for x <= 0; exactly 0 from -127 down, exactly 1 at 0, NaN for NaN. Polynomial: Cephes
+/* 2 ** x for x <= 127; exactly 0 from -127 down, exactly 1 at 0, NaN for NaN. Polynomial: Cephes
  * exp2f. */
 INLINE vec power_of_two(vec x) {
     x = larger(broadcast(-127), x);

@@ -1,4 +1,4 @@
-"""Which attention a runner computes with, and why."""
+"""What a runner computes with beside its linears, and why: our C on a CPU, or torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from dataclasses import dataclass
 import torch
 
 from baton.settings import AttentionChoice
-from model.kernels.build import PORTABLE, KernelUnavailable, default_cache, supported
-from model.kernels.library import PagedAttentionLibrary, load_library
+from model.kernels.build import (
+    PORTABLE,
+    InstructionSet,
+    KernelUnavailable,
+    default_cache,
+    supported,
+)
+from model.kernels.library import PagedAttentionLibrary, TokenOpsLibrary, load_library
 from model.nets.attention import Attention, PlainAttention
 from model.nets.config import ModelConfig
 from model.nets.deterministic import SplitAttention
 from model.nets.kernel_attention import KernelAttention
+from model.nets.kernel_ops import KernelOps
+from model.nets.ops import TokenOps, TorchOps, WritableCache
+from model.nets.rope import RopeTable
+from model.nets.rows import PlainRows, Rows, TiledRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,7 @@ class ChosenAttention:
     attention: Attention
     name: str  #: tells apart what may differ in a bit
     reason: str | None = None  #: why it is not our kernel, where that would have been taken
+    token_ops: TokenOpsLibrary | None = None  #: goes with our kernel
 
 
 def choose_attention(
@@ -36,7 +47,9 @@ def choose_attention(
     reason = None
     if choice != "torch":
         try:
-            library = _library(device, faster=choice == "auto")
+            target = _target(device, faster=choice == "auto")
+            library = load_library(PagedAttentionLibrary, target, default_cache())
+            token_ops = load_library(TokenOpsLibrary, target, default_cache())
         except KernelUnavailable as error:
             if choice == "kernel":
                 raise KernelUnavailable(f"--attention kernel: {error}") from error
@@ -49,20 +62,39 @@ def choose_attention(
                 dtype=dtype,
                 threads=torch.get_num_threads(),
             )
-            return ChosenAttention(attention, f"kernel {library.instructions} {library.digest}")
+            name = f"kernel {library.instructions} {library.digest} {token_ops.digest}"
+            return ChosenAttention(attention, name, token_ops=token_ops)
     if deterministic:
         return ChosenAttention(SplitAttention(), "torch", reason)
     return ChosenAttention(PlainAttention(_dtype(dtype, device)), "torch", reason)
 
 
-def _library(device: torch.device, *, faster: bool) -> PagedAttentionLibrary:
-    """The best build for this CPU; only one that is ``faster`` than torch, if that is asked."""
+def choose_ops(
+    chosen: ChosenAttention,
+    config: ModelConfig,
+    rope: RopeTable,
+    cache: WritableCache,
+    *,
+    dtype: torch.dtype,
+    deterministic: bool,
+) -> TokenOps:
+    """By our C where attention is."""
+    if chosen.token_ops is not None:
+        threads = torch.get_num_threads()
+        return KernelOps(chosen.token_ops, config, rope, cache, dtype=dtype, threads=threads)
+    rows: Rows = TiledRows() if deterministic else PlainRows()
+    return TorchOps(config, rope, cache, rows)
+
+
+def _target(device: torch.device, *, faster: bool) -> InstructionSet:
+    """What to build for: the best of this CPU; only one that is ``faster`` than torch, if that is
+    asked."""
     if device.type != "cpu":
         raise KernelUnavailable(f"the kernel is for the CPU, not for {device}")
     target = supported()[0]
     if faster and target is PORTABLE:
         raise KernelUnavailable("this CPU has no AVX2")
-    return load_library(target, default_cache())
+    return target
 
 
 def _dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -32,6 +32,7 @@ class _Laid:
     rows: Ints  #: [len(spans) + 1, 5], ``struct span`` each
     tables: Ints  #: all block ids, one table after another
     threads: int
+    addresses: tuple[int, int]  #: of rows and tables
 
 
 class KernelAttention:
@@ -60,37 +61,41 @@ class KernelAttention:
             bf16=bf16,
             pairs=bf16 and library.has_pairs,
         )
+        self._at = byref(self._shape)
         self._at_once = library.queries_at_once(self._shape)
         self._threads = threads
         size = threads * library.scratch_bytes(self._shape)
         self._scratch = torch.empty(size, dtype=torch.uint8)  # torch aligns to 64 bytes
         self._laid: _Laid | None = None
+        self._out = torch.empty(0, config.heads * config.head_dim, dtype=self._dtype)
 
     def __call__(
         self, layer: int, q: Tensor, cache: LayerCache, spans: Sequence[Span], window: int | None
     ) -> Tensor:
-        """See ``Attention``. Raises ValueError for a q of another shape, IndexError for a block
-        that the pool does not have or a table that does not reach ``end``."""
+        """See ``Attention``; a result is good until the next call. Raises ValueError for a q of
+        another shape, IndexError for a block that the pool does not have or a table that does not
+        reach ``end``."""
         shape, pool = self._shape, cache.layer(layer)
         if q.shape[1:] != (shape.heads, shape.head_dim):
             raise ValueError(f"q {list(q.shape)} is not [n, {shape.heads}, {shape.head_dim}]")
         if self._laid is None or self._laid.spans is not spans:  # they come for every layer
             self._laid = self._lay_out(spans, pool.shape[0])
+            self._out = self._out.new_empty(q.shape[0], self._out.shape[1])
         laid, given = self._laid, q.to(self._dtype).contiguous()
-        out = torch.empty_like(given)
+        rows, tables = laid.addresses
         self._library.attend(
-            byref(shape),
+            self._at,
             given.data_ptr(),
-            out.data_ptr(),
+            self._out.data_ptr(),
             pool.data_ptr(),
-            laid.rows.ctypes.data,
+            rows,
             len(spans),
-            laid.tables.ctypes.data,
+            tables,
             window or 0,
             laid.threads,
             self._scratch.data_ptr(),
         )
-        return out.to(q.dtype).flatten(1)
+        return self._out.to(q.dtype)
 
     def _lay_out(self, spans: Sequence[Span], num_blocks: int) -> _Laid:
         first, count, start, blocks = np.array(
@@ -110,4 +115,4 @@ class KernelAttention:
         rows[1:, 3:] = np.stack((blocks.cumsum(), items.cumsum()), axis=1)
         work = int((count * end).sum()) * 2 * self._shape.heads * self._shape.head_dim
         threads = max(1, min(self._threads, int(rows[-1, 4]), work // _PER_THREAD))
-        return _Laid(spans, rows, tables, threads)
+        return _Laid(spans, rows, tables, threads, (rows.ctypes.data, tables.ctypes.data))

@@ -34,7 +34,7 @@ class Linear(Protocol):
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [n, in], contiguous, in the dtype the matrix had -> [n, out] in the same."""
+        """x [n, in], contiguous, in the dtype the matrix had -> [n, out] likewise."""
         ...
 
 

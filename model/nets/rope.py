@@ -34,7 +34,8 @@ def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 class RopeTable:
-    """Cosines and signed sines of the first ``length`` positions, as ``rotate`` wants them."""
+    """Cosines and signed sines of the first ``length`` positions, as ``rotate`` wants them:
+    float32 [length, 1, head_dim] each."""
 
     def __init__(self, rope: RopeConfig, head_dim: int, length: int, device: torch.device) -> None:
         radians = frequencies(rope, head_dim)
@@ -45,12 +46,13 @@ class RopeTable:
             cos.append(angles.cos())
             sin.append(angles.sin())
         cosines, sines = torch.cat(cos)[:length], torch.cat(sin)[:length]
-        self._cos = torch.cat((cosines, cosines), -1)[:, None].to(device)
-        self._sin = torch.cat((-sines, sines), -1)[:, None].to(device)
+        self.length = length
+        self.cos = torch.cat((cosines, cosines), -1)[:, None].to(device)
+        self.sin = torch.cat((-sines, sines), -1)[:, None].to(device)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rows for int64 ``positions`` [n]: two of float32 [n, 1, head_dim]."""
-        return self._cos[positions], self._sin[positions]
+        return self.cos[positions], self.sin[positions]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""How functions of single tokens are computed: everything in the net but attention.
+"""How torch computes functions of single tokens: everything in the net but attention.
 
 A stage is a function of rows (one row per token): norms, linears, rope, activation. ``PlainRows``
 calls it once on all rows of a step. ``TiledRows`` calls it on tiles of exactly 16 rows, so that a
-row's result is bitwise a function of that row alone. Seen on torch 2.13 CPU: matrix products
-change bitwise with the number of rows, and are the same at every row of a call with fixed shapes.
+row's result is bitwise a function of that row alone; ``TiledLinear`` does so with one linear. Seen
+on torch 2.13 CPU: matrix products change bitwise with the number of rows, and are the same at
+every row of a call with fixed shapes.
 """
 
 from __future__ import annotations
@@ -62,6 +63,25 @@ class TiledRows:
 
     def silu(self, x: Tensor) -> Tensor:
         return each(F.silu, x)
+
+
+class TiledLinear:
+    """A linear as ``TiledRows`` would compute it, its tiles filled in one place."""
+
+    def __init__(self, linear: Linear) -> None:
+        self._linear = linear
+        self.kind, self.shape, self.nbytes = linear.kind, linear.shape, linear.nbytes
+        self._tile: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._tile is None:
+            self._tile = x.new_zeros(TiledRows.rows, x.shape[1])
+        tiles = []
+        for rows in torch.split(x, TiledRows.rows):
+            # What an earlier tile left in the other rows is in nobody's product.
+            self._tile[: rows.shape[0]] = rows
+            tiles.append(self._linear(self._tile))
+        return tiles[0][: x.shape[0]] if len(tiles) == 1 else torch.cat(tiles)[: x.shape[0]]
 
 
 def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -1,26 +1,23 @@
-"""One decoder-only transformer for all supported families, in plain torch.
+"""One decoder-only transformer for all supported families.
 
-A layer is two stages of single tokens with attention between them; the caller supplies the
-attention, which also owns the KV cache. Weights are fused at load: q, k and v are one matrix, so
-are gate and up.
+A layer is four matrices (``linear.py``), functions of single tokens between them (``ops.py``) and
+attention, which the caller supplies. Weights are fused at load: q, k and v are one matrix, so are
+gate and up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.nets.config import ModelConfig
 from model.nets.linear import Linear
-from model.nets.rope import RopeTable, rotate
-from model.nets.rows import Rows
+from model.nets.ops import TokenOps
 
-#: (layer, q [n, heads, head_dim], k and v [n, kv_heads, head_dim]) -> [n, heads * head_dim]
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+#: (layer, q [n, heads, head_dim]) -> [n, heads * head_dim]
+Attend = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +45,20 @@ class ModelWeights:
         layers = self.layers
         return [self.head] + [m for w in layers for m in (w.qkv, w.out, w.gate_up, w.down)]
 
+    def each_linear(self, wrap: Callable[[Linear], Linear]) -> ModelWeights:
+        """The same with every linear wrapped."""
+        layers = tuple(
+            replace(
+                w,
+                qkv=wrap(w.qkv),
+                out=wrap(w.out),
+                gate_up=wrap(w.gate_up),
+                down=wrap(w.down),
+            )
+            for w in self.layers
+        )
+        return replace(self, layers=layers, head=wrap(self.head))
+
     @property
     def kind(self) -> str:
         """The kinds of all linears; with dtype and device, all that decides their bits."""
@@ -57,58 +68,28 @@ class ModelWeights:
 class Transformer:
     """The forward pass over packed tokens; holds no state between calls."""
 
-    def __init__(
-        self, config: ModelConfig, weights: ModelWeights, rope: RopeTable, rows: Rows
-    ) -> None:
-        self._config = config
+    def __init__(self, weights: ModelWeights, ops: TokenOps) -> None:
         self._weights = weights
-        self._rope = rope
-        self._rows = rows
+        self._ops = ops
+        #: What follows each layer's MLP: the norm before the next attention, or the last one.
+        self._next = [w.attention_norm for w in weights.layers[1:]] + [weights.norm]
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [n, hidden] of packed tokens, before the final norm.
+    def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [n, hidden] of packed tokens, int64 [n], after the final norm.
 
-        ``token_ids`` and ``positions`` are int64 [n]. ``attend`` is called once per layer, in
-        order, and must see to it that the keys and values it is given are seen by the queries.
+        ``ops`` must know the step. ``attend`` is called once per layer, in order, when the layer's
+        keys and values are in the cache.
         """
-        x = F.embedding(token_ids, self._weights.embedding)
-        cos, sin = self._rope.at(positions)
-        for index, layer in enumerate(self._weights.layers):
-            q, k, v = self._rows.map(
-                lambda x, cos, sin, layer=layer: self._before(layer, x, cos, sin), x, cos, sin
-            )
-            mixed = attend(index, q, k, v)
-            (x,) = self._rows.map(
-                lambda x, mixed, layer=layer: (self._after(layer, x, mixed),), x, mixed
-            )
-        return x
+        w, ops = self._weights, self._ops
+        x = F.embedding(token_ids, w.embedding)
+        y = ops.norm(x, w.layers[0].attention_norm)
+        for index, layer in enumerate(w.layers):
+            mixed = attend(index, ops.place(index, layer.qkv(y), layer.qk_norm))
+            y = ops.add_norm(x, layer.out(mixed), layer.mlp_norm)
+            inner = ops.gate(layer.gate_up(y))
+            y = ops.add_norm(x, layer.down(inner), self._next[index])
+        return y
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, y: Tensor) -> Tensor:
         """Logits [n, vocab] of hidden states [n, hidden], in the model's dtype."""
-        (logits,) = self._rows.map(
-            lambda x: (self._weights.head(self._norm(x, self._weights.norm)),), x
-        )
-        return logits
-
-    def _before(
-        self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention needs of every token: rotated q and k, and v."""
-        c = self._config
-        qkv = layer.qkv(self._norm(x, layer.attention_norm))
-        heads = qkv.view(-1, c.heads + 2 * c.kv_heads, c.head_dim)
-        qk, v = heads[:, : -c.kv_heads], heads[:, -c.kv_heads :]
-        if layer.qk_norm is not None:
-            qk = self._norm(qk) * layer.qk_norm
-        q, k = torch.split(rotate(qk, cos, sin), [c.heads, c.kv_heads], dim=1)
-        return q.contiguous(), k.contiguous(), v
-
-    def _after(self, layer: LayerWeights, x: Tensor, mixed: Tensor) -> Tensor:
-        """Attention's output projection and the gated MLP, each added to the stream."""
-        x = x + layer.out(mixed)
-        gate, up = layer.gate_up(self._norm(x, layer.mlp_norm)).chunk(2, dim=-1)
-        return x + layer.down(self._rows.silu(gate) * up)
-
-    def _norm(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """RMS norm over the last dimension, computed in float32."""
-        return F.rms_norm(x, x.shape[-1:], weight, self._config.norm_eps)
+        return self._weights.head(y)

@@ -13,26 +13,36 @@ The order of operations is that of Hugging Face generate (and, up to ties, of vL
     8. one uniform number (draw.py) picks from what is left, summed in vocabulary order
 
 Everything after 1 is float64. Wherever tokens are ranked, equal logits rank by lower id, so the
-kept set never depends on how a sort breaks ties. No step sorts the whole vocabulary unless
-top_p truly needs it.
+kept set never depends on how a sort breaks ties. No step sorts the whole vocabulary.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from baton.errors import InternalError
+from baton.sampling import SamplingSpec
 from model.engine.plan import Sample
 from model.sampling.draw import uniform
 from model.sampling.penalties import Ids, Logits, adjusted, changes_logits
 
-#: top_p first looks at so many of the most likely tokens, then, if it must, at all.
-_FIRST_LOOK = 256
 #: Weights are summed in vocabulary order, so many at a time: 10 times as fast as one by one.
 _CHUNK = 256
+#: top_p leaves tokens aside at first that are exp(_DEPTH) times less likely than the most likely.
+_DEPTH = 25.0
+#: It sorts so many tokens; of more, only those near the crossing.
+_SORTED = 4096
+#: Those it finds by the highest bits of their weights: sign, exponent, 6 bits of the fraction.
+_BIN_SHIFT = 46
+#: Sums of all weights in different orders differ by less than this share.
+_NOISE = 1e-9
+
+Scores = npt.NDArray[np.floating]
 
 
 def sample(logits: npt.NDArray[np.float32], sample: Sample) -> int:
@@ -89,52 +99,122 @@ def distribution(logits: npt.NDArray[np.float32], sample: Sample) -> Distributio
     Raises what ``adjusted`` raises.
     """
     spec = sample.spec
-    scores = adjusted(logits, sample)
-    largest = scores.max()
-    ids: Ids = np.arange(len(scores), dtype=np.int64)
-    if 0 < spec.top_k < len(ids):
-        ids = top_k(scores, spec.top_k)
-        scores = scores[ids]
-    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: weight 0, rightly
-        weights = np.exp((scores - largest) / spec.temperature)
+    scores: Scores = adjusted(logits, sample) if changes_logits(sample) else logits
+    largest = np.float64(scores.max())
+    tokens = _Tokens(_every_id(len(scores)), scores)
+    if 0 < spec.top_k < len(scores):
+        tokens = tokens.only(top_k(scores, spec.top_k))
     if spec.top_p < 1.0:
-        count = top_p_count(weights, spec.top_p)
-        if count < len(ids):
-            # By score, not by weight: dividing by the temperature may round two into a tie.
-            kept = top_k(scores, count)
-            ids, weights = ids[kept], weights[kept]
+        tokens, weights = top_p(tokens, largest, spec)
+    else:
+        if spec.min_p > 0.0:  # that most have less can be seen without their weights
+            tokens = tokens.down_to(largest + (math.log(spec.min_p) - 1) * spec.temperature)
+        weights = _weights(tokens.scores, largest, spec.temperature)
     if spec.min_p > 0.0:
-        likely = weights >= spec.min_p  # the weight of the most likely is 1
-        ids, weights = ids[likely], weights[likely]
-    return Distribution(ids, weights)
+        likely = np.flatnonzero(weights >= spec.min_p)  # the weight of the most likely is 1
+        tokens, weights = tokens.only(likely), weights.take(likely)
+    return Distribution(tokens.ids, weights)
 
 
-def top_k(scores: Logits, k: int) -> Ids:
-    """The indices of the k largest scores, 0 < k < len(scores), ties by lower index; ascending.
+@functools.lru_cache(maxsize=4)
+def _every_id(vocab: int) -> Ids:
+    ids = np.arange(vocab, dtype=np.int64)
+    ids.flags.writeable = False
+    return ids
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """Some of the vocabulary: ids, ascending, and their scores."""
+
+    ids: Ids
+    scores: Scores
+
+    def only(self, places: Ids) -> _Tokens:
+        """Those at ``places``, ascending."""
+        if len(places) == len(self.ids):
+            return self
+        return _Tokens(self.ids.take(places), self.scores.take(places))
+
+    def down_to(self, low: float) -> _Tokens:
+        """All with a score from ``low`` on; with others, where there are few of those."""
+        with np.errstate(over="ignore"):
+            bound = np.nextafter(self.scores.dtype.type(low), -np.inf, dtype=self.scores.dtype)
+        near = self.scores >= bound
+        few = np.count_nonzero(near) < len(near) // 2
+        return self.only(np.flatnonzero(near)) if few else self
+
+
+def _weights(scores: Scores, largest: np.float64, temperature: float) -> Logits:
+    """exp((scores - largest) / temperature), not normalised."""
+    weights = np.subtract(scores, largest, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore"):  # a tiny temperature: weight 0, rightly
+        weights /= temperature
+        return np.exp(weights, out=weights)
+
+
+def top_k(scores: Scores, k: int) -> Ids:
+    """The indices of the k largest scores, 0 < k <= len(scores), ties by lower index; ascending.
 
     O(vocab): the k-th largest value by selection, all above it, and the first of its equals.
     """
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-    above = np.flatnonzero(scores > threshold)
-    equal = np.flatnonzero(scores == threshold)[: k - len(above)]
-    return np.sort(np.concatenate((above, equal)))
+    kept = scores > threshold
+    equal = np.flatnonzero(scores == threshold)
+    kept[equal[: k - np.count_nonzero(kept)]] = True
+    return np.flatnonzero(kept)
 
 
-def top_p_count(weights: Logits, p: float) -> int:
-    """How many of the largest weights it takes to reach p of their sum, the crossing one
-    included; at least 1.
+def top_p(tokens: _Tokens, largest: np.float64, spec: SamplingSpec) -> tuple[_Tokens, Logits]:
+    """The most likely tokens that it takes to reach top_p of the mass, the crossing one included,
+    at least one; with their weights.
 
-    Peaked distributions, the common case, are decided by the first look. The running sum is
-    the same in both looks, and so is the answer.
+    That is: weights are added up from the largest on until top_p times their sum in vocabulary
+    order is reached. Tokens rank by score, not by weight: dividing by the temperature may round
+    two into a tie. Looking at fewer tokens first gives the same answer or none.
     """
-    total, size = p * weights.sum(), len(weights)
-    likeliest = weights
-    if size > _FIRST_LOOK:
-        likeliest = np.partition(weights, size - _FIRST_LOOK)[size - _FIRST_LOOK :]
-    mass = np.cumsum(np.sort(likeliest)[::-1])
-    if mass[-1] < total:
+    near = tokens.down_to(largest - _DEPTH * spec.temperature)
+    weights = _weights(near.scores, largest, spec.temperature)
+    total = weights.sum()
+    unseen = (len(tokens.ids) - len(near.ids)) * math.exp(-_DEPTH)
+    # All others together have less than half of what may be left out.
+    likely = weights >= (1 - spec.top_p) * total / (2 * len(weights))
+    if np.count_nonzero(likely) < len(weights) // 2:
+        places = np.flatnonzero(likely)
+        near, weights = near.only(places), weights.take(places)
+    count = _crossing(weights, spec.top_p * total, _NOISE * total + unseen)
+    if count is None:
+        near, weights = tokens, _weights(tokens.scores, largest, spec.temperature)
         mass = np.cumsum(np.sort(weights)[::-1])
-    return min(int(np.searchsorted(mass, total, side="left")) + 1, size)
+        count = int(np.searchsorted(mass, spec.top_p * weights.sum())) + 1
+    kept = top_k(near.scores, min(count, len(weights)))
+    return near.only(kept), weights.take(kept)
+
+
+def _crossing(weights: Logits, target: float, noise: float) -> int | None:
+    """How many of the largest ``weights``, added up from the largest on, it takes to reach
+    ``target``; None where ``noise`` in the sums may decide."""
+    first, before = 0, 0.0
+    if len(weights) > _SORTED:
+        # Whole bins are added up, and only the tokens of that where it is reached one by one.
+        # Positive floats rank as their bits do.
+        bins = weights.view(np.int64) >> _BIN_SHIFT
+        bins -= bins.min()
+        mass: Logits = np.cumsum(np.bincount(bins, weights)[::-1])
+        place = int(np.searchsorted(mass, target))
+        if place == len(mass):
+            return None
+        crossed = len(mass) - 1 - place
+        first = int(np.count_nonzero(bins > crossed))
+        before = float(mass[place - 1]) if place else 0.0
+        weights = weights[bins == crossed]
+    mass = before + np.cumsum(np.sort(weights)[::-1])
+    place = int(np.searchsorted(mass, target))
+    if place == len(mass) or mass[place] - target <= noise:
+        return None
+    if target - (mass[place - 1] if place else before) <= noise and first + place:
+        return None
+    return first + place + 1
 
 
 def _first_above(cumulative: Logits, target: float) -> int:

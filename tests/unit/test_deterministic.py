@@ -162,7 +162,8 @@ def test_deterministic_is_close_to_plain(checkpoint: Path, attention: str) -> No
     plain = Driver.load(checkpoint, attention="torch").prefill(0, prompt)
     options = {"deterministic": True, "attention": attention}
     deterministic = Driver.load(checkpoint, **options).prefill(0, prompt)
-    assert np.abs(plain - deterministic).max() < 1e-4 * np.abs(plain).max()
+    # A last bit of float32 now and then rounds a K or V to another FP16.
+    assert np.abs(plain - deterministic).max() < 1e-3 * np.abs(plain).max()
 
 
 def test_leftovers_of_others_in_a_block_are_never_seen(checkpoint: Path, attention: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,12 @@ from torch import Tensor
 
 import model.demo
 from baton.settings import Quantize
+from model.cache.pool import KvPool
 from model.demo.corpus import held_out_conversations
 from model.demo.tokenizer import encode_conversation
+from model.nets.attention import PlainAttention, Span
 from model.nets.config import load_config
+from model.nets.ops import TorchOps
 from model.nets.rope import RopeTable
 from model.nets.rows import PlainRows
 from model.nets.transformer import Transformer
@@ -23,13 +27,7 @@ from model.weights.loader import load_weights
 
 CHECKPOINT = Path(model.demo.__file__).parent / "checkpoint"
 CPU = torch.device("cpu")
-
-
-def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of one whole sequence, over K and V as FP16 holds them."""
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k.half().to(k), v.half().to(v)))
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return mixed[0].transpose(0, 1).flatten(1)
+BLOCK = 16
 
 
 @torch.inference_mode()
@@ -39,12 +37,31 @@ def loss(quantize: Quantize | None) -> float:
     weights = load_weights(CHECKPOINT, config, dtype=torch.bfloat16, device=CPU, quantize=quantize)
     assert quantize is None or weights.kind == quantize, "nothing fell back"
     rope = RopeTable(config.rope, config.head_dim, config.max_positions, CPU)
-    net = Transformer(config, weights, rope, PlainRows())
+    pool = KvPool(
+        layers=config.layers,
+        num_blocks=-(-config.max_positions // BLOCK),
+        block_size=BLOCK,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        device=CPU,
+    )
+    ops = TorchOps(config, rope, pool, PlainRows())
+    net, attention = Transformer(weights, ops), PlainAttention(torch.bfloat16)
+    table = torch.arange(pool.num_blocks)
     tokenizer = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
     total, count = 0.0, 0
     for messages in held_out_conversations(random.Random(9)):
         ids, written = encode_conversation(tokenizer, messages)
-        hidden = net.forward(torch.tensor(ids[:-1]), torch.arange(len(ids) - 1), attend)
+        where = np.arange(len(ids) - 1)
+        spans = (Span(0, len(where), 0, table),)
+
+        def attend(layer: int, q: Tensor, spans: tuple[Span, ...] = spans) -> Tensor:
+            return attention(layer, q, pool, spans, None)
+
+        ops.begin(
+            torch.from_numpy(where), torch.from_numpy(pool.rows_of(where // BLOCK, where % BLOCK))
+        )
+        hidden = net.forward(torch.tensor(ids[:-1]), attend)
         mask = torch.tensor(written[1:])
         logits = net.logits(hidden[mask]).float()
         total += float(F.cross_entropy(logits, torch.tensor(ids[1:])[mask], reduction="sum"))

@@ -174,6 +174,49 @@ def test_distribution_equals_the_plain_statement(
     assert all(kept[i] == pytest.approx(plain[i], rel=1e-6) for i in likely & set(kept))
 
 
+def filtered(values: Logits, what: Sample) -> Distribution:
+    """The rules with numpy, everything sorted and nothing spared; to be matched bit for bit."""
+    spec, scores = what.spec, values.astype(np.float64)
+    ranked = np.lexsort((np.arange(len(scores)), -scores))
+    ids = np.sort(ranked[: spec.top_k or len(scores)])
+    with np.errstate(over="ignore", under="ignore"):
+        weights = np.exp((scores[ids] - scores.max()) / spec.temperature)
+    if spec.top_p < 1:
+        mass = np.cumsum(np.sort(weights)[::-1])
+        count = int(np.searchsorted(mass, spec.top_p * weights.sum())) + 1
+        kept = np.isin(ids, ranked[:count])
+        ids, weights = ids[kept], weights[kept]
+    likely = weights >= spec.min_p
+    return Distribution(ids[likely], weights[likely])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([2, 17, 5000, 40_000]),
+    st.sampled_from([0.01, 0.5, 3.0, 30.0]),
+    st.sampled_from([None, 1.0, 0.125]),
+    st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([1e-300, 1e-7, 0.7, 1.0, 100.0]),
+            "top_k": st.sampled_from([0, 0, 1, 50, 6000]),
+            "top_p": st.sampled_from([1e-9, 0.5, 0.9, 0.999999, 1 - 1e-12, 1.0]),
+            "min_p": st.sampled_from([0.0, 0.0, 0.001, 0.5, 1.0]),
+        }
+    ),
+)
+def test_what_is_spared_changes_no_bit(
+    seed: int, vocab: int, spread: float, coarse: float | None, spec: dict[str, Any]
+) -> None:
+    values = np.random.default_rng(seed).normal(0, spread, vocab)
+    if coarse is not None:  # many ties
+        values = np.round(values / coarse) * coarse
+    values = values.astype(np.float32)
+    found, expected = (f(values, asks(**spec)) for f in (distribution, filtered))
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.weights.tobytes() == expected.weights.tobytes()
+
+
 def test_a_tiny_temperature_is_almost_greedy() -> None:
     values = np.linspace(-50, 50, 1000).astype(np.float32)
     assert sample(values, asks(temperature=1e-300)) == 999
