@@ -22,6 +22,8 @@ _WORKSPACE_BYTES = 128 * 2**20  # as its documentation recommends
 
 def flashinfer_refusal(shape: AttentionShape) -> str | None:
     """Why FlashInfer cannot be had here, None where it can."""
+    if shape.device.type != "cuda":
+        return f"flashinfer is for CUDA, not for {shape.device}"
     if importlib.util.find_spec("flashinfer") is None:
         return "flashinfer is not installed"
     if shape.head_dim not in _HEAD_SIZES:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from model.cuda.buckets import splits_for
 from model.cuda.buffers import StepInputs
 from model.cuda.kernels.attention import paged_attention
 from model.cuda.paged import AttentionShape, PagedAttention
-
-_MOST_SPLITS = 32
-_WAVES = 2  # programs for each multiprocessor, at least
 
 
 class TritonAttention(PagedAttention):
@@ -44,11 +42,3 @@ class TritonAttention(PagedAttention):
             dtype=shape.dtype,
         )
         return out.flatten(1)
-
-
-def splits_for(programs: int, processors: int) -> int:
-    """In how many parts, a power of two, to cut each program's keys to keep a device busy."""
-    splits = 1
-    while splits < _MOST_SPLITS and programs * splits < processors * _WAVES:
-        splits *= 2
-    return splits

@@ -52,7 +52,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        return self.parts()["blocks"].start + self.blocks
+        return int(self.parts()["blocks"].stop)
 
 
 class Tables:

@@ -28,6 +28,8 @@ def varlen_refusal(shape: AttentionShape) -> str | None:
 
     if "block_table" not in inspect.signature(varlen_attn).parameters:
         return f"varlen_attn of torch {torch.__version__} has no block tables"
+    if shape.device.type != "cuda":
+        return f"varlen_attn is for CUDA, not for {shape.device}"
     major, minor = torch.cuda.get_device_capability(shape.device)
     if major not in _IMPLEMENTATIONS:
         return f"FlashAttention 3 and 4 have no block tables on compute capability {major}.{minor}"
