@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.settings import AttentionChoice
 from model.cuda.flashinfer_attention import FlashInferAttention, flashinfer_refusal
+from model.cuda.modules import installed
 from model.cuda.paged import AttentionShape, PagedAttention
 from model.cuda.varlen_attention import VarlenAttention, varlen_refusal
 from model.kernels.build import KernelUnavailable
@@ -65,6 +65,6 @@ def _never(shape: AttentionShape, *, deterministic: bool) -> str | None:
     """What rules out every way."""
     if deterministic:
         return "--deterministic: paged attention depends on the batch in its last bits"
-    if importlib.util.find_spec("triton") is None:
+    if not installed("triton"):
         return "triton is not installed"
     return None

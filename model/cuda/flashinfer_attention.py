@@ -7,13 +7,13 @@ size must be as captured; its wrappers for graphs see to that. A plan is for one
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.cuda.buffers import StepInputs
+from model.cuda.modules import installed
 from model.cuda.paged import AttentionShape, PagedAttention
 
 _HEAD_SIZES = (64, 128, 256)
@@ -24,7 +24,7 @@ def flashinfer_refusal(shape: AttentionShape) -> str | None:
     """Why FlashInfer cannot be had here, None where it can."""
     if shape.device.type != "cuda":
         return f"flashinfer is for CUDA, not for {shape.device}"
-    if importlib.util.find_spec("flashinfer") is None:
+    if not installed("flashinfer"):
         return "flashinfer is not installed"
     if shape.head_dim not in _HEAD_SIZES:
         return f"flashinfer has no kernel for a head size of {shape.head_dim}"

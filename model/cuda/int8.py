@@ -6,12 +6,11 @@ output by itself.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.cuda.modules import installed
 from model.nets.linear import Form
 
 _ROUNDED = 1 << 24  # weights rounded at a time, as float32
@@ -59,9 +58,7 @@ def _slices(outputs: int, inputs: int, weights: int) -> list[slice]:
 
 
 def _refusal(weight: Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return None
+    return None if installed("triton") else "triton is not installed"
 
 
 CUDA_INT8 = Form("int8", _refusal, CudaInt8)

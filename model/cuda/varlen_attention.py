@@ -7,13 +7,13 @@ installed and activated, for the whole process.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 
 import torch
 from torch import Tensor
 
 from model.cuda.buffers import StepInputs
+from model.cuda.modules import installed
 from model.cuda.paged import AttentionShape, PagedAttention
 
 #: Compute capability -> (what torch calls the implementation, the module that it imports).
@@ -22,30 +22,23 @@ _IMPLEMENTATIONS = {9: ("FA3", "flash_attn_interface"), 10: ("FA4", "flash_attn.
 
 def varlen_refusal(shape: AttentionShape) -> str | None:
     """Why varlen_attn cannot be had here, None where it can."""
-    if not _installed("torch.nn.attention.varlen"):
+    if shape.device.type != "cuda":
+        return f"varlen_attn is for CUDA, not for {shape.device}"
+    if not installed("torch.nn.attention.varlen"):
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
     from torch.nn.attention.varlen import varlen_attn
 
     if "block_table" not in inspect.signature(varlen_attn).parameters:
         return f"varlen_attn of torch {torch.__version__} has no block tables"
-    if shape.device.type != "cuda":
-        return f"varlen_attn is for CUDA, not for {shape.device}"
     major, minor = torch.cuda.get_device_capability(shape.device)
     if major not in _IMPLEMENTATIONS:
         return f"FlashAttention 3 and 4 have no block tables on compute capability {major}.{minor}"
     name, module = _IMPLEMENTATIONS[major]
-    if not _installed(module):
+    if not installed(module):
         return f"{name} is not installed (module {module})"
     if shape.head_dim not in (64, 128):
         return f"a head size of {shape.head_dim} is neither 64 nor 128"
     return None
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
 
 
 class VarlenAttention(PagedAttention):
