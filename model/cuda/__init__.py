@@ -7,5 +7,8 @@ net.py       the transformer with one kernel between any two matrix products
 graphs.py    decode steps, captured once per batch size and replayed
 steps.py     one step from slices to tokens, the host waiting once
 paged.py     what attention is asked for; three products stand behind it
+choice.py    which of them, and why
+modules.py   what is installed beside torch
+int8.py      weights in 8 bits
 kernels/     our own, in Triton
 """

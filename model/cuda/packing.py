@@ -61,7 +61,8 @@ class Tables:
     Turning 64 tables of 128 blocks into arrays anew takes half a millisecond.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self._kept: dict[int, tuple[Sequence[int], Ints]] = {}
 
     def of(self, slices: Sequence[Slice]) -> list[Ints]:
@@ -71,18 +72,16 @@ class Tables:
         return [kept[piece.seq_id][1] for piece in slices]
 
     def _table(self, piece: Slice) -> tuple[Sequence[int], Ints]:
-        table = piece.block_table
-        source, known = self._kept.get(piece.seq_id, (None, _NONE))
-        count = len(known)
-        # The same list, longer at its end. A copy on write replaces what is its last entry then.
-        if source is not table or not 0 < count <= len(table) or known[-1] != table[count - 1]:
+        """The list it was made of, and the array. A list grows; those of its blocks that the step
+        writes to may have been replaced; those before are full and stay."""
+        table, full = piece.block_table, piece.start // self._block_size
+        source, known = self._kept.get(piece.seq_id, (None, None))
+        if known is None or source is not table or full > len(known):
             return table, np.array(table, dtype=np.int32)
-        if count == len(table):
+        rest = table[full:]
+        if known[full:].tolist() == rest:
             return table, known
-        return table, np.concatenate((known, np.array(table[count:], dtype=np.int32)))
-
-
-_NONE: Ints = np.empty(0, dtype=np.int32)
+        return table, np.concatenate((known[:full], np.array(rest, dtype=np.int32)))
 
 
 @dataclass(frozen=True, slots=True)

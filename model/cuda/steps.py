@@ -70,7 +70,7 @@ class CudaSteps:
         self._sampler = sampler
         self._device = pool.tensor.device
         self._net = CudaNet(config, weights, pool, attention, max_positions)
-        self._tables = Tables()
+        self._tables = Tables(pool.block_size)
         self._mirror = Mirror(0, self._device)
         self._graphs: DecodeGraphs | None = None
         with self._on_device():

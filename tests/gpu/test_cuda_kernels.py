@@ -61,7 +61,7 @@ def packed(shapes: tuple[tuple[int, int], ...], size: int, blocks: int) -> list[
 
 
 def upload(slices: list[Slice], size: int, rows: int | None = None, scratch: int = 0) -> StepInputs:
-    laid = pack(slices, Tables().of(slices), size, rows=rows, scratch=scratch)
+    laid = pack(slices, Tables(size).of(slices), size, rows=rows, scratch=scratch)
     return Mirror(laid.layout.size, DEVICE).upload(laid, rows)
 
 

@@ -66,7 +66,7 @@ def test_what_is_packed_says_where_everything_is(
         )
         for i, (n, start, asks) in enumerate(wanted)
     ]
-    packed = pack(slices, Tables().of(slices), size)
+    packed = pack(slices, Tables(size).of(slices), size)
     buffer = np.full(packed.layout.size + 5, -1, dtype=np.int32)
     packed.write(buffer)
     parts = {name: buffer[place] for name, place in packed.layout.parts().items()}
@@ -102,7 +102,7 @@ def test_what_is_packed_says_where_everything_is(
 
 def test_a_batch_is_filled_up_with_sequences_in_the_spare_block() -> None:
     slices = [Slice(0, [5], 17, [3, 9, 4], ASKED), Slice(1, [6], 16, [8, 2], ASKED)]
-    packed = pack(slices, Tables().of(slices), 16, rows=4, scratch=50)
+    packed = pack(slices, Tables(16).of(slices), 16, rows=4, scratch=50)
     values = {name: array.tolist() for name, array in packed.values.items()}
     assert values["token_ids"] == [5, 6, 0, 0]
     assert values["positions"] == [17, 16, 0, 0]
@@ -121,7 +121,7 @@ def test_captured_inputs_stay_where_they_are() -> None:
     seen = set()
     for end in (1, 30, 33, 100):
         piece = Slice(0, [1], end - 1, list(range(10)), ASKED)
-        step = mirror.upload(pack((piece,), Tables().of((piece,)), 16, rows=4, scratch=11), 4)
+        step = mirror.upload(pack((piece,), Tables(16).of((piece,)), 16, rows=4, scratch=11), 4)
         inputs = step.device
         tensors = (inputs.token_ids, inputs.keys, inputs.ends, inputs.page_starts, inputs.blocks)
         seen.add(tuple((tensor.data_ptr(), tensor.shape) for tensor in tensors))
@@ -131,23 +131,25 @@ def test_captured_inputs_stay_where_they_are() -> None:
 
 def test_a_step_that_does_not_fit_is_refused() -> None:
     piece = Slice(0, [1] * 100, 0, list(range(7)))
-    packed = pack((piece,), Tables().of((piece,)), 16)
+    packed = pack((piece,), Tables(16).of((piece,)), 16)
     with pytest.raises(ValueError, match="does not fit a buffer of 50"):
         Mirror(50, torch.device("cpu")).upload(packed)
 
 
 @given(st.lists(st.sampled_from(["grow", "grow", "replace", "renew", "stay"]), max_size=30))
 def test_kept_tables_follow_the_lists(changes: list[str]) -> None:
-    tables, fresh = Tables(), iter(range(1000))
-    table = [next(fresh)]
+    """A sequence in its second last block, which has another one reserved behind it."""
+    tables, fresh = Tables(16), iter(range(1000))
+    table = [next(fresh), next(fresh)]
     other = [next(fresh), next(fresh)]
     for change in changes:
         if change == "grow":
             table.append(next(fresh))
-        elif change == "replace":  # copied on write: the last block alone, in place
-            table[-1] = next(fresh)
+        elif change == "replace":  # copied on write: a block that is not full, in place
+            table[-2] = next(fresh)
         elif change == "renew":
             table = [next(fresh) for _ in table]
-        found = tables.of([Slice(0, [1], 0, table), Slice(1, [1], 0, other)])
+        start = 16 * (len(table) - 2) + 3
+        found = tables.of([Slice(0, [1], start, table), Slice(1, [1], 0, other)])
         assert [array.tolist() for array in found] == [table, other]
         assert all(array.dtype == np.int32 for array in found)
