@@ -23,7 +23,7 @@ from baton.liveness import Beat
 from baton.membership.source import Source
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-AttentionChoice = Literal["auto", "kernel", "torch"]
+AttentionChoice = Literal["auto", "flashinfer", "varlen", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 PrefillOrder = Literal["fcfs", "srpt"]
 
@@ -101,11 +101,16 @@ class ComputeSettings(ModelSettings):
     attention: AttentionChoice = Field(
         "auto",
         description="on a CPU, by our own C kernels or by torch, and with it norms, rope and "
-        "activation; auto: the kernels where a C compiler is found and the CPU has AVX2",
+        "activation; auto: the kernels where a C compiler is found and the CPU has AVX2. On CUDA, "
+        "by flashinfer (where installed), torch's varlen (with FlashAttention 3 or 4), our Triton "
+        "kernel or plain torch; auto: the first",
+    )
+    cuda_graphs: bool = Field(
+        True, description="on CUDA, capture decode steps of up to --max-running sequences at start"
     )
     quantize: Quantize | None = Field(
         None,
-        description="round the weights of linears to 8 or 4 bits at load, cpu only; "
+        description="round the weights of linears to 8 bits, or 4 (cpu only), at load; "
         "activations and KV stay as they are",
     )
     threads: int | None = Field(

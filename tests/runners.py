@@ -15,6 +15,8 @@ from model.engine.torch_runner import TorchRunner, load_runner
 
 Logits = npt.NDArray[np.float32]
 GREEDY = SamplingSpec(temperature=0)
+#: A bias, even of nothing, is the host sampler's business: it sees the logits on any device.
+SEEN = SamplingSpec(temperature=0, logit_bias={0: 0.0})
 
 
 class Driver:
@@ -48,7 +50,7 @@ class Driver:
         known += tokens
         while len(table) * self.runner.compatibility.block_size < len(known):
             table.append(self._free.pop(0 if len(self._free) % 2 else -1))
-        asked = Sample(GREEDY, known, ()) if sample else None
+        asked = Sample(SEEN, known, ()) if sample else None
         return Slice(seq, list(tokens), start, list(table), asked, **more)
 
     def adopt(self, seq: int, other: int, tokens: int) -> None:

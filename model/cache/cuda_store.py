@@ -96,6 +96,7 @@ class CudaStore:
         layers, blocks = pool.tensor.shape[:2]
         self._device = pool.tensor.device
         self._bytes = pool.tensor.view(torch.uint8).view(layers, blocks, -1)
+        self._shape = (layers, pool.num_blocks)  # a spare block is none that can be asked for
         self._writes = StepWrites[torch.cuda.Event]()
         self._pinned: dict[int, int] = {}  # start -> end, as addresses
         count = max(1, _STAGING_BYTES // self.block_bytes)
@@ -143,19 +144,19 @@ class CudaStore:
 
     async def read(self, layer: int, blocks: Sequence[int]) -> Sequence[memoryview]:
         """Views of a copy, which they keep alive."""
-        require_inside(self._bytes.shape[:2], layer, blocks)
+        require_inside(self._shape, layer, blocks)
         rows = np.empty((len(blocks), self.block_bytes), dtype=np.uint8)
         await self._run(self._copy_out, layer, list(blocks), rows)
         whole, size = rows.data.cast("B").toreadonly(), self.block_bytes
         return [whole[start : start + size] for start in range(0, whole.nbytes, size)]
 
     async def read_into(self, layer: int, blocks: Sequence[int], target: memoryview) -> None:
-        require_inside(self._bytes.shape[:2], layer, blocks)
+        require_inside(self._shape, layer, blocks)
         rows = as_rows(target, len(blocks), self.block_bytes)
         await self._run(self._copy_out, layer, list(blocks), rows)
 
     async def write(self, layer: int, blocks: Sequence[int], data: memoryview) -> None:
-        require_inside(self._bytes.shape[:2], layer, blocks)
+        require_inside(self._shape, layer, blocks)
         rows = as_rows(data, len(blocks), self.block_bytes)
         await self._run(self._copy_in, layer, list(blocks), rows)
 

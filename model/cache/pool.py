@@ -30,10 +30,12 @@ class KvPool:
         kv_heads: int,
         head_dim: int,
         device: torch.device,
+        spare: int = 0,
     ) -> None:
+        """``spare`` blocks follow the others; they are nobody's, and steps may write there."""
         self.block_size = block_size
         self.num_blocks = num_blocks
-        shape = (layers, num_blocks, 2, block_size, kv_heads, head_dim)
+        shape = (layers, num_blocks + spare, 2, block_size, kv_heads, head_dim)
         #: On a CPU the same memory as a numpy array, so that bytes move without torch.
         self.host: npt.NDArray[np.float16] | None = None
         if device.type == "cpu":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -20,27 +21,27 @@ from baton.errors import (
     BatonError,
     ContextLengthExceeded,
     InvalidRequest,
-    KvOverflow,
 )
 from baton.identity import CompatibilityClass
 from baton.settings import AttentionChoice, Quantize
 from model.cache.cuda_store import CudaStore
-from model.cache.pool import FP16_LIMIT, KvPool
+from model.cache.pool import KvPool
 from model.cache.store import HostStore
+from model.engine.overflow import overflows
 from model.engine.packing import PackedStep, Packer
-from model.engine.plan import Sample, Slice, StepPlan, StepResult
+from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
-from model.nets.attention import Span
 from model.nets.choice import ChosenAttention, choose_attention, choose_ops
 from model.nets.config import ModelConfig, load_config
 from model.nets.rope import RopeTable
 from model.nets.rows import TiledLinear, require_row_independence
 from model.nets.transformer import ModelWeights, Transformer
+from model.sampling.device import HostSampler
 from model.weights.loader import Progress, load_weights
 from model.weights.revision import model_revision
 
-#: (logits float32 [vocab], what was asked) -> token id; raises BatonError to fail one sequence.
-Sampler = Callable[[npt.NDArray[np.float32], Sample], int]
+if TYPE_CHECKING:
+    from model.cuda.steps import CudaSteps
 
 _DEFAULT_CPU_KV_BYTES = 1 << 30
 _DEFAULT_CUDA_KV_SHARE = 0.85  # of the memory that is free once the weights are loaded
@@ -57,13 +58,15 @@ class TorchRunner:
         revision: str,
         num_blocks: int,
         block_size: int,
-        sampler: Sampler,
+        sampler: HostSampler,
         attention: AttentionChoice = "auto",
         deterministic: bool = False,
+        graph_rows: int = 0,
     ) -> None:
         """Allocate the pool beside the weights, on their device.
 
-        ``revision`` names the weights (model_revision). Raises ValueError for sizes that are
+        ``revision`` names the weights (model_revision). On a CUDA device decode steps of up to
+        ``graph_rows`` sequences are captured as graphs. Raises ValueError for sizes that are
         not positive or an ``attention`` that cannot be had, RuntimeError when ``deterministic``
         cannot be promised on this build of torch.
         """
@@ -79,16 +82,19 @@ class TorchRunner:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             device=self._device,
+            spare=1 if self._device.type == "cuda" else 0,
         )
         self._packer = Packer(self._pool)
         self._store = (
             CudaStore(self._pool) if self._pool.host is None else HostStore(self._pool.host)
         )
         self._sampler = sampler
+        self.max_positions = min(config.max_positions, num_blocks * block_size)
         self.chosen: ChosenAttention = choose_attention(
             attention,
             config,
             block_size=block_size,
+            max_positions=self.max_positions,
             dtype=dtype,
             device=self._device,
             deterministic=deterministic,
@@ -97,12 +103,12 @@ class TorchRunner:
         if deterministic:
             require_row_independence(weights.linears(), dtype, self._device)
             weights = weights.each_linear(TiledLinear)
-        self.max_positions = min(config.max_positions, num_blocks * block_size)
         rope = RopeTable(config.rope, config.head_dim, self.max_positions, self._device)
         self._ops = choose_ops(
             self.chosen, config, rope, self._pool, dtype=dtype, deterministic=deterministic
         )
         self._net = Transformer(weights, self._ops)
+        self._cuda = self._cuda_steps(weights, graph_rows)
         self._compatibility = CompatibilityClass(
             model_revision=revision,
             layers=config.layers,
@@ -112,6 +118,24 @@ class TorchRunner:
         )
         self._numerics_id = _numerics_id(
             dtype, weights.kind, self._device, self.chosen.name, deterministic, block_size
+        )
+
+    def _cuda_steps(self, weights: ModelWeights, graph_rows: int) -> CudaSteps | None:
+        """What computes every step where attention is paged: model/cuda."""
+        if self.chosen.paged is None:
+            return None
+        # Imported here: it needs Triton, which only torch for CUDA brings along.
+        from model.cuda.steps import CudaSteps
+
+        return CudaSteps(
+            self.config,
+            weights,
+            self._pool,
+            self._store,
+            self.chosen.paged,
+            self._sampler,
+            max_positions=self.max_positions,
+            graph_rows=graph_rows,
         )
 
     @property
@@ -144,23 +168,32 @@ class TorchRunner:
         slices = [s for s in plan.slices if s.seq_id not in errors]
         tokens: dict[int, int] = {}
         if slices:
-            step = self._packer.pack(slices)
-            if isinstance(self._store, CudaStore):
-                self._store.begin_step(self._exported(slices))
-            hidden, peaks = self._forward(step, on_layer)
-            errors |= _overflows(slices, step.spans, peaks)
-            asking = [
-                (piece.seq_id, piece.sample, span.first + span.count - 1)
-                for piece, span in zip(slices, step.spans, strict=True)
-                if piece.sample is not None and piece.seq_id not in errors
-            ]
-            logits = self._logits(hidden, [row for _, _, row in asking])
-            for (seq_id, sample, _), row in zip(asking, logits, strict=True):
-                try:
-                    tokens[seq_id] = self._sampler(row, sample)
-                except BatonError as error:
-                    errors[seq_id] = error
+            compute = self._compute if self._cuda is None else self._cuda.run
+            tokens, failed = compute(slices, on_layer)
+            errors |= failed
         return StepResult(plan.step, tokens, errors, time.perf_counter() - began)
+
+    def _compute(
+        self, slices: Sequence[Slice], on_layer: LayerListener
+    ) -> tuple[dict[int, int], dict[int, BatonError]]:
+        """Tokens and errors by sequence, by plain torch; logits are sampled on the host."""
+        step = self._packer.pack(slices)
+        if isinstance(self._store, CudaStore):
+            self._store.begin_step(self._exported(slices))
+        hidden, peaks = self._forward(step, on_layer)
+        errors, tokens = overflows(slices, peaks.numpy()), dict[int, int]()
+        asking = [
+            (piece.seq_id, piece.sample, span.first + span.count - 1)
+            for piece, span in zip(slices, step.spans, strict=True)
+            if piece.sample is not None and piece.seq_id not in errors
+        ]
+        logits = self._logits(hidden, [row for _, _, row in asking])
+        for (seq_id, sample, _), row in zip(asking, logits, strict=True):
+            try:
+                tokens[seq_id] = self._sampler(row, sample)
+            except BatonError as error:
+                errors[seq_id] = error
+        return tokens, errors
 
     def _refusal(self, piece: Slice) -> BatonError | None:
         """Why a slice cannot be packed; an id outside the embedding would take all others down."""
@@ -205,30 +238,10 @@ class TorchRunner:
         return logits
 
 
-def _overflows(
-    slices: Sequence[Slice], spans: Sequence[Span], peaks: Tensor
-) -> dict[int, BatonError]:
-    """A KvOverflow for every slice with a K or V beyond FP16; ``peaks`` is [layers, n]."""
-    fits = peaks.numpy() < FP16_LIMIT  # NaN does not
-    if fits.all():
-        return {}
-    errors: dict[int, BatonError] = {}
-    for piece, span in zip(slices, spans, strict=True):
-        found = np.argwhere(~fits[:, span.first : span.first + span.count])
-        if len(found):
-            layer, offset = (int(index) for index in found[0])
-            errors[piece.seq_id] = KvOverflow(
-                f"a key or value of magnitude {float(peaks[layer, span.first + offset]):g} in "
-                f"layer {layer} at position {span.start + offset} does not fit the FP16 cache, "
-                f"whose largest is 65504"
-            )
-    return errors
-
-
 def load_runner(
     directory: Path,
     *,
-    sampler: Sampler,
+    sampler: HostSampler,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     quantize: Quantize | None = None,
@@ -238,6 +251,7 @@ def load_runner(
     attention: AttentionChoice = "auto",
     deterministic: bool = False,
     threads: int | None = None,
+    graph_rows: int = 0,
     progress: Progress | None = None,
 ) -> TorchRunner:
     """Check and load a model directory, and size the pool.
@@ -272,6 +286,7 @@ def load_runner(
         sampler=sampler,
         attention=attention,
         deterministic=deterministic,
+        graph_rows=graph_rows,
     )
 
 

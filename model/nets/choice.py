@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from baton.settings import AttentionChoice
+from model.cuda.choice import choose_paged
+from model.cuda.paged import AttentionShape, PagedAttention
 from model.kernels.build import (
     PORTABLE,
     InstructionSet,
@@ -29,8 +31,9 @@ from model.nets.rows import PlainRows, Rows, TiledRows
 class ChosenAttention:
     attention: Attention
     name: str  #: tells apart what may differ in a bit
-    reason: str | None = None  #: why it is not our kernel, where that would have been taken
-    token_ops: TokenOpsLibrary | None = None  #: goes with our kernel
+    reason: str | None = None  #: why it is not a better one, where that would have been taken
+    token_ops: TokenOpsLibrary | None = None  #: goes with our kernel on a CPU
+    paged: PagedAttention | None = None  #: on a CUDA device, where steps do not use ``attention``
 
 
 def choose_attention(
@@ -38,13 +41,33 @@ def choose_attention(
     config: ModelConfig,
     *,
     block_size: int,
+    max_positions: int,
     dtype: torch.dtype,
     device: torch.device,
     deterministic: bool,
 ) -> ChosenAttention:
     """``auto`` is the kernel where it can be had and is the faster one: on a CPU with AVX2 at
-    least. Raises KernelUnavailable when ``kernel`` is asked for and cannot be had."""
+    least. On a CUDA device: the best of ``model.cuda.choice``. Raises KernelUnavailable for one
+    that is asked for by name and cannot be had."""
     reason = None
+    if device.type == "cuda":
+        shape = AttentionShape(
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            block_size=block_size,
+            windows=config.windows,
+            max_positions=max_positions,
+            dtype=dtype,
+            device=device,
+        )
+        paged, reason = choose_paged(choice, shape, deterministic=deterministic)
+        if paged is not None:
+            plain = PlainAttention(torch.float16)
+            return ChosenAttention(plain, paged.name, reason, paged=paged)
+        choice = "torch"
+    if choice in ("flashinfer", "varlen"):
+        raise KernelUnavailable(f"--attention {choice} is for CUDA, not for {device}")
     if choice != "torch":
         try:
             target = _target(device, faster=choice == "auto")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from baton.settings import Quantize
+from model.cuda.int8 import CUDA_INT8
 from model.nets.linear import PACKED, PLAIN, Form, Linear
 from model.nets.quantized import INT4, INT8
 from model.nets.rows import is_row_independent
@@ -26,9 +27,9 @@ def forms(quantize: Quantize | None, device: torch.device) -> tuple[Form, ...]:
     """The forms to try, best first. Raises ValueError where a device has none that is asked for."""
     if device.type == "cpu":
         return _FORMS[quantize]
-    if quantize is not None:
+    if quantize == "int4":
         raise ValueError(f"--quantize {quantize} is implemented for cpu, not for {device}")
-    return (PLAIN,)
+    return (CUDA_INT8, PLAIN) if quantize == "int8" else (PLAIN,)
 
 
 class LinearMaker:

@@ -83,9 +83,10 @@ def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, i
         attention=settings.attention,
         deterministic=settings.deterministic,
         threads=settings.threads,
+        graph_rows=settings.max_running if settings.cuda_graphs else 0,
         progress=progress,
     )
-    log.info("attention", by=runner.chosen.name, why_not_kernel=runner.chosen.reason)
+    log.info("attention", by=runner.chosen.name, why_not_better=runner.chosen.reason)
     return runner, runner.config.vocab_size, runner.config.max_positions
 
 

@@ -40,17 +40,27 @@ TOKENS, ROUNDS = 4096, 9
 
 
 @pytest.mark.parametrize("transport", ["shm", "grpc"])
-async def test_tokens_are_those_of_one_process(transport: str, tiny_llama: Path) -> None:
+@pytest.mark.parametrize("deterministic", [True, False])
+async def test_tokens_are_those_of_one_process(
+    transport: str, deterministic: bool, tiny_llama: Path
+) -> None:
+    """Bit for bit, or, with graphs and paged attention, but where summation decides."""
     asked = [client.body([(i * 37 + n) % 256 for i in range(n)], 24) for n in (15, 16, 130, 257)]
 
     async def answers(*flags: str) -> list[list[int]]:
-        common = ("--device", DEVICE, "--deterministic", "--chunk-tokens", "100")
+        common = ["--device", DEVICE, "--chunk-tokens", "100"]
+        common += ["--deterministic"] * deterministic
         with cluster(tiny_llama, *common, *flags) as running:
             async with client.connect(running.url) as http:
                 return await asyncio.gather(*(client.tokens(http, each) for each in asked))
 
     expected = await answers("--colocated", "1")
-    assert await answers("--kv-transports", transport) == expected
+    found = await answers("--kv-transports", transport)
+    if deterministic:
+        assert found == expected
+    else:
+        assert [tokens[0] for tokens in found] == [tokens[0] for tokens in expected]
+        assert sum(map(list.__eq__, found, expected)) >= len(asked) - 1
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.cuda import choice
 from model.kernels.build import PORTABLE, KernelUnavailable, build, default_cache, supported
 from model.kernels.library import PagedAttentionLibrary, load_library
 from model.nets.choice import choose_attention
@@ -148,10 +149,15 @@ def test_without_a_compiler_torch_computes_and_says_why(
         Driver.load(checkpoint, attention="kernel")
 
 
-def test_the_kernel_is_refused_on_a_gpu(tmp_path: Path) -> None:
+def test_on_a_gpu_it_is_another_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "installed", lambda module: False)
     config = Driver.load(make_checkpoint("llama2", tmp_path)).runner.config
     options = {"block_size": 16, "dtype": torch.bfloat16, "deterministic": False}
-    device = torch.device("cuda:0")
-    with pytest.raises(KernelUnavailable, match="for the CPU, not for cuda:0"):
-        choose_attention("kernel", config, device=device, **options)
-    assert choose_attention("auto", config, device=device, **options).name == "torch"
+    options |= {"max_positions": 64, "device": torch.device("cuda:0")}
+    with pytest.raises(KernelUnavailable, match="--attention kernel: triton is not installed"):
+        choose_attention("kernel", config, **options)
+    chosen = choose_attention("auto", config, **options)
+    assert (chosen.name, chosen.reason) == ("torch", "triton is not installed")
+    options["device"] = torch.device("cpu")
+    with pytest.raises(KernelUnavailable, match="--attention flashinfer is for CUDA, not for cpu"):
+        choose_attention("flashinfer", config, **options)

@@ -132,7 +132,7 @@ def test_an_operator_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> 
     assert f"torch {torch.__version__} says: no such operator" == PACKED.refusal(random(8, 8))
 
 
-def test_no_device_but_a_cpu_has_quantised_weights() -> None:
-    with pytest.raises(ValueError, match="--quantize int8 is implemented for cpu, not for cuda:1"):
-        forms("int8", torch.device("cuda:1"))
+def test_no_device_but_a_cpu_has_weights_of_4_bits() -> None:
+    with pytest.raises(ValueError, match="--quantize int4 is implemented for cpu, not for cuda:1"):
+        forms("int4", torch.device("cuda:1"))
     assert forms(None, torch.device("cuda")) == (PLAIN,)

@@ -1,0 +1,150 @@
+"""Sampling where the logits are: the function of ``sampler``, for many rows at once, in torch.
+
+Greedy rows and seeded ones are settled on the device; a row with penalties, a bias or a mask goes
+to the host's sampler. Draws differ from the host's by the order of summation at most: the uniform
+number is the host's own, ranks and ties are the same, weights are float64 and summed in vocabulary
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from baton.errors import BatonError
+from model.engine.plan import Sample
+from model.sampling.draw import uniform
+from model.sampling.penalties import changes_logits
+
+#: (logits float32 [vocab], what was asked) -> token id; raises BatonError to fail one sequence.
+HostSampler = Callable[[npt.NDArray[np.float32], Sample], int]
+
+_AT_ONCE = 32  # rows drawn together: at float64 and 128k tokens, 32 MiB for each intermediate
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The logits of a step, and what every row needs of them. All on the device."""
+
+    logits: Tensor  #: [n, vocab]
+    best: Tensor  #: int64 [n], the lowest id among the largest
+    low: Tensor  #: [n], NaN where any logit is
+    high: Tensor  #: [n], likewise
+
+
+def score(logits: Tensor) -> Scores:
+    """For logits [n, vocab]."""
+    low, high = torch.aminmax(logits, dim=-1)
+    return Scores(logits, logits.argmax(-1), low, high)
+
+
+class Pending:
+    """Tokens on their way to the host."""
+
+    def __init__(self, scores: Scores, asked: Sequence[tuple[int, Sample]]) -> None:
+        """Enqueue what it takes to sample the rows named in ``asked``; waits for nothing."""
+        self._scores = scores
+        self._asked = asked
+        self._drawn = _Rows(i for i, sample in asked if not sample.spec.greedy and _is_pure(sample))
+        self._bent = _Rows(i for i, sample in asked if not _is_pure(sample))
+        finite = scores.low.isfinite() & scores.high.isfinite()
+        self._finite = finite.to("cpu", non_blocking=True)
+        self._best = scores.best.to("cpu", non_blocking=True)
+        samples = dict(asked)
+        if self._drawn:
+            logits = scores.logits[self._drawn.on(scores.logits.device)]
+            ids = _draw(logits, [samples[row] for row in self._drawn])
+            self._ids = ids.to("cpu", non_blocking=True)
+        if self._bent:
+            logits = scores.logits[self._bent.on(scores.logits.device)]
+            self._logits = logits.float().to("cpu", non_blocking=True)
+
+    def tokens(self, host: HostSampler) -> list[int | BatonError]:
+        """The token of each row asked for, in order, or why it has none.
+
+        The device must be through with what was enqueued.
+        """
+        finite, best = self._finite.tolist(), self._best.tolist()
+        ids = dict(zip(self._drawn, self._ids.tolist(), strict=True)) if self._drawn else {}
+        found: list[int | BatonError] = []
+        for row, sample in self._asked:
+            try:
+                if not finite[row]:  # the host's sampler says which logit it is
+                    found.append(host(self._scores.logits[row].float().cpu().numpy(), sample))
+                elif row in self._bent:
+                    found.append(host(self._logits[self._bent.place(row)].numpy(), sample))
+                else:
+                    found.append(ids[row] if row in ids else best[row])
+            except BatonError as error:
+                found.append(error)
+        return found
+
+
+class _Rows(list[int]):
+    """Some rows, in order."""
+
+    def on(self, device: torch.device) -> Tensor:
+        return _sent(np.array(self, dtype=np.int64), device)
+
+    def place(self, row: int) -> int:
+        return self.index(row)
+
+
+def _is_pure(sample: Sample) -> bool:
+    return not changes_logits(sample)
+
+
+def _sent(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """On the device, without waiting for it."""
+    host = torch.from_numpy(values)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
+def _draw(logits: Tensor, samples: Sequence[Sample]) -> Tensor:
+    """One token for each row, int64 [n]."""
+    rows = [_terms(sample, logits.shape[1]) for sample in samples]
+    terms = _sent(np.array(rows, dtype=np.float64), logits.device)
+    ranked = any(0 < s.spec.top_k < logits.shape[1] or s.spec.top_p < 1.0 for s in samples)
+    parts = zip(torch.split(logits, _AT_ONCE), torch.split(terms, _AT_ONCE), strict=True)
+    return torch.cat([draw(part, wanted, ranked=ranked) for part, wanted in parts])
+
+
+def _terms(sample: Sample, vocab: int) -> tuple[float, float, float, float, float]:
+    """Temperature, top_k (the vocabulary if off), top_p, min_p, the uniform number."""
+    spec = sample.spec
+    position = len(sample.prompt_ids) + len(sample.generated_ids)
+    number = uniform(spec.seed, position, sample.choice_index)
+    return spec.temperature, spec.top_k or vocab, spec.top_p, spec.min_p, number
+
+
+def draw(logits: Tensor, terms: Tensor, *, ranked: bool) -> Tensor:
+    """Steps 4 to 8 of ``sampler``: one token id, int64 [n], for finite logits [n, vocab].
+
+    ``terms`` float64 [n, 5] are temperature, top_k, top_p, min_p and the uniform number of each
+    row; ``ranked`` says that some row has a top_k or top_p.
+    """
+    temperature, most, share, least, number = terms[:, :, None].unbind(1)
+    scores = logits.double()
+    weights = ((scores - scores.amax(-1, keepdim=True)) / temperature).exp_()
+    if ranked:
+        # By score: dividing may round two into a tie. Plus 0: -0.0 must tie with 0.0.
+        order = (logits + 0.0).sort(dim=-1, descending=True, stable=True).indices
+        rank = torch.arange(logits.shape[1], device=logits.device)
+        ranks = weights.gather(1, order).masked_fill_(rank >= most, 0.0)
+        mass = ranks.cumsum(-1)
+        crossing = (mass < share * mass[:, -1:]).sum(-1, keepdim=True)
+        ranks.masked_fill_((rank > crossing) & (share < 1.0), 0.0)
+        weights = torch.zeros_like(weights).scatter_(1, order, ranks)
+    weights.masked_fill_(weights < least, 0.0)
+    cumulative = weights.cumsum(-1)
+    present = weights > 0
+    # A parallel sum need not grow at every step, so only what has a weight is looked at.
+    above = (cumulative > number * cumulative[:, -1:]) & present
+    first = above.byte().argmax(-1)
+    last = present.shape[1] - 1 - present.flip(-1).byte().argmax(-1)
+    return torch.where(above.any(-1), first, last)
