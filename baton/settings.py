@@ -21,6 +21,9 @@ from baton.deadlines import Deadlines
 from baton.flags import Placeholder
 from baton.liveness import Beat
 
+#: Connections that may share one hand-off over grpc.
+MAX_STRIPES = 16
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
@@ -185,7 +188,10 @@ class ReadingSettings(ModelSettings):
         "prove so slow that it costs under 2 % of them",
     )
     kv_stripes: int = Field(
-        1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
+        1,
+        ge=1,
+        le=MAX_STRIPES,
+        description="connections that share a hand-off over grpc, by layers",
     )
     grpc_window_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         4 * 2**20,

@@ -24,6 +24,8 @@ from baton.v1 import kv_pb2
 from bench.job import Job, Memory, Receiver, Sender, Where
 
 _SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
+#: Seconds that a reader gets to take the last piece of a hand-off that is over.
+_PATIENCE = 3.0
 _WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
 
 
@@ -96,7 +98,7 @@ class ReaderReceiver:
 
 @asynccontextmanager
 async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
-    outlet, server = GrpcOutlet(), channels.server()
+    outlet, server = GrpcOutlet(_PATIENCE), channels.server()
     server.add_generic_rpc_handlers((outlet.handler(),))
     port = channels.bind(server, "127.0.0.1", 0)
     await server.start()

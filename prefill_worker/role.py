@@ -42,7 +42,7 @@ async def _outlets(
     runtime: Runtime, services: LateHandlers, kv_address: str
 ) -> AsyncIterator[list[Outlet]]:
     """The transports that the settings name, serving for the body."""
-    grpc = GrpcOutlet(kv_address)
+    grpc = GrpcOutlet(runtime.beat.patience, kv_address)
     shm = ShmOutlet(
         runtime.identity.instance_id,
         total_bytes=runtime.settings.shm_bytes,

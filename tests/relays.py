@@ -132,9 +132,10 @@ class Caller:
         await call.write(prefill_pb2.PrefillRequest(start=start))
         return call
 
-    def read(self, token: bytes) -> Any:
+    def read(self, token: bytes, stripes: int = 1) -> Any:
+        """The first of so many stripes."""
         call = kv_pb2_grpc.KvServiceStub(self._channel).Read(
-            kv_pb2.KvReadRequest(kv_token=token, stripes=1)
+            kv_pb2.KvReadRequest(kv_token=token, stripes=stripes)
         )
         self._open.append(call)
         return call

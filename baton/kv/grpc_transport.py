@@ -23,6 +23,7 @@ from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
 from baton.kv.progress import Progress
 from baton.kv.transport import Sink, Source, Terms
+from baton.settings import MAX_STRIPES
 from baton.streams import Writer
 from baton.tasks import group
 from baton.v1 import kv_pb2
@@ -70,8 +71,11 @@ class GrpcOffer:
         return not reading.cancelled()
 
     def _take(self, stripe: int, stripes: int) -> None:
-        known = self._stripes or stripes
-        if not 0 <= stripe < stripes or stripes != known or stripe in self._taken:
+        if not 0 <= stripe < stripes <= MAX_STRIPES:
+            raise InvalidRequest(
+                f"stripe {stripe} of {stripes} cannot be read: there are at most {MAX_STRIPES}"
+            )
+        if stripes != (self._stripes or stripes) or stripe in self._taken:
             raise InvalidRequest(
                 f"stripe {stripe} of {stripes} cannot be read: "
                 f"taken are {sorted(self._taken)} of {self._stripes}"
@@ -94,8 +98,10 @@ class GrpcOutlet:
 
     name, version, unavailable = NAME, VERSION, ""
 
-    def __init__(self, address: str = "") -> None:
-        """``address``: of the KV service, where it is not that of the Prefill call."""
+    def __init__(self, patience: float, address: str = "") -> None:
+        """``patience``: seconds that a reader gets to take the last piece once its call has ended;
+        ``address``: of the KV service, where it is not that of the Prefill call."""
+        self._patience = patience
         self._address = address
         self._offers: dict[bytes, GrpcOffer] = {}
 
@@ -119,19 +125,20 @@ class GrpcOutlet:
         request: kv_pb2.KvReadRequest,
         context: grpc.aio.ServicerContext[kv_pb2.KvReadRequest, bytes],
     ) -> None:
+        """One stripe, which ends with the Prefill call whether or not its reader reads."""
+        write = Writer(context, self._patience)
         offer = self._offers.get(request.kv_token)
         if offer is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, "no such hand-off: its Prefill call has ended"
-            )
-        writer = Writer(context)
+            why = "no such hand-off: its Prefill call has ended"
+            await write.abort(grpc.StatusCode.NOT_FOUND, why)
+            return
         try:
-            whole = await offer.stream(request, writer)
+            whole = await offer.stream(request, write)
         except BatonError as error:
-            await context.abort(error.grpc_code, error.message)
+            await write.abort(error.grpc_code, error.message)
+            return
         if not whole:
-            await writer.settled()
-            await context.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
+            await write.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
 
 
 class GrpcReader:
