@@ -18,7 +18,7 @@ import grpc
 
 from baton.channels import KV_FRAME_BYTES
 from baton.errors import BatonError, InvalidRequest, PrefillLost
-from baton.kv.connections import Connections
+from baton.kv.connections import Connection, Connections
 from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
 from baton.kv.progress import Progress
@@ -163,14 +163,14 @@ class GrpcReader:
     async def _read_stripe(self, terms: Terms, stripe: int, sink: Sink) -> None:
         address = terms.choice.address or terms.address
         request = kv_pb2.KvReadRequest(kv_token=terms.token, stripe=stripe, stripes=self._stripes)
-        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as channel:
-            await _read(channel, address, request, sink)
+        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as connection:
+            await _read(connection, address, request, sink)
 
 
 async def _read(
-    channel: grpc.aio.Channel, address: str, request: kv_pb2.KvReadRequest, sink: Sink
+    connection: Connection, address: str, request: kv_pb2.KvReadRequest, sink: Sink
 ) -> None:
-    method = channel.unary_stream(
+    method = connection.channel.unary_stream(
         f"/{_SERVICE}/{_METHOD}",
         request_serializer=kv_pb2.KvReadRequest.SerializeToString,
         response_deserializer=None,
@@ -182,6 +182,7 @@ async def _read(
             piece = Piece(head.layer, head.start_token, head.end_token)
             await sink.write(piece, payload, head.checksums)
     except grpc.aio.AioRpcError as error:
+        connection.ended(error.code())
         lost = f"{error.code().name.lower()}: {error.details()}"
     finally:
         frames.cancel()

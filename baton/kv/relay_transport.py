@@ -44,4 +44,6 @@ class RelayReader:
         return offer
 
     async def read(self, terms: Terms, sink: Sink) -> None:
-        await self._frames.read(replace(terms, address=self._address), sink)
+        """Over connections to the relay, whichever prefill worker is behind it."""
+        there = replace(terms, address=self._address, instance_id=self._address)
+        await self._frames.read(there, sink)

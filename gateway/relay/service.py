@@ -96,8 +96,8 @@ class Relay:
 
             async with self._connections.to(
                 target.instance_id, target.address, "control"
-            ) as channel:
-                await forward_prefill(channel, first, requests, down)
+            ) as connection:
+                await forward_prefill(connection, first, requests, down)
 
     def _target(self, context: Context) -> Worker:
         named = dict(context.invocation_metadata() or ()).get(TARGET)
@@ -177,10 +177,11 @@ class Relay:
             self._metrics.kv_bytes.inc(len(frame))
 
         async with (
-            self._connections.to(target.instance_id, target.address, "kv") as channel,
+            self._connections.to(target.instance_id, target.address, "kv") as connection,
             group() as tasks,
         ):
-            reading = tasks.create_task(forward_read(channel, request, down), name="relay read")
+            forwarding = forward_read(connection, request, down)
+            reading = tasks.create_task(forwarding, name="relay read")
             call.reads.add(reading)
             reading.add_done_callback(call.reads.discard)
         if reading.cancelled():
