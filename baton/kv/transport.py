@@ -286,7 +286,8 @@ class Agreement:
 def negotiate(offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet]) -> Agreement:
     """The reader's most preferred transport that this side has, and why better ones were not.
 
-    Raises IncompatiblePeer, naming both lists, when there is none.
+    Raises IncompatiblePeer, naming both lists, when there is none. What is said of the two sides
+    names them, as it is the decode worker that will log it.
     """
     mine = {outlet.name: outlet for outlet in outlets}
     passed_over: list[str] = []
@@ -295,10 +296,13 @@ def negotiate(offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet
         if outlet is not None and not (obstacle := _obstacle(offer, outlet)):
             return Agreement(outlet, offer.checksums, passed_over)
         passed_over.append(f"{offer.name}: {obstacle if outlet else _MISSING}")
-    there = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
-    here = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
+    reads = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
+    has = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
     why = "".join(f"; {line}" for line in passed_over)
-    raise IncompatiblePeer(f"no KV transport in common: {there} there, {here} here{why}")
+    raise IncompatiblePeer(
+        f"no KV transport in common: the decode worker reads {reads}, the prefill worker has "
+        f"{has}{why}"
+    )
 
 
 _MISSING = "the prefill worker does not have it"
@@ -307,7 +311,9 @@ _MISSING = "the prefill worker does not have it"
 def _obstacle(offer: kv_pb2.TransportOffer, outlet: Outlet) -> str:
     """Why the pair cannot use a transport that both know; empty when it can."""
     if outlet.version != offer.version:
-        return f"version {offer.version} there, {outlet.version} here"
+        return (
+            f"version {offer.version} of the decode worker, {outlet.version} of the prefill worker"
+        )
     return outlet.unavailable or offer.unavailable
 
 
