@@ -105,6 +105,12 @@ class GrpcOutlet:
         self._address = address
         self._offers: dict[bytes, GrpcOffer] = {}
 
+    async def start(self) -> None:
+        """Whoever registers ``handler`` starts its server."""
+
+    async def close(self) -> None:
+        """Readings end with their offers, the rest with the server."""
+
     def open(self, source: Source) -> GrpcOffer:
         offer = GrpcOffer(source, self._address, self._forget)
         self._offers[offer.token] = offer
@@ -150,6 +156,12 @@ class GrpcReader:
         """``stripes``: connections that share one hand-off, each taking its layers."""
         self._connections = connections
         self._stripes = stripes
+
+    async def start(self) -> None:
+        """It dials when it reads."""
+
+    async def close(self) -> None:
+        """The connections are another's."""
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         return kv_pb2.TransportOffer(name=NAME, version=VERSION)

@@ -19,6 +19,12 @@ class RelayOutlet:
     def __init__(self, served: GrpcOutlet) -> None:
         self._served = served
 
+    async def start(self) -> None:
+        """``served`` is ready as it is."""
+
+    async def close(self) -> None:
+        """Nothing is its own."""
+
     def open(self, source: Source) -> GrpcOffer:
         offer = self._served.open(source)
         offer.choice.name = NAME
@@ -36,6 +42,12 @@ class RelayReader:
         self.unavailable = "" if address else "no --relay is given"
         self._address = address or ""
         self._frames = GrpcReader(connections)
+
+    async def start(self) -> None:
+        """It dials when it reads."""
+
+    async def close(self) -> None:
+        """The connections are another's."""
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         offer = await self._frames.offer(instance_id)

@@ -19,8 +19,8 @@ Data always moves by the decode side reading. Who owns what while it moves:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -221,7 +221,7 @@ class Offer(Protocol):
 
 
 class Outlet(Protocol):
-    """The prefill side of one transport."""
+    """The prefill side of one transport. See ``started``."""
 
     name: str
     version: int
@@ -231,16 +231,32 @@ class Outlet(Protocol):
         """Why it cannot be used in this process; empty when it can."""
         ...
 
+    async def start(self) -> None:
+        """Before the first offer. Where it cannot be used, ``unavailable`` says why."""
+        ...
+
+    async def close(self) -> None:
+        """After the last offer was closed. Also one that was never started."""
+        ...
+
     def open(self, source: Source) -> Offer: ...
 
 
 class Reader(Protocol):
-    """The decode side of one transport."""
+    """The decode side of one transport. See ``started``."""
 
     name: str
     version: int
     unavailable: str  #: why it cannot be used in this process; empty when it can
     checksums: bool  #: blocks can come with them
+
+    async def start(self) -> None:
+        """Before the first offer. Where it cannot be used, ``unavailable`` says why."""
+        ...
+
+    async def close(self) -> None:
+        """When nothing reads any more. Also one that was never started."""
+        ...
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         """What travels in PrefillStart to that instance: how it can be read from, or why not."""
@@ -252,6 +268,16 @@ class Reader(Protocol):
         Raises HandoffFailed (what came is wrong) or PrefillLost (nothing comes any more).
         """
         ...
+
+
+@asynccontextmanager
+async def started(transports: Sequence[Outlet | Reader]) -> AsyncIterator[None]:
+    """One side's transports, for the body; then they are closed, the last first."""
+    async with AsyncExitStack() as closing:
+        for transport in transports:
+            closing.push_async_callback(transport.close)
+            await transport.start()
+        yield
 
 
 def capabilities(

@@ -163,7 +163,7 @@ async def shm(there: Side, here: Side) -> AsyncIterator[tuple[Outlet, Reader, Te
         block_bytes=there.store.block_bytes,
         pin=there.store.pin,
     )
-    outlet.start()
+    await outlet.start()
     assert not outlet.unavailable
     reader = ShmReader(pin=here.store.pin)
     try:
