@@ -167,6 +167,7 @@ class DecodeLost(PeerError):
 
 class RelayRefused(PeerError):
     code = "relay_refused"
+    grpc_code = grpc.StatusCode.FAILED_PRECONDITION  # UNAVAILABLE is a relay that does not answer
 
 
 class HandoffFailed(PeerError):

@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_settings import (
     BaseSettings,
     SettingsConfigDict,
@@ -21,6 +21,9 @@ from baton.deadlines import Deadlines
 from baton.flags import Placeholder
 from baton.liveness import Beat
 from baton.membership.source import Source
+
+#: Connections that may share one hand-off over grpc.
+MAX_STRIPES = 16
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "flashinfer", "varlen", "kernel", "torch"]
@@ -33,6 +36,18 @@ def _split(value: object) -> object:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
+def _host_port(value: str) -> str:
+    """Raises ValueError unless ``value`` is host:port, an IPv6 host in brackets."""
+    host, _, port = value.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare or (":" in bare and bare is host):
+        raise ValueError("must be HOST:PORT, with an IPv6 host in brackets")
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise ValueError("must be HOST:PORT, with a port from 1 to 65535")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_host_port)]
 Addresses = Annotated[list[str], BeforeValidator(_split), Placeholder("HOST:PORT,...")]
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
 Devices = Annotated[list[Device], BeforeValidator(_split), Placeholder("DEVICE,...")]
@@ -180,9 +195,15 @@ class HandoffSettings(ModelSettings):
     )
 
     @model_validator(mode="after")
-    def _relay_last(self) -> Self:
-        if "relay" in self.kv_transports[:-1]:
-            raise ValueError("--kv-transports: relay is the last resort and comes last")
+    def _transports_ordered(self) -> Self:
+        named, given = self.kv_transports, ",".join(self.kv_transports)
+        if twice := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
+            raise ValueError(
+                f"--kv-transports {given}: {twice[0]} is named {named.count(twice[0])} times; "
+                "each is named once, best first"
+            )
+        if "relay" in named[:-1]:
+            raise ValueError(f"--kv-transports {given}: relay is the last resort, so it comes last")
         return self
 
 
@@ -197,7 +218,10 @@ class ReadingSettings(ModelSettings):
         "prove so slow that it costs under 2 % of them",
     )
     kv_stripes: int = Field(
-        1, ge=1, le=16, description="connections that share a hand-off over grpc, by layers"
+        1,
+        ge=1,
+        le=MAX_STRIPES,
+        description="connections that share a hand-off over grpc, by layers",
     )
     grpc_window_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         4 * 2**20,
@@ -288,7 +312,7 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
     session_queue: Tokens = Field(
         65_536, description="unsent tokens per session before it is taken for dead"
     )
-    relay: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
+    relay: Annotated[Address | None, Placeholder("HOST:PORT")] = Field(
         None,
         description="where `python -m gateway.relay` listens, for prefill workers that cannot be "
         "reached; --kv-transports relay sends all through it",
@@ -463,6 +487,15 @@ class UpSettings(
         prefill = 1 if self.prefill is None else self.prefill
         decode = 1 if self.decode is None else self.decode
         return prefill, decode, self.colocated
+
+    @model_validator(mode="after")
+    def _no_relay_needed(self) -> UpSettings:
+        if self.kv_transports == ["relay"]:
+            raise ValueError(
+                "--kv-transports relay: `baton up` starts no relay, as its workers reach one "
+                "another; to try one, start each process by itself (README.md)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_of_each(self) -> UpSettings:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 from baton import channels
 from baton.errors import BatonError
@@ -18,12 +18,14 @@ from baton.kv.nixl.outlet import NixlOutlet
 from baton.kv.nixl.reader import NixlReader
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.shm.reader import ShmReader
-from baton.kv.transport import Outlet, Reader, Sink, Source, Store, Terms
+from baton.kv.transport import Outlet, Reader, Sink, Source, Store, Terms, started
 from baton.settings import HandoffSettings, ReadingSettings
 from baton.v1 import kv_pb2
 from bench.job import Job, Memory, Receiver, Sender, Where
 
 _SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
+#: Seconds that a reader gets to take the last piece of a hand-off that is over.
+_PATIENCE = 3.0
 _WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
 
 
@@ -96,7 +98,7 @@ class ReaderReceiver:
 
 @asynccontextmanager
 async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
-    outlet, server = GrpcOutlet(), channels.server()
+    outlet, server = GrpcOutlet(_PATIENCE), channels.server()
     server.add_generic_rpc_handlers((outlet.handler(),))
     port = channels.bind(server, "127.0.0.1", 0)
     await server.start()
@@ -115,48 +117,36 @@ async def grpc_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
         await connections.close()
 
 
-@asynccontextmanager
-async def shm_sender(job: Job, memory: Memory) -> AsyncIterator[Sender]:
-    """Raises BatonError where there is no shared memory."""
+def shm_sender(job: Job, memory: Memory) -> AbstractAsyncContextManager[Sender]:
     instance_id = new_instance_id()
     outlet = ShmOutlet(instance_id, total_bytes=_SHM_BYTES, block_bytes=job.shape.block_bytes)
-    outlet.start()
-    if outlet.unavailable:
-        raise BatonError(f"shm is unavailable here: {outlet.unavailable}")
-    try:
-        yield OutletSender(outlet, "this host", instance_id, memory)
-    finally:
-        await outlet.close()
+    return _sending(outlet, instance_id, memory)
 
 
-@asynccontextmanager
-async def shm_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
-    reader = ShmReader()
-    try:
-        yield ReaderReceiver(reader, memory)
-    finally:
-        await reader.close()
+def shm_receiver(_: Job, memory: Memory) -> AbstractAsyncContextManager[Receiver]:
+    return _receiving(ShmReader(), memory)
 
 
-@asynccontextmanager
-async def nixl_sender(job: Job, memory: Memory) -> AsyncIterator[Sender]:
-    """Raises BatonError where there is no NIXL."""
+def nixl_sender(job: Job, memory: Memory) -> AbstractAsyncContextManager[Sender]:
     instance_id = new_instance_id()
     outlet = NixlOutlet(instance_id, job.store(memory).region)
-    await outlet.start()
-    if outlet.unavailable:
-        raise BatonError(f"nixl is unavailable here: {outlet.unavailable}")
-    try:
-        yield OutletSender(outlet, "this host", instance_id, memory)
-    finally:
-        await outlet.close()
+    return _sending(outlet, instance_id, memory)
+
+
+def nixl_receiver(job: Job, memory: Memory) -> AbstractAsyncContextManager[Receiver]:
+    return _receiving(NixlReader(job.store(memory).region), memory)
 
 
 @asynccontextmanager
-async def nixl_receiver(job: Job, memory: Memory) -> AsyncIterator[Receiver]:
-    reader = NixlReader(job.store(memory).region)
-    await reader.start()
-    try:
+async def _sending(outlet: Outlet, instance_id: str, memory: Memory) -> AsyncIterator[Sender]:
+    """Of a transport within a host. Raises BatonError where there is none."""
+    async with started([outlet]):
+        if outlet.unavailable:
+            raise BatonError(f"{outlet.name} is unavailable here: {outlet.unavailable}")
+        yield OutletSender(outlet, "this host", instance_id, memory)
+
+
+@asynccontextmanager
+async def _receiving(reader: Reader, memory: Memory) -> AsyncIterator[Receiver]:
+    async with started([reader]):
         yield ReaderReceiver(reader, memory)
-    finally:
-        await reader.close()

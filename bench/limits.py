@@ -70,8 +70,9 @@ class BareGrpcReceiver:
 
     async def read(self, job: Job, where: Where) -> None:
         came, address = 0, where["address"]
-        async with self._connections.to("bare", address, "bench") as channel:
-            async for message in channel.unary_stream(f"/{_SERVICE}/{_METHOD}", None, None)(b""):
+        async with self._connections.to("bare", address, "bench") as connection:
+            method = connection.channel.unary_stream(f"/{_SERVICE}/{_METHOD}", None, None)
+            async for message in method(b""):
                 came += len(message)
         require(job, came)
 

@@ -69,7 +69,7 @@ class Attempts:
                 return await self._prefill_here(sequence, generation)
             reserved = sequence.reservation
             with (
-                self._ledger.hand_off() as hand_off,
+                self._ledger.hand_off(target.address, target.instance_id) as hand_off,
                 self._runtime.tracer.hand_off(
                     "decode", generation.key, reserved.hit_tokens, reserved.total_tokens
                 ) as trace,

@@ -15,7 +15,6 @@ from baton.errors import (
     BatonError,
     CapacityError,
     HandoffFailed,
-    PeerError,
     PrefillLost,
     RelayRefused,
 )
@@ -62,6 +61,7 @@ class PrefillCall:
         self.accepted: asyncio.Future[prefill_pb2.PrefillAccepted] = loop.create_future()
         self.first_token: asyncio.Future[prefill_pb2.FirstToken] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
+        self.lost = False  #: the worker does not answer any more, or another does
         self.timings = Timings()  #: the last that were told
         self.kv_since = 0.0  #: loop time when KV was first there to be read
         self.first_token_at = 0.0  #: loop time
@@ -108,6 +108,7 @@ class PrefillCall:
                 self._take(event)
             why = "the call ended before it was done"
         except grpc.aio.AioRpcError as error:
+            self.lost = error.code() is grpc.StatusCode.UNAVAILABLE
             why = f"{error.code().name.lower()}: {error.details()}"
         finally:
             del events  # see Connections
@@ -118,6 +119,7 @@ class PrefillCall:
         try:
             await self._liveness.run(self._send_beat)
         except PeerSilent as silence:
+            self.lost = True
             self._over(str(silence))
 
     def _send_beat(self, sequence: int) -> None:
@@ -150,6 +152,7 @@ class PrefillCall:
         does not do with checksums as it was asked."""
         theirs = wire.identity_from_wire(accepted.identity)
         if theirs.instance_id != self.target.instance_id:
+            self.lost = True
             raise self._lost(
                 f"instance {theirs.instance_id} answers, {self.target.instance_id} was expected"
             )
@@ -228,10 +231,10 @@ class PrefillClient:
             transports=offers,
         )
         address = route.relay or target.address
-        async with self._connections.to(instance_id, address, "control") as channel:
+        async with self._connections.to(route.relay or instance_id, address, "control") as line:
             checked = [offer.name for offer in offers if offer.checksums]
             call = PrefillCall(target, route, Liveness(self._beat), checked)
-            events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(
+            events = prefill_pb2_grpc.PrefillServiceStub(line.channel).Prefill(
                 call.requests(start),
                 metadata=((relay.TARGET, instance_id),) if route.relay else (),
             )
@@ -242,13 +245,13 @@ class PrefillClient:
                     yield call
                     listening.cancel()
                     beating.cancel()
-            except PeerError:
-                self._routes.lost(instance_id)
-                raise
             finally:
                 call.hang_up()
                 events.cancel()
                 del events  # see Connections
+                if call.lost:
+                    line.lost = True
+                    self._routes.lost(instance_id)
 
     async def _offers(
         self, instance_id: str, route: Route, checksums: bool

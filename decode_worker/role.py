@@ -15,7 +15,7 @@ from baton.kv.ledger import Ledger
 from baton.kv.nixl.reader import NixlReader
 from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
-from baton.kv.transport import Reader, capabilities
+from baton.kv.transport import Reader, capabilities, started
 from baton.settings import DecodeSettings
 from baton.v1 import decode_pb2_grpc, worker_pb2
 from decode_worker.attempt import Attempts
@@ -36,14 +36,12 @@ def decode_role(settings: DecodeSettings) -> Role:
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
         connections = Connections(settings.grpc_window_bytes)
-        shm = ShmReader(pin=runtime.store.pin)
-        nixl = NixlReader(runtime.store.region, unchecked=settings.kv_checksums != "on")
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),
-            "nixl": nixl,
+            "nixl": NixlReader(runtime.store.region, unchecked=settings.kv_checksums != "on"),
             "relay": RelayReader(connections, settings.relay),
-            "shm": shm,
+            "shm": ShmReader(pin=runtime.store.pin),
         }
         readers = [known[name] for name in settings.kv_transports]
         routes = Routes(settings.relay, settings.kv_transports)
@@ -57,22 +55,19 @@ def decode_role(settings: DecodeSettings) -> Role:
             Attempts(runtime, client, readers, ledger, chooser),
             queue_limit=settings.session_queue,
         )
-        services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
         try:
-            if "nixl" in settings.kv_transports:
-                await nixl.start()
-            yield Profile(
-                roles=[worker_pb2.ROLE_DECODE],
-                served_name=settings.served_name,
-                local_prefill=settings.local_prefill,
-                transports=capabilities(readers),
-                prefill_decisions=chooser.decisions,
-                kv_pairings=ledger.pairings,
-            )
+            async with started(readers):
+                services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
+                yield Profile(
+                    roles=[worker_pb2.ROLE_DECODE],
+                    served_name=settings.served_name,
+                    local_prefill=settings.local_prefill,
+                    transports=capabilities(readers),
+                    prefill_decisions=chooser.decisions,
+                    kv_pairings=ledger.pairings,
+                )
         finally:
             await routes.close()
-            await shm.close()
-            await nixl.close()
             await connections.close()
 
     return role

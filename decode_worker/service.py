@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 import grpc
 import structlog
@@ -34,7 +32,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
         self, requests: AsyncIterator[decode_pb2.SessionRequest], context: Context
     ) -> None:
         """What ends the session is its last message, unless the gateway is gone."""
-        write = Writer(context)
+        write = Writer(context, self._runtime.beat.patience)
         session = Session(
             self._runtime,
             self._attempts,
@@ -48,10 +46,8 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             log.info("session over", peer=context.peer(), reason=gone.message)
         except PeerSilent as silence:
             log.warning("gateway lost", peer=context.peer(), reason=str(silence))
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
+            await write.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
         except BatonError as error:
             log.warning("session ended", peer=context.peer(), code=error.code, reason=error.message)
-            with suppress(TimeoutError, ClientGone):  # one that does not read cannot hold us up
-                async with asyncio.timeout(self._runtime.beat.patience):
-                    await write(decode_pb2.SessionEvent(error=wire.error_to_wire(error)))
-            await context.abort(error.grpc_code, error.message)
+            said = decode_pb2.SessionEvent(error=wire.error_to_wire(error))
+            await write.abort(error.grpc_code, error.message, said)

@@ -11,8 +11,11 @@ from prometheus_client.registry import Collector
 
 from gateway.fleet import KvPairing, Report, Worker
 
+#: Of a pair that has no transport in common.
+_NONE = "none"
+
 #: Labels stay few whatever a worker says.
-_TRANSPORTS = frozenset({"grpc", "shm", "nixl", "relay"})
+_TRANSPORTS = frozenset({"grpc", "shm", "nixl", "relay", _NONE})
 
 
 class KvCounters:
@@ -85,4 +88,5 @@ def _gauge(
 
 
 def _label(transport: str) -> str:
+    transport = transport or _NONE
     return transport if transport in _TRANSPORTS else "other"

@@ -9,7 +9,7 @@ from baton.kv.grpc_transport import GrpcOutlet
 from baton.kv.nixl.outlet import NixlOutlet
 from baton.kv.relay_transport import RelayOutlet
 from baton.kv.shm.outlet import ShmOutlet
-from baton.kv.transport import Outlet, capabilities
+from baton.kv.transport import Outlet, capabilities, started
 from baton.v1 import prefill_pb2_grpc, worker_pb2
 from model.worker.process import Role
 from model.worker.runtime import Profile, Runtime
@@ -25,7 +25,8 @@ def prefill_role(kv_address: str = "") -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        async with _outlets(runtime, services, kv_address) as outlets:
+        outlets = _outlets(runtime, services, kv_address)
+        async with started(outlets):
             service = PrefillService(runtime, outlets)
             services.add(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, service)
             yield Profile(
@@ -37,34 +38,21 @@ def prefill_role(kv_address: str = "") -> Role:
     return role
 
 
-@asynccontextmanager
-async def _outlets(
-    runtime: Runtime, services: LateHandlers, kv_address: str
-) -> AsyncIterator[list[Outlet]]:
-    """The transports that the settings name, serving for the body."""
-    grpc = GrpcOutlet(kv_address)
-    shm = ShmOutlet(
-        runtime.identity.instance_id,
-        total_bytes=runtime.settings.shm_bytes,
-        block_bytes=runtime.runner.compatibility.block_bytes,
-        pin=runtime.store.pin,
-    )
-    nixl = NixlOutlet(runtime.identity.instance_id, runtime.store.region)
+def _outlets(runtime: Runtime, services: LateHandlers, kv_address: str) -> list[Outlet]:
+    """The transports that the settings name, best first."""
+    grpc = GrpcOutlet(runtime.beat.patience, kv_address)
     known: dict[str, Outlet] = {
         "grpc": grpc,
-        "nixl": nixl,
+        "nixl": NixlOutlet(runtime.identity.instance_id, runtime.store.region),
         "relay": RelayOutlet(grpc),
-        "shm": shm,
+        "shm": ShmOutlet(
+            runtime.identity.instance_id,
+            total_bytes=runtime.settings.shm_bytes,
+            block_bytes=runtime.runner.compatibility.block_bytes,
+            pin=runtime.store.pin,
+        ),
     }
     names = runtime.settings.kv_transports
     if not {"grpc", "relay"}.isdisjoint(names):
         services.add_generic_rpc_handlers([grpc.handler()])
-    try:
-        if "shm" in names:
-            shm.start()
-        if "nixl" in names:
-            await nixl.start()
-        yield [known[name] for name in names]
-    finally:
-        await shm.close()
-        await nixl.close()
+    return [known[name] for name in names]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 
 import grpc
 import structlog
@@ -33,7 +31,7 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
         self, requests: AsyncIterator[prefill_pb2.PrefillRequest], context: Context
     ) -> None:
         """Whatever ends the call early is its last message; by then its memory is given up."""
-        write = Writer(context)
+        write = Writer(context, self._runtime.beat.patience)
         call = PrefillCall(self._runtime, self._outlets, requests, write)
         try:
             with self._runtime.census.call():
@@ -41,7 +39,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             return
         except PeerSilent as silence:
             log.warning("decode worker lost", peer=context.peer(), reason=str(silence))
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
+            await write.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
+            return
         except ClientGone as gone:
             log.info("prefill abandoned", peer=context.peer(), reason=gone.message)
             return
@@ -51,7 +50,5 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             log.exception("prefill failed")
             failure = InternalError(f"prefill failed: {error!r}")
         log.info("prefill ended early", code=failure.code, reason=failure.message)
-        with suppress(TimeoutError, ClientGone):  # one that does not read cannot keep us waiting
-            async with asyncio.timeout(self._runtime.beat.patience):
-                await write(prefill_pb2.PrefillEvent(error=wire.error_to_wire(failure)))
-        await context.abort(failure.grpc_code, failure.message)
+        said = prefill_pb2.PrefillEvent(error=wire.error_to_wire(failure))
+        await write.abort(failure.grpc_code, failure.message, said)

@@ -16,7 +16,7 @@ import pytest
 
 from baton.kv.nixl.outlet import NixlOffer, NixlOutlet
 from baton.kv.nixl.reader import NixlReader
-from baton.kv.transport import Terms
+from baton.kv.transport import Terms, started
 from baton.v1 import kv_pb2
 from tests.shm import HandOff
 
@@ -39,24 +39,18 @@ def told(hand_off: HandOff, end: int | None = None) -> None:
 async def outlet(instance_id: str, hand_off: HandOff) -> AsyncIterator[NixlOutlet]:
     """Of the pool that ``hand_off`` comes from."""
     made = NixlOutlet(instance_id, hand_off.there.region)
-    await made.start()
-    assert not made.unavailable, made.unavailable
-    try:
+    async with started([made]):
+        assert not made.unavailable, made.unavailable
         yield made
-    finally:
-        await made.close()
 
 
 @asynccontextmanager
 async def reader(hand_off: HandOff) -> AsyncIterator[NixlReader]:
     """Of the pool that ``hand_off`` goes to."""
     made = NixlReader(hand_off.here.region)
-    await made.start()
-    assert not made.unavailable, made.unavailable
-    try:
+    async with started([made]):
+        assert not made.unavailable, made.unavailable
         yield made
-    finally:
-        await made.close()
 
 
 async def _serve(instance_id: str, tokens: int) -> None:

@@ -7,6 +7,7 @@ async with relayed(kv_transports=["relay"]) as (c, r), session(c.decode[0]) as s
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,11 +65,12 @@ class FakePrefill(FakeWorker):
     roles: Sequence[int] = (worker_pb2.ROLE_PREFILL,)
     frames: Sequence[bytes] = ()
     accepts: bool = True
-    token: bytes = b"t" * 16
+    token: bytes = b"t" * 16  #: of the first call; others have their own
     calls: int = 0  #: under way
     reads: int = 0  #: under way
     sent: int = 0  #: frames
     requests: list[prefill_pb2.PrefillRequest] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)  #: given out
 
     async def __aenter__(self) -> FakePrefill:
         prefill_pb2_grpc.add_PrefillServiceServicer_to_server(_Prefill(self), self._server)
@@ -81,7 +83,7 @@ class FakePrefill(FakeWorker):
         return self
 
     async def _read(self, request: kv_pb2.KvReadRequest, context: Any) -> AsyncIterator[bytes]:
-        assert request.kv_token == self.token
+        assert request.kv_token in self.tokens
         self.reads += 1
         try:
             for frame in self.frames:
@@ -103,12 +105,15 @@ class _Prefill(prefill_pb2_grpc.PrefillServiceServicer):
             async for request in requests:
                 self._worker.requests.append(request)
                 if self._worker.accepts and request.WhichOneof("message") == "start":
-                    accepted = prefill_pb2.PrefillAccepted(
-                        identity=self._worker.identity(), kv_token=self._worker.token
-                    )
-                    yield prefill_pb2.PrefillEvent(accepted=accepted)
+                    yield prefill_pb2.PrefillEvent(accepted=self._accepted())
         finally:
             self._worker.calls -= 1
+
+    def _accepted(self) -> prefill_pb2.PrefillAccepted:
+        worker = self._worker
+        token = worker.token if worker.calls == 1 else secrets.token_bytes(16)
+        worker.tokens.append(token)
+        return prefill_pb2.PrefillAccepted(identity=worker.identity(), kv_token=token)
 
 
 class Caller:
@@ -132,9 +137,10 @@ class Caller:
         await call.write(prefill_pb2.PrefillRequest(start=start))
         return call
 
-    def read(self, token: bytes) -> Any:
+    def read(self, token: bytes, stripes: int = 1) -> Any:
+        """The first of so many stripes."""
         call = kv_pb2_grpc.KvServiceStub(self._channel).Read(
-            kv_pb2.KvReadRequest(kv_token=token, stripes=1)
+            kv_pb2.KvReadRequest(kv_token=token, stripes=stripes)
         )
         self._open.append(call)
         return call

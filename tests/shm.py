@@ -21,7 +21,7 @@ from baton.kv.shm.outlet import ShmOffer, ShmOutlet
 from baton.kv.shm.reader import ShmReader
 from baton.kv.shm.segment import unpinned
 from baton.kv.shm.wire import name_of
-from baton.kv.transport import Region, Sink, Source, Terms
+from baton.kv.transport import Region, Sink, Source, Terms, started
 from baton.v1 import kv_pb2
 from tests.lines import Data, ShmLine, Tamper, passing
 
@@ -117,22 +117,17 @@ def terms(instance_id: str, token: bytes) -> Terms:
 @asynccontextmanager
 async def outlet(instance_id: str, total_bytes: int = RING_BYTES) -> AsyncIterator[ShmOutlet]:
     made = ShmOutlet(instance_id, total_bytes=total_bytes, block_bytes=BLOCK_BYTES)
-    made.start()
-    assert not made.unavailable, made.unavailable
-    try:
+    async with started([made]):
+        assert not made.unavailable, made.unavailable
         yield made
-    finally:
-        await made.close()
 
 
 @asynccontextmanager
 async def reader(locate: Callable[[str], str] = name_of) -> AsyncIterator[ShmReader]:
     made = ShmReader(locate)
-    assert not made.unavailable, made.unavailable
-    try:
+    async with started([made]):
+        assert not made.unavailable, made.unavailable
         yield made
-    finally:
-        await made.close()
 
 
 def descriptors() -> list[str]:

@@ -86,12 +86,17 @@ class Policy:
     mode: KvChecksums
     rate: float  #: bytes per second, see ``measure_rate``; matters to ``auto`` alone
 
-    def wanted(self, bytes_per_s: float) -> bool:
-        """For a pair whose hand-offs were so fast; 0 where none was measured yet.
+    @property
+    def auto_limit(self) -> float:
+        """Bytes per second below which ``auto`` wants them.
 
-        ``auto`` reckons as if the summing on neither side overlapped with anything, and the
-        prefill side were as fast at it as this one.
+        Reckoned as if the summing on neither side overlapped with anything, and the prefill side
+        were as fast at it as this one.
         """
+        return AUTO_SHARE * self.rate / _SIDES
+
+    def wanted(self, bytes_per_s: float) -> bool:
+        """For a pair whose hand-offs were so fast; 0 where none was measured yet."""
         if self.mode != "auto":
             return self.mode == "on"
-        return 0 < _SIDES * bytes_per_s < AUTO_SHARE * self.rate
+        return 0 < bytes_per_s < self.auto_limit

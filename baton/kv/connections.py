@@ -1,70 +1,81 @@
-"""Channels to peer instances: dialled once, shared, and closed when the peer is lost."""
+"""Channels to peer instances: dialled once, shared, and closed when the peer is lost or gone."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import grpc
 
 from baton import channels
-from baton.errors import PeerError
+
+#: Seconds between looks for channels that lead nowhere any more.
+_LOOK_S = 10.0
 
 
-@dataclass(slots=True, eq=False)
-class _Connection:
-    instance_id: str
-    channel: grpc.aio.Channel
-    users: int = 0
-    lost: bool = False
+class Connection:
+    """One channel to a peer, for as long as somebody uses it and it is not lost."""
+
+    def __init__(self, peer: str, channel: grpc.aio.Channel) -> None:
+        self.peer = peer
+        self.channel = channel
+        self.users = 0
+        self.lost = False  #: whoever is meant does not answer over it: for new users no more
+
+    def ended(self, status: grpc.StatusCode) -> None:
+        """A call over it ended with ``status``. Whatever else goes wrong was said by the peer, so
+        its connection is well; UNAVAILABLE is what gRPC says of one that is broken."""
+        self.lost = self.lost or status is grpc.StatusCode.UNAVAILABLE
+
+    @property
+    def up(self) -> bool:
+        """It is connected, as far as keepalive knows."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
 
 class Connections:
-    """At most one channel per (peer instance, address, purpose), each a connection of its own.
+    """At most one channel per (peer, address, purpose), each a connection of its own.
 
     Peers are known by instance, not by address alone: a restarted worker is a new peer. Once a
     user of any channel to a peer finds it lost, new users dial afresh, and each old channel is
-    closed with its last user.
+    closed with its last user. Channels that nobody uses and whose connection is gone are closed
+    when somebody dials or, now and then, uses another.
 
     A closed channel dials on until its last call object is gone (grpcio 1.85), and the traceback
     of what broke a call would keep it for long: users drop theirs, and the error of gRPC that
     refers to it, before they raise.
     """
 
-    def __init__(self, window: int | None = None) -> None:
+    def __init__(self, window: int | None = None, *, look_s: float = _LOOK_S) -> None:
         """``window``: see ``channels.connect``."""
         self._window = window
-        self._open: dict[tuple[str, str, str], _Connection] = {}
+        self._look_s = look_s
+        self._looked = 0.0  # loop time
+        self._open: dict[tuple[str, str, str], Connection] = {}
 
     @asynccontextmanager
-    async def to(
-        self, instance_id: str, address: str, purpose: str
-    ) -> AsyncIterator[grpc.aio.Channel]:
-        """A channel to ``address`` for the body; a PeerError in it means that the peer is lost."""
-        key = (instance_id, address, purpose)
+    async def to(self, peer: str, address: str, purpose: str) -> AsyncIterator[Connection]:
+        """A connection to ``address`` for the body, which says when it finds it lost."""
+        await self._close_gone()
+        key = (peer, address, purpose)
         connection = self._open.get(key)
         if connection is None:
             channel = channels.connect(address, shared=False, window=self._window)
-            connection = self._open[key] = _Connection(instance_id, channel)
+            connection = self._open[key] = Connection(peer, channel)
         connection.users += 1
         try:
-            yield connection.channel
-        except PeerError:
-            await self._lose(instance_id)
-            raise
+            yield connection
         finally:
             connection.users -= 1
-            if connection.lost and not connection.users:
-                await connection.channel.close(None)
+            if connection.lost:
+                if self._open.get(key) is connection:  # else others have been dialled since
+                    await self._drop(lambda each: each.peer == peer)
+                await self._close_unused(connection)
 
     def connected(self) -> set[str]:
-        """The instances that a connection is up to, as far as keepalive knows."""
-        return {
-            connection.instance_id
-            for connection in self._open.values()
-            if connection.channel.get_state() is grpc.ChannelConnectivity.READY
-        }
+        """The peers that a connection is up to."""
+        return {connection.peer for connection in self._open.values() if connection.up}
 
     async def close(self) -> None:
         """Close every channel; calls on them are cancelled."""
@@ -72,10 +83,20 @@ class Connections:
             _, connection = self._open.popitem()
             await connection.channel.close(None)
 
-    async def _lose(self, instance_id: str) -> None:
+    async def _close_gone(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._looked >= self._look_s:
+            self._looked = now
+            await self._drop(lambda each: not each.users and not each.up)
+
+    async def _drop(self, which: Callable[[Connection], bool]) -> None:
+        """Let nobody use these any more."""
         for key, connection in list(self._open.items()):
-            if connection.instance_id == instance_id:
+            if which(connection):
                 del self._open[key]
                 connection.lost = True
-                if not connection.users:
-                    await connection.channel.close(None)
+                await self._close_unused(connection)
+
+    async def _close_unused(self, connection: Connection) -> None:
+        if not connection.users:
+            await connection.channel.close(None)

@@ -18,11 +18,12 @@ import grpc
 
 from baton.channels import KV_FRAME_BYTES
 from baton.errors import BatonError, InvalidRequest, PrefillLost
-from baton.kv.connections import Connections
+from baton.kv.connections import Connection, Connections
 from baton.kv.encoding import decode, encode
 from baton.kv.framing import Cutter, Piece
 from baton.kv.progress import Progress
 from baton.kv.transport import Sink, Source, Terms
+from baton.settings import MAX_STRIPES
 from baton.streams import Writer
 from baton.tasks import group
 from baton.v1 import kv_pb2
@@ -70,8 +71,11 @@ class GrpcOffer:
         return not reading.cancelled()
 
     def _take(self, stripe: int, stripes: int) -> None:
-        known = self._stripes or stripes
-        if not 0 <= stripe < stripes or stripes != known or stripe in self._taken:
+        if not 0 <= stripe < stripes <= MAX_STRIPES:
+            raise InvalidRequest(
+                f"stripe {stripe} of {stripes} cannot be read: there are at most {MAX_STRIPES}"
+            )
+        if stripes != (self._stripes or stripes) or stripe in self._taken:
             raise InvalidRequest(
                 f"stripe {stripe} of {stripes} cannot be read: "
                 f"taken are {sorted(self._taken)} of {self._stripes}"
@@ -94,10 +98,18 @@ class GrpcOutlet:
 
     name, version, unavailable = NAME, VERSION, ""
 
-    def __init__(self, address: str = "") -> None:
-        """``address``: of the KV service, where it is not that of the Prefill call."""
+    def __init__(self, patience: float, address: str = "") -> None:
+        """``patience``: seconds that a reader gets to take the last piece once its call has ended;
+        ``address``: of the KV service, where it is not that of the Prefill call."""
+        self._patience = patience
         self._address = address
         self._offers: dict[bytes, GrpcOffer] = {}
+
+    async def start(self) -> None:
+        """Whoever registers ``handler`` starts its server."""
+
+    async def close(self) -> None:
+        """Readings end with their offers, the rest with the server."""
 
     def open(self, source: Source) -> GrpcOffer:
         offer = GrpcOffer(source, self._address, self._forget)
@@ -119,19 +131,20 @@ class GrpcOutlet:
         request: kv_pb2.KvReadRequest,
         context: grpc.aio.ServicerContext[kv_pb2.KvReadRequest, bytes],
     ) -> None:
+        """One stripe, which ends with the Prefill call whether or not its reader reads."""
+        write = Writer(context, self._patience)
         offer = self._offers.get(request.kv_token)
         if offer is None:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, "no such hand-off: its Prefill call has ended"
-            )
-        writer = Writer(context)
+            why = "no such hand-off: its Prefill call has ended"
+            await write.abort(grpc.StatusCode.NOT_FOUND, why)
+            return
         try:
-            whole = await offer.stream(request, writer)
+            whole = await offer.stream(request, write)
         except BatonError as error:
-            await context.abort(error.grpc_code, error.message)
+            await write.abort(error.grpc_code, error.message)
+            return
         if not whole:
-            await writer.settled()
-            await context.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
+            await write.abort(grpc.StatusCode.ABORTED, "the Prefill call has ended")
 
 
 class GrpcReader:
@@ -143,6 +156,12 @@ class GrpcReader:
         """``stripes``: connections that share one hand-off, each taking its layers."""
         self._connections = connections
         self._stripes = stripes
+
+    async def start(self) -> None:
+        """It dials when it reads."""
+
+    async def close(self) -> None:
+        """The connections are another's."""
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         return kv_pb2.TransportOffer(name=NAME, version=VERSION)
@@ -156,14 +175,14 @@ class GrpcReader:
     async def _read_stripe(self, terms: Terms, stripe: int, sink: Sink) -> None:
         address = terms.choice.address or terms.address
         request = kv_pb2.KvReadRequest(kv_token=terms.token, stripe=stripe, stripes=self._stripes)
-        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as channel:
-            await _read(channel, address, request, sink)
+        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as connection:
+            await _read(connection, address, request, sink)
 
 
 async def _read(
-    channel: grpc.aio.Channel, address: str, request: kv_pb2.KvReadRequest, sink: Sink
+    connection: Connection, address: str, request: kv_pb2.KvReadRequest, sink: Sink
 ) -> None:
-    method = channel.unary_stream(
+    method = connection.channel.unary_stream(
         f"/{_SERVICE}/{_METHOD}",
         request_serializer=kv_pb2.KvReadRequest.SerializeToString,
         response_deserializer=None,
@@ -175,6 +194,7 @@ async def _read(
             piece = Piece(head.layer, head.start_token, head.end_token)
             await sink.write(piece, payload, head.checksums)
     except grpc.aio.AioRpcError as error:
+        connection.ended(error.code())
         lost = f"{error.code().name.lower()}: {error.details()}"
     finally:
         frames.cancel()

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from baton.errors import DeadlineExceeded, PeerError
+from baton.errors import DeadlineExceeded, IncompatiblePeer, PeerError
 from baton.kv.checksums import Policy
 from baton.kv.transport import Sink, Terms
 from baton.ratio import Ratio
-from baton.v1 import worker_pb2
+from baton.v1 import kv_pb2, worker_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class _Pair:
     """The decode worker and one prefill instance."""
 
     address: str
-    transport: str = ""
+    transport: str = ""  #: empty where the two have none in common
     downgrades: tuple[str, ...] = ()
     checksums: bool = False
     complete: int = 0
@@ -102,15 +102,20 @@ class Ledger:
         self._pairs: dict[str, _Pair] = {}  # the least recently used first
 
     @contextmanager
-    def hand_off(self) -> Iterator[HandOff]:
-        """Count the hand-off in the body, from when it is agreed on.
+    def hand_off(self, address: str, instance_id: str) -> Iterator[HandOff]:
+        """Count the hand-off in the body, from that instance, from when it is agreed on.
 
         It has failed when a PeerError or the transfer's deadline ends the body before it is
-        complete; anything else that does is not the pair's fault.
+        complete; anything else that does is not the pair's fault. An IncompatiblePeer is noted
+        as well: the two cannot agree.
         """
         under_way = HandOff(self)
         try:
             yield under_way
+        except IncompatiblePeer as error:
+            none = kv_pb2.TransportChoice(downgrades=[error.message])
+            self.note(Terms(address, instance_id, b"", none)).failed += 1
+            raise
         except PeerError:
             under_way.fail()
             raise
@@ -139,6 +144,8 @@ class Ledger:
         downgrades = tuple(choice.downgrades)
         if pair.transport != choice.name:
             pair.speed = Ratio()
+        elif pair.checksums != choice.checksums:
+            self._log_switch(terms, pair)
         if (pair.transport, pair.downgrades) != (choice.name, downgrades):
             _log(terms)
         pair.transport, pair.downgrades = choice.name, downgrades
@@ -167,6 +174,16 @@ class Ledger:
             for instance_id, pair in self._pairs.items()
         ]
 
+    def _log_switch(self, terms: Terms, pair: _Pair) -> None:
+        log.info(
+            "kv checksums",
+            on=terms.choice.checksums,
+            peer=terms.address,
+            instance=terms.instance_id,
+            mb_per_s=round(pair.speed.value / 1e6),
+            on_below=round(self._policy.auto_limit / 1e6),
+        )
+
     def _forget(self, gone: Callable[[str, _Pair], bool]) -> None:
         self._pairs = {name: pair for name, pair in self._pairs.items() if not gone(name, pair)}
 
@@ -175,7 +192,7 @@ def _log(terms: Terms) -> None:
     say = log.warning if terms.choice.downgrades else log.info
     say(
         "kv transport",
-        name=terms.choice.name,
+        name=terms.choice.name or "none",
         peer=terms.address,
         instance=terms.instance_id,
         passed_over=list(terms.choice.downgrades),

@@ -19,6 +19,12 @@ class RelayOutlet:
     def __init__(self, served: GrpcOutlet) -> None:
         self._served = served
 
+    async def start(self) -> None:
+        """``served`` is ready as it is."""
+
+    async def close(self) -> None:
+        """Nothing is its own."""
+
     def open(self, source: Source) -> GrpcOffer:
         offer = self._served.open(source)
         offer.choice.name = NAME
@@ -37,6 +43,12 @@ class RelayReader:
         self._address = address or ""
         self._frames = GrpcReader(connections)
 
+    async def start(self) -> None:
+        """It dials when it reads."""
+
+    async def close(self) -> None:
+        """The connections are another's."""
+
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         offer = await self._frames.offer(instance_id)
         offer.name = NAME
@@ -44,4 +56,6 @@ class RelayReader:
         return offer
 
     async def read(self, terms: Terms, sink: Sink) -> None:
-        await self._frames.read(replace(terms, address=self._address), sink)
+        """Over connections to the relay, whichever prefill worker is behind it."""
+        there = replace(terms, address=self._address, instance_id=self._address)
+        await self._frames.read(there, sink)

@@ -19,8 +19,8 @@ Data always moves by the decode side reading. Who owns what while it moves:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -221,7 +221,7 @@ class Offer(Protocol):
 
 
 class Outlet(Protocol):
-    """The prefill side of one transport."""
+    """The prefill side of one transport. See ``started``."""
 
     name: str
     version: int
@@ -231,16 +231,32 @@ class Outlet(Protocol):
         """Why it cannot be used in this process; empty when it can."""
         ...
 
+    async def start(self) -> None:
+        """Before the first offer. Where it cannot be used, ``unavailable`` says why."""
+        ...
+
+    async def close(self) -> None:
+        """After the last offer was closed. Also one that was never started."""
+        ...
+
     def open(self, source: Source) -> Offer: ...
 
 
 class Reader(Protocol):
-    """The decode side of one transport."""
+    """The decode side of one transport. See ``started``."""
 
     name: str
     version: int
     unavailable: str  #: why it cannot be used in this process; empty when it can
     checksums: bool  #: blocks can come with them
+
+    async def start(self) -> None:
+        """Before the first offer. Where it cannot be used, ``unavailable`` says why."""
+        ...
+
+    async def close(self) -> None:
+        """When nothing reads any more. Also one that was never started."""
+        ...
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         """What travels in PrefillStart to that instance: how it can be read from, or why not."""
@@ -252,6 +268,16 @@ class Reader(Protocol):
         Raises HandoffFailed (what came is wrong) or PrefillLost (nothing comes any more).
         """
         ...
+
+
+@asynccontextmanager
+async def started(transports: Sequence[Outlet | Reader]) -> AsyncIterator[None]:
+    """One side's transports, for the body; then they are closed, the last first."""
+    async with AsyncExitStack() as closing:
+        for transport in transports:
+            closing.push_async_callback(transport.close)
+            await transport.start()
+        yield
 
 
 def capabilities(
@@ -286,7 +312,8 @@ class Agreement:
 def negotiate(offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet]) -> Agreement:
     """The reader's most preferred transport that this side has, and why better ones were not.
 
-    Raises IncompatiblePeer, naming both lists, when there is none.
+    Raises IncompatiblePeer, naming both lists, when there is none. What is said of the two sides
+    names them, as it is the decode worker that will log it.
     """
     mine = {outlet.name: outlet for outlet in outlets}
     passed_over: list[str] = []
@@ -295,10 +322,13 @@ def negotiate(offered: Sequence[kv_pb2.TransportOffer], outlets: Sequence[Outlet
         if outlet is not None and not (obstacle := _obstacle(offer, outlet)):
             return Agreement(outlet, offer.checksums, passed_over)
         passed_over.append(f"{offer.name}: {obstacle if outlet else _MISSING}")
-    there = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
-    here = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
+    reads = ", ".join(f"{offer.name} {offer.version}" for offer in offered) or "none"
+    has = ", ".join(f"{outlet.name} {outlet.version}" for outlet in outlets) or "none"
     why = "".join(f"; {line}" for line in passed_over)
-    raise IncompatiblePeer(f"no KV transport in common: {there} there, {here} here{why}")
+    raise IncompatiblePeer(
+        f"no KV transport in common: the decode worker reads {reads}, the prefill worker has "
+        f"{has}{why}"
+    )
 
 
 _MISSING = "the prefill worker does not have it"
@@ -307,7 +337,9 @@ _MISSING = "the prefill worker does not have it"
 def _obstacle(offer: kv_pb2.TransportOffer, outlet: Outlet) -> str:
     """Why the pair cannot use a transport that both know; empty when it can."""
     if outlet.version != offer.version:
-        return f"version {offer.version} there, {outlet.version} here"
+        return (
+            f"version {offer.version} of the decode worker, {outlet.version} of the prefill worker"
+        )
     return outlet.unavailable or offer.unavailable
 
 

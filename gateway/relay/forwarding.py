@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from baton.errors import PeerError
+from baton.kv.connections import Connection
 from baton.tasks import group
 
 PREFILL_SERVICE, PREFILL = "baton.v1.PrefillService", "Prefill"
@@ -33,11 +34,11 @@ class Ended(PeerError):
 
 
 async def forward_prefill(
-    channel: grpc.aio.Channel, first: bytes, rest: AsyncIterator[bytes], write: Write
+    connection: Connection, first: bytes, rest: AsyncIterator[bytes], write: Write
 ) -> None:
-    """Prefill at the other end of ``channel``: ``first`` and ``rest`` up, what comes down to
+    """Prefill at the other end of ``connection``: ``first`` and ``rest`` up, what comes down to
     ``write``. Raises Ended, and whatever ``write`` raises; the call is over then."""
-    method = channel.stream_stream(f"/{PREFILL_SERVICE}/{PREFILL}", *_AS_BYTES)
+    method = connection.channel.stream_stream(f"/{PREFILL_SERVICE}/{PREFILL}", *_AS_BYTES)
     call = method(None)
     try:
         async with group() as tasks:
@@ -46,7 +47,7 @@ async def forward_prefill(
                 await write(event)
             sending.cancel()
     except grpc.aio.AioRpcError as error:
-        raise Ended(error.code(), error.details() or "") from error
+        raise _ended(connection, error) from error
     finally:
         call.cancel()
 
@@ -62,17 +63,25 @@ async def _send(
         await call.done_writing()
 
 
-async def forward_read(channel: grpc.aio.Channel, request: bytes, write: Write) -> None:
-    """Read at the other end of ``channel``, every frame to ``write``. Raises as
+async def forward_read(connection: Connection, request: bytes, write: Write) -> None:
+    """Read at the other end of ``connection``, every frame to ``write``. Raises as
     ``forward_prefill``."""
-    frames = channel.unary_stream(f"/{KV_SERVICE}/{READ}", *_AS_BYTES)(request)
+    frames = connection.channel.unary_stream(f"/{KV_SERVICE}/{READ}", *_AS_BYTES)(request)
     try:
         async for frame in frames:
             await write(frame)
     except grpc.aio.AioRpcError as error:
-        raise Ended(error.code(), error.details() or "") from error
+        raise _ended(connection, error) from error
     finally:
         frames.cancel()
+
+
+def _ended(connection: Connection, error: grpc.aio.AioRpcError) -> Ended:
+    status = error.code()
+    connection.ended(status)
+    if status is grpc.StatusCode.UNAVAILABLE:
+        status = grpc.StatusCode.ABORTED  # the relay itself is well
+    return Ended(status, error.details() or "")
 
 
 def handlers(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import structlog
@@ -15,6 +15,7 @@ from baton.errors import BatonError, ClientGone, InvalidRequest, RelayRefused
 from baton.identity import Role
 from baton.kv.connections import Connections
 from baton.kv.relay import TARGET
+from baton.settings import MAX_STRIPES
 from baton.streams import Writer
 from baton.tasks import group
 from baton.v1 import kv_pb2, prefill_pb2
@@ -33,6 +34,7 @@ class _Call:
         self.target = target
         self.token = b""  #: of its KV; empty until it was accepted
         self.reads: set[asyncio.Task[None]] = set()
+        self.stripes: set[int] = set()  #: that were asked for
 
 
 class Relay:
@@ -69,22 +71,10 @@ class Relay:
 
     async def prefill(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Forward one call, or refuse it with an error of the table as its last message."""
-        write = Writer(context)
         self.calls += 1
         try:
-            await self._prefill(requests, context, write)
-        except ClientGone:
-            return
-        except Ended as ended:
-            await write.settled()
-            await context.abort(ended.status, ended.message)
-        except BatonError as error:
-            self._count_refusal(context, error)
-            said = prefill_pb2.PrefillEvent(error=wire.error_to_wire(error))
-            with suppress(TimeoutError, ClientGone):  # one that does not read cannot hold us up
-                async with asyncio.timeout(self._patience):
-                    await write(said.SerializeToString())
-            await context.abort(error.grpc_code, error.message)
+            async with self._ending(context, _as_event) as write:
+                await self._prefill(requests, context, write)
         finally:
             self.calls -= 1
 
@@ -107,8 +97,8 @@ class Relay:
 
             async with self._connections.to(
                 target.instance_id, target.address, "control"
-            ) as channel:
-                await forward_prefill(channel, first, requests, down)
+            ) as connection:
+                await forward_prefill(connection, first, requests, down)
 
     def _target(self, context: Context) -> Worker:
         named = dict(context.invocation_metadata() or ()).get(TARGET)
@@ -170,18 +160,10 @@ class Relay:
 
     async def read(self, request: bytes, context: Context) -> None:
         """Forward one reading of a live call's KV, and end it with the call."""
-        write = Writer(context)
         self.reads += 1
         try:
-            await self._read(request, write)
-        except ClientGone:
-            return
-        except Ended as ended:
-            await write.settled()
-            await context.abort(ended.status, ended.message)
-        except BatonError as error:
-            self._count_refusal(context, error)
-            await context.abort(error.grpc_code, error.message)
+            async with self._ending(context) as write:
+                await self._read(request, write)
         finally:
             self.reads -= 1
 
@@ -196,26 +178,55 @@ class Relay:
             self._metrics.kv_bytes.inc(len(frame))
 
         async with (
-            self._connections.to(target.instance_id, target.address, "kv") as channel,
+            self._connections.to(target.instance_id, target.address, "kv") as connection,
             group() as tasks,
         ):
-            reading = tasks.create_task(forward_read(channel, request, down), name="relay read")
+            forwarding = forward_read(connection, request, down)
+            reading = tasks.create_task(forwarding, name="relay read")
             call.reads.add(reading)
             reading.add_done_callback(call.reads.discard)
         if reading.cancelled():
             raise Ended(grpc.StatusCode.ABORTED, "the Prefill call has ended")
 
     def _owner(self, request: bytes) -> _Call:
-        """The call that a reading belongs to, by its token. Raises RelayRefused."""
+        """The call that a reading belongs to, by its token. Raises RelayRefused, also for the
+        second reading of a stripe: so those of a call are few."""
         try:
-            token = kv_pb2.KvReadRequest.FromString(request).kv_token
+            asked = kv_pb2.KvReadRequest.FromString(request)
         except DecodeError as error:
             raise InvalidRequest(f"no KvReadRequest: {error}") from None
-        call = self._by_token.get(token)
+        call = self._by_token.get(asked.kv_token)
         if call is None:
             raise RelayRefused("no such hand-off goes through this relay; its call has ended")
+        if asked.stripe in call.stripes or asked.stripe >= MAX_STRIPES:
+            raise RelayRefused(
+                f"stripe {asked.stripe} cannot be read: {sorted(call.stripes)} of at most "
+                f"{MAX_STRIPES} were read already"
+            )
+        call.stripes.add(asked.stripe)
         return call
 
-    def _count_refusal(self, context: Context, error: BatonError) -> None:
-        self._metrics.refused.inc()
-        log.warning("refused", peer=context.peer(), code=error.code, reason=error.message)
+    # -- both ------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _ending(
+        self, context: Context, last_word: Callable[[BatonError], bytes] | None = None
+    ) -> AsyncIterator[Writer[bytes]]:
+        """A writer for the body; as the body ends, so does the call, whether or not its caller
+        reads. ``last_word``: what is said of a refusal before that."""
+        write: Writer[bytes] = Writer(context, self._patience)
+        try:
+            yield write
+        except ClientGone:
+            return
+        except Ended as ended:
+            await write.abort(ended.status, ended.message)
+        except BatonError as error:
+            self._metrics.refused.inc()
+            log.warning("refused", peer=context.peer(), code=error.code, reason=error.message)
+            last = last_word(error) if last_word else None
+            await write.abort(error.grpc_code, error.message, last)
+
+
+def _as_event(error: BatonError) -> bytes:
+    return prefill_pb2.PrefillEvent(error=wire.error_to_wire(error)).SerializeToString()

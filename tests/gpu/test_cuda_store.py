@@ -163,7 +163,7 @@ async def shm(there: Side, here: Side) -> AsyncIterator[tuple[Outlet, Reader, Te
         block_bytes=there.store.block_bytes,
         pin=there.store.pin,
     )
-    outlet.start()
+    await outlet.start()
     assert not outlet.unavailable
     reader = ShmReader(pin=here.store.pin)
     try:
@@ -175,7 +175,7 @@ async def shm(there: Side, here: Side) -> AsyncIterator[tuple[Outlet, Reader, Te
 
 @asynccontextmanager
 async def grpc(there: Side, here: Side) -> AsyncIterator[tuple[Outlet, Reader, Terms]]:
-    outlet, server, connections = GrpcOutlet(), channels.server(), Connections()
+    outlet, server, connections = GrpcOutlet(3.0), channels.server(), Connections()
     server.add_generic_rpc_handlers((outlet.handler(),))
     port = channels.bind(server, "127.0.0.1", 0)
     await server.start()

@@ -266,12 +266,14 @@ async def test_hand_offs_are_shown_and_counted(checkpoint: Path) -> None:
         worker.kv_pairings = [
             pairing(complete=7, failed=1, bytes=800),
             worker_pb2.KvPairing(instance_id="b", transport="odd", complete=3, bytes=30),
+            worker_pb2.KvPairing(instance_id="c", failed=2, downgrades=["none in common"]),
         ]
         await eventually(lambda: counted(outcome="complete") == 2)
         assert counted(outcome="failed") == 1
         assert gateway.metric("baton_kv_bytes_total", transport="grpc") == 300
         assert gateway.metric("baton_kv_bytes_total", transport="other") == 30
         assert gateway.metric("baton_kv_pairs", transport="grpc", checksums="on") == 1
+        assert gateway.metric("baton_kv_pairs", transport="none", checksums="off") == 1
         downgraded = {"transport": "grpc", "passed_over": "shm"}
         assert gateway.metric("baton_kv_downgraded_pairs", **downgraded) == 1
         worker.kv_pairings = [pairing(complete=1, bytes=100)]  # it was forgotten, and is back

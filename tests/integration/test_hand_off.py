@@ -433,6 +433,20 @@ async def test_workers_of_different_classes_do_not_pair() -> None:
         assert "'mock' here, 'other' there" in error.message
 
 
+async def test_workers_without_a_transport_in_common_are_shown() -> None:
+    async with (
+        cluster(decode=0, kv_transports=["shm"]) as c,
+        cluster(prefill=0, kv_transports=["grpc"]) as d,
+        session(d.decode[0]) as s,
+    ):
+        error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
+        assert isinstance(error, IncompatiblePeer)
+        assert "the decode worker reads grpc 1, the prefill worker has shm 2" in error.message
+        (pairing,) = (await status(d.decode[0])).kv_pairings
+        assert (pairing.address, pairing.transport) == (c.prefill[0].address, "")
+        assert list(pairing.downgrades) == [error.message]
+
+
 async def test_a_full_prefill_worker_is_lost_to_this_attempt() -> None:
     async with (
         cluster(decode=2, num_blocks=16, cost=CostModel(step_s=0.2)) as c,

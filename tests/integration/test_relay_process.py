@@ -120,8 +120,10 @@ async def test_readers_that_take_nothing_do_not_fill_it() -> None:
         assert sum([1 async for _ in caller.read(p.token)]) == 64
         memory = psutil.Process(process.child.pid).memory_info
         before, sent = memory().rss, -1
+        calls = [call]
         for _ in range(streams):
-            caller.read(p.token)
+            calls.append(await caller.prefill(d.instance_id, p.instance_id))
+            caller.read((await calls[-1].read()).accepted.kv_token)
         await eventually(lambda: p.reads == streams, 30)
         async with asyncio.timeout(60):
             while sent != p.sent:  # until all stand still
@@ -129,7 +131,8 @@ async def test_readers_that_take_nothing_do_not_fill_it() -> None:
                 await asyncio.sleep(1.0)
         assert memory().rss - before < streams * bound
         assert p.sent < 64 + streams * 8
-        call.cancel()
+        for call in calls:
+            call.cancel()
         await eventually(lambda: not p.reads, 30)
 
 

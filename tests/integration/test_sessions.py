@@ -211,11 +211,15 @@ async def refusal(call: Any) -> BatonError:
     [
         ({"from_token": 3}, RequestError, "token 3"),
         ({"from_token": 44}, RequestError, "token 44, but the prompt has 40"),
-        ({"transports": []}, IncompatiblePeer, "none there, shm 2, grpc 1, relay 1 here"),
+        (
+            {"transports": []},
+            IncompatiblePeer,
+            "the decode worker reads none, the prefill worker has shm 2, grpc 1, relay 1",
+        ),
         (
             {"transports": [kv_pb2.TransportOffer(name="grpc", version=7)]},
             IncompatiblePeer,
-            "grpc: version 7 there, 1 here",
+            "grpc: version 7 of the decode worker, 1 of the prefill worker",
         ),
         (
             {"identity": wire.identity_to_wire(Identity("x", LAYOUT, protocol=0))},

@@ -119,7 +119,7 @@ async def test_both_ends_pin_their_memory_while_the_link_lasts() -> None:
     hand_off = HandOff(100)
     there = ShmOutlet(ID, total_bytes=RING_BYTES, block_bytes=BLOCK_BYTES, pin=pin)
     here = ShmReader(pin=pin)
-    there.start()
+    await there.start()
     offer = there.open(hand_off.source)
     hand_off.compute(offer)
     await here.read(terms(ID, offer.token), hand_off.sink)
@@ -375,7 +375,7 @@ async def test_a_peer_that_does_not_answer_holds_nobody_up() -> None:
 
 async def test_a_ring_too_small_for_two_blocks() -> None:
     made = ShmOutlet(ID, total_bytes=5000, block_bytes=512)
-    made.start()
+    await made.start()
     assert "do not fit in 5000" in made.unavailable
     await made.close()
 

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import pytest
 from structlog.testing import capture_logs
 
-from baton.errors import BatonError, DeadlineExceeded, HandoffFailed, Preempted, PrefillLost
+from baton.errors import (
+    BatonError,
+    DeadlineExceeded,
+    HandoffFailed,
+    IncompatiblePeer,
+    Preempted,
+    PrefillLost,
+)
 from baton.kv.checksums import Policy
 from baton.kv.ledger import GONE_AFTER, KEPT, Ledger
 from baton.kv.transport import Terms
@@ -46,9 +53,10 @@ class Pairs:
         transport: str = "shm",
         downgrades: Sequence[str] = (),
     ) -> None:
-        choice = kv_pb2.TransportChoice(name=transport, downgrades=downgrades)
+        checksums = self.ledger.wants_checksums(instance_id)
+        choice = kv_pb2.TransportChoice(name=transport, downgrades=downgrades, checksums=checksums)
         sink = HandOff(8).sink
-        with self.ledger.hand_off() as under_way:
+        with self.ledger.hand_off(address, instance_id) as under_way:
             under_way.agreed(Terms(address, instance_id, b"", choice), sink)
             sink.bytes = nbytes
             if error is not None:
@@ -94,7 +102,7 @@ def test_only_what_the_pair_is_to_blame_for_has_failed(error: BatonError, failed
 
 def test_what_was_never_agreed_on_is_no_hand_off() -> None:
     pairs = Pairs()
-    with pytest.raises(PrefillLost), pairs.ledger.hand_off():
+    with pytest.raises(PrefillLost), pairs.ledger.hand_off("p:1", "a"):
         raise PrefillLost("nobody answers")
     assert pairs.ledger.pairings() == []
 
@@ -102,7 +110,7 @@ def test_what_was_never_agreed_on_is_no_hand_off() -> None:
 def test_an_end_after_the_last_byte_is_none_of_the_hand_offs() -> None:
     pairs = Pairs()
     choice = kv_pb2.TransportChoice(name="grpc")
-    with pytest.raises(PrefillLost), pairs.ledger.hand_off() as under_way:
+    with pytest.raises(PrefillLost), pairs.ledger.hand_off("p:1", "a") as under_way:
         sink = HandOff(8).sink
         under_way.agreed(Terms("p:1", "a", b"", choice), sink)
         sink.bytes = 10
@@ -114,7 +122,7 @@ def test_an_end_after_the_last_byte_is_none_of_the_hand_offs() -> None:
 
 
 def test_the_choice_is_said_at_first_and_when_it_changes() -> None:
-    pairs, why = Pairs(), "shm: no memory"
+    pairs, why = Pairs("off"), "shm: no memory"
     with capture_logs() as logs:
         for _ in range(3):
             pairs.hand_off()
@@ -139,6 +147,31 @@ def test_slow_pairs_get_checksums_once_they_are_measured() -> None:
     assert not pairs.ledger.wants_checksums("a")
     pairs.hand_off(transport="grpc", nbytes=10**6, seconds=1.0)
     assert pairs.ledger.wants_checksums("a"), "another transport is measured afresh"
+
+
+def test_a_switch_of_checksums_is_said_once_with_its_reason() -> None:
+    pairs = Pairs()  # sums 1 GB a second: worth it below 10 MB/s
+    with capture_logs() as logs:
+        for nbytes in (10**6, 10**6, 10**6, 10**9, 10**6):
+            pairs.hand_off(nbytes=nbytes, seconds=1.0)
+        pairs.hand_off(transport="grpc")  # off again, which is in the line of the new transport
+    switches = [line for line in logs if line["event"] == "kv checksums"]
+    assert [line["on"] for line in switches] == [True, False]
+    assert [line["mb_per_s"] < line["on_below"] == 10 for line in switches] == [True, False]
+
+
+def test_a_pair_that_cannot_agree_is_shown_with_the_reason() -> None:
+    pairs = Pairs()
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(IncompatiblePeer), pairs.ledger.hand_off("p:1", "a"):
+                raise IncompatiblePeer("no KV transport in common")
+    pairing = pairs.only()
+    assert (pairing.address, pairing.instance_id, pairing.transport) == ("p:1", "a", "")
+    assert (list(pairing.downgrades), pairing.failed) == (["no KV transport in common"], 2)
+    assert [(line["name"], line["log_level"]) for line in logs] == [("none", "warning")]
+    pairs.hand_off()
+    assert (pairs.only().transport, pairs.only().complete) == ("shm", 1)
 
 
 def test_instances_that_are_gone_fall_out() -> None:

@@ -77,6 +77,31 @@ def test_help_gives_lists_as_one_would(capsys: pytest.CaptureFixture[str]) -> No
     assert "(default: shm," in printed and "default: [" not in printed
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--kv-transports", "shm,shm"], "--kv-transports shm,shm: shm is named 2 times"),
+        (["--kv-transports", "relay,shm"], "--kv-transports relay,shm: relay .* comes last"),
+        (["--relay", "nonsense"], "--relay: must be HOST:PORT.*given: 'nonsense'"),
+        (["--relay", ":8100"], "--relay: must be HOST:PORT.*given: ':8100'"),
+        (["--relay", "r:0"], "--relay: .* a port from 1 to 65535.*given: 'r:0'"),
+        (["--relay", "::1:8100"], "--relay: .* IPv6 host in brackets.*given: '::1:8100'"),
+    ],
+)
+def test_a_way_for_kv_that_cannot_be_is_refused_at_start(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load(DecodeSettings, ["--model", "m", *argv], "decode_worker")
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("address", ["r:8100", "10.0.0.1:1", "[::1]:65535", "relay.example:80"])
+def test_where_a_relay_can_be(address: str) -> None:
+    settings = load(DecodeSettings, ["--model", "m", "--relay", address], "decode_worker")
+    assert settings.relay == address
+
+
 def test_how_kv_is_read_is_the_decode_workers_affair(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", "m", "--kv-checksums", "on", "--kv-stripes", "4"]
     settings = load(DecodeSettings, flags, "decode_worker")

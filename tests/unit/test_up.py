@@ -139,6 +139,15 @@ def test_pauses_double_up_to_the_longest() -> None:
     assert [patience.pause(deaths) for deaths in (1, 2, 3, 4, 5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
+@pytest.mark.parametrize("flags", [[], ["--colocated", "1"]])
+def test_a_relay_that_nobody_starts_is_refused_at_once(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        planned("--kv-transports", "relay", *flags)
+    assert "--kv-transports relay: `baton up` starts no relay" in capsys.readouterr().err
+
+
 def test_a_fleet_without_a_role_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for flags, said in ((["--decode", "0"], "--decode 0"), (["--prefill", "0"], "--prefill 0")):
         with pytest.raises(SystemExit):

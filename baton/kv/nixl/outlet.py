@@ -60,7 +60,7 @@ class NixlOffer:
 
 
 class NixlOutlet:
-    """An ``Outlet``. ``start`` it before the first offer; ``close`` it when the last has ended."""
+    """An ``Outlet``."""
 
     name, version = NAME, VERSION
 

@@ -41,7 +41,7 @@ class _Peer:
 
 
 class NixlReader:
-    """Implements ``Reader``. ``start`` it; ``close`` it when nothing reads any more."""
+    """Implements ``Reader``."""
 
     name, version, checksums = NAME, VERSION, False
 

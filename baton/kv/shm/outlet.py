@@ -53,10 +53,7 @@ class ShmOffer:
 
 
 class ShmOutlet:
-    """Every open offer, and the links over which they are read. An ``Outlet``.
-
-    ``start`` it before the first offer; ``close`` it when the last call has ended.
-    """
+    """Every open offer, and the links over which they are read. An ``Outlet``."""
 
     name, version = NAME, VERSION
 
@@ -75,7 +72,7 @@ class ShmOutlet:
         self._welcoming: set[asyncio.Task[None]] = set()
         self._links: set[_Link] = set()
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Listen for decode workers; where that cannot be, ``unavailable`` says why."""
         try:
             self._geometry = Geometry.fit(*self._sizes)

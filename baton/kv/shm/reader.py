@@ -32,7 +32,7 @@ _REST_S = 0.004
 
 
 class ShmReader:
-    """Implements ``Reader``. ``close`` it when nothing reads any more."""
+    """Implements ``Reader``."""
 
     name, version, checksums = NAME, VERSION, True
 
@@ -44,6 +44,9 @@ class ShmReader:
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, asyncio.Task[_Link]] = {}
         self._struck: dict[str, str] = {}  # instances that broke the protocol, and how
+
+    async def start(self) -> None:
+        """It dials when it offers."""
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         """Offered without reservation only over a link that is proven, dialled here if need be."""
