@@ -41,9 +41,15 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(field: str) -> int:
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process ever had. Raises OSError where it is gone, or not on Linux."""
+    return _status("VmHWM", str(pid))
+
+
+def _status(field: str, process: str = "self") -> int:
     """Bytes, of a field of /proc/self/status that is in kB."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    file = Path("/proc") / process / "status"
+    found = re.search(rf"^{field}:\s+(\d+) kB$", file.read_text(), re.M)
     if found is None:
-        raise OSError(f"/proc/self/status has no {field}")
+        raise OSError(f"{file} has no {field}")
     return int(found[1]) * 1024
