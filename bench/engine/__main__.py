@@ -27,7 +27,7 @@ torch 2.13.0 that is built for CPUs:
     vllm/bin/pip install -r needs.txt
     python -m bench.engine --peer vllm --vllm-python vllm/bin/python
 
-It compiles at its first start, for about a minute, and keeps the outcome in bench/out.
+It compiles at its first start, for about a minute, and keeps the outcome in its own cache.
 """
 
 from __future__ import annotations

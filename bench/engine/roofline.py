@@ -60,9 +60,10 @@ def _draw_roof(axes: Axes, records: Sequence[Record]) -> None:
     axes.loglog([left, rate / bandwidth, right], [left * bandwidth, rate, rate], color=_ROOF, lw=2)
     axes.annotate(
         f"read from memory: {bandwidth:.0f} GB/s",
-        (left * 1.1, left * 1.1 * bandwidth),
-        xytext=(12, 16),
+        (slope := (left * rate / bandwidth) ** 0.5, slope * bandwidth),
+        xytext=(-8, 8),
         textcoords="offset points",
+        ha="right",
         color=_ROOF,
     )
     axes.annotate(
@@ -99,8 +100,9 @@ def _draw_sides(axes: Axes, records: Sequence[Record]) -> None:
                 color=colour,
                 markerfacecolor=colour if filled else "white",
                 markersize=7,
+                alpha=0.8,
             )
-            if side == "bf16":
+            if side == "bf16" and filled:
                 label = f"batch {rate.params['batch']}" if decode else f"{rate.params['tokens']}"
                 where = (place.value, rate.value)
                 axes.annotate(label, where, xytext=(7, -10), textcoords="offset points", fontsize=8)

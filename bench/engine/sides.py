@@ -16,10 +16,11 @@ from typing import Any
 
 from bench.engine.serve import Answer, Command, Setup
 from bench.pair import answer, ask
-from bench.shapes import CACHE
 
 #: Seconds for one answer: vLLM compiles before the first.
 _PATIENCE = 900.0
+#: Seconds before each question: until threads that spin after their work have gone to sleep.
+_PAUSE = 0.05
 _STOP = 10.0  # seconds until a side that nobody asks any more has ended
 
 HARDWARE, TRANSFORMERS, VLLM = "hardware", "transformers", "vllm"
@@ -65,6 +66,7 @@ class SideProcess:
     async def ask(self, **command: str | int) -> Answer:
         """Raises PeerFailed when it ends instead, TimeoutError when it says nothing."""
         told: Command = command
+        await asyncio.sleep(_PAUSE)
         return await ask(self._process, told, _PATIENCE)
 
     async def seconds(self, **command: str | int) -> float:
@@ -123,16 +125,21 @@ def _start(name: str, setup: Setup, kv_bytes: int, vllm_python: Path | None) -> 
 
 
 def _vllm_environment(setup: Setup, kv_bytes: int, python: Path) -> dict[str, str]:
-    """What vLLM's manual has its users set on a CPU, and where to find this package."""
+    """What vLLM's manual has its users set on a CPU, what it sets for its own processes, and where
+    to find this package."""
     found = {
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "VLLM_CACHE_ROOT": str(CACHE / "vllm"),
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, setup.cores)),
         "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(1.1 * kv_bytes / 2**30)),  # GiB
     }
     openmp = python.parent.parent / "lib" / "libiomp5.so"
     if openmp.exists():
-        found["LD_PRELOAD"] = str(openmp)
+        places = ",".join(map(str, setup.cores))
+        found |= {
+            "LD_PRELOAD": str(openmp),
+            "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{places}]",
+            "KMP_BLOCKTIME": "5",
+            "KMP_TPAUSE": "0",
+        }
     return found
