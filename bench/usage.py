@@ -46,9 +46,17 @@ def peak_bytes(pid: int) -> int:
     return _status("VmHWM", str(pid))
 
 
+def available_bytes() -> int:
+    """Memory that processes can still get. Raises OSError where it is not Linux."""
+    return _field(Path("/proc/meminfo"), "MemAvailable")
+
+
 def _status(field: str, process: str = "self") -> int:
-    """Bytes, of a field of /proc/self/status that is in kB."""
-    file = Path("/proc") / process / "status"
+    return _field(Path("/proc") / process / "status", field)
+
+
+def _field(file: Path, field: str) -> int:
+    """Bytes, of a field that is in kB."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", file.read_text(), re.M)
     if found is None:
         raise OSError(f"{file} has no {field}")

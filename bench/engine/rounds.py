@@ -17,6 +17,7 @@ from bench.engine.serve import Answer, Setup
 from bench.engine.sides import HARDWARE, OURS, PEERS, SideProcess, sides, weight_bits
 from bench.records import Param, Record
 from bench.shapes import ModelShape, checkpoint
+from bench.usage import available_bytes
 
 _GIGA = 1e9
 #: Short prompts are computed several times in a round, until they are so many tokens together.
@@ -61,10 +62,12 @@ class Series:
 
 
 async def measure(load: Load, threads: int, say: Callable[[str], None]) -> list[Series]:
-    """Every case with so many threads. Raises PeerFailed, and ValueError as Load.setup does."""
+    """Every case with so many threads. Raises PeerFailed, and ValueError for more threads than
+    cores, or where there is too little memory for all sides at once."""
     setup = load.setup(threads)
     kv_bytes = setup.pool_tokens * load.shape.token_bytes
     names = (HARDWARE, *load.sides)
+    _require_memory(load.sides, setup, kv_bytes)
     say(f"starting {', '.join(names)} with {threads} threads")
     async with sides(names, setup, kv_bytes, load.vllm_python) as started:
         hardware = started.pop(HARDWARE)
@@ -73,6 +76,18 @@ async def measure(load: Load, threads: int, say: Callable[[str], None]) -> list[
             say(f"{case}, {threads} threads")
             found.append(await _series(case, started, hardware, load))
         return found
+
+
+def _require_memory(sides: Sequence[str], setup: Setup, kv_bytes: int) -> None:
+    """A machine that swaps, or ends processes, measures nothing."""
+    weights = (Path(setup.model) / "model.safetensors").stat().st_size
+    needed, there = len(sides) * (kv_bytes + weights), available_bytes()
+    if needed > there:
+        raise ValueError(
+            f"{len(sides)} sides with {kv_bytes / 2**30:.1f} GiB of KV each need at least "
+            f"{needed / 2**30:.0f} GiB, but {there / 2**30:.0f} are free: fewer --sides, or a "
+            "smaller --batch or --context, need less"
+        )
 
 
 async def _series(

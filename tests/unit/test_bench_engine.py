@@ -103,3 +103,9 @@ def test_what_cannot_be_measured(arguments: str) -> None:
 def test_more_threads_than_cores(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "tiny", "--threads", "4096", "--only", "decode"]) == 1
     assert "4096 threads need a core each" in capsys.readouterr().err
+
+
+def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "tiny", "--threads", "1", "--only", "decode", "--batch", "100000000"]
+    assert main(arguments) == 1
+    assert "fewer --sides, or a smaller --batch" in capsys.readouterr().err
