@@ -36,9 +36,10 @@ def plot(path: Path, model: str, records: Sequence[Record]) -> None:
     axes = figure.subplots(1, len(counts), squeeze=False)[0]
     for one, threads in zip(axes, counts, strict=True):
         own = [record for record in records if record.params.get("threads") == threads]
-        _draw_roof(one, own)
+        roof = _draw_roof(one, own)
         _draw_sides(one, own)
-        one.set_title(f"{threads} thread{'s' if threads != 1 else ''}", loc="left", fontsize=11)
+        count = f"{threads} thread{'s' if threads != 1 else ''}"
+        one.set_title(f"{count}: {roof}", loc="left", fontsize=11)
     figure.suptitle(f"{model}: prefill and decode under the hardware's roof", fontsize=15)
     handles = axes[0].get_legend_handles_labels()[0]
     figure.legend(handles=handles, loc="outside lower center", ncols=8, frameon=False)
@@ -52,33 +53,18 @@ def _best(records: Sequence[Record], name: str) -> float:
     return max(found)
 
 
-def _draw_roof(axes: Axes, records: Sequence[Record]) -> None:
-    """Memory's slope up to where it meets the rate of matrix products."""
+def _draw_roof(axes: Axes, records: Sequence[Record]) -> str:
+    """Memory's slope up to where it meets the rate of matrix products. Returns both in words."""
     bandwidth, rate = _best(records, "bandwidth"), _best(records, "matrix rate")
     reach = [record.value for record in records if record.name == "intensity"]
     left, right = min(reach) / 2, max(*reach, rate / bandwidth) * 2
     axes.loglog([left, rate / bandwidth, right], [left * bandwidth, rate, rate], color=_ROOF, lw=2)
-    axes.annotate(
-        f"read from memory: {bandwidth:.0f} GB/s",
-        (slope := (left * rate / bandwidth) ** 0.5, slope * bandwidth),
-        xytext=(-8, 8),
-        textcoords="offset points",
-        ha="right",
-        color=_ROOF,
-    )
-    axes.annotate(
-        f"bfloat16 products: {rate:.0f} GFLOP/s",
-        (right, rate),
-        xytext=(0, 5),
-        textcoords="offset points",
-        ha="right",
-        color=_ROOF,
-    )
     axes.set_xlabel("FLOP per byte of weights and cache, each read once")
     axes.set_ylabel("GFLOP/s")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(which="major", color="#e6e6e6")
     axes.set_axisbelow(True)
+    return f"{bandwidth:.0f} GB/s from memory, {rate:.0f} GFLOP/s of bfloat16 products"
 
 
 def _draw_sides(axes: Axes, records: Sequence[Record]) -> None:
