@@ -82,7 +82,7 @@ def unavailable(found: Mapping[str, Worker], transports: Sequence[str]) -> dict[
     }
 
 
-class _Child:
+class Child:
     """A running process, whose log is read."""
 
     def __init__(self, spec: Spec, process: Process) -> None:
@@ -94,7 +94,7 @@ class _Child:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, spec: Spec) -> _Child:
+    async def start(cls, spec: Spec) -> Child:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", spec.module, *spec.arguments, *_COMMON),
             env={**os.environ, "OMP_NUM_THREADS": "1", "GRPC_VERBOSITY": "ERROR"},
@@ -104,6 +104,10 @@ class _Child:
         with suppress(ProcessLookupError):
             cores.pin(process.pid, spec.core)  # while the interpreter starts: it has one thread
         return cls(spec, process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def ready(self) -> str:
         """Its address. Raises PeerFailed with its last words when it ends instead."""
@@ -145,12 +149,12 @@ async def workers(specs: Mapping[str, Spec]) -> AsyncIterator[dict[str, Worker]]
     is still in use.
     """
     async with AsyncExitStack() as stack:
-        children: dict[str, _Child] = {}
+        children: dict[str, Child] = {}
         for name, spec in specs.items():
-            children[name] = await _Child.start(spec)
+            children[name] = await Child.start(spec)
             stack.push_async_callback(children[name].stop)
         addresses = {name: await child.ready() for name, child in children.items()}
-        yield {name: Worker(at, await _report(at)) for name, at in addresses.items()}
+        yield {name: Worker(at, await report(at)) for name, at in addresses.items()}
         for name, address in addresses.items():
             await _require_idle(name, address)
 
@@ -159,7 +163,7 @@ def _identity() -> Identity:
     return Identity(new_instance_id(), None)
 
 
-async def _report(address: str) -> Report:
+async def report(address: str) -> Report:
     """What a worker says of itself."""
     async with channels.connect(address) as channel:
         request = worker_pb2.WatchRequest(identity=wire.identity_to_wire(_identity()))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from bench.records import Record
+from bench.records import Param, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Goal:
     limit: float
     path: str = ""  #: of those records alone; empty: of every path, each for itself
     at_least: bool = False  #: the limit is the smallest that will do, not the largest
+    where: Mapping[str, Param] = field(default_factory=dict)  #: of records with these parameters
 
     def reached(self, value: float) -> bool:
         return value >= self.limit if self.at_least else value <= self.limit
@@ -56,28 +57,37 @@ class Verdict:
     records: int
 
 
-def judge(records: Sequence[Record], goals: Sequence[Goal] = GOALS) -> list[Verdict]:
-    """Every goal that there are records of, in order; ratios and times beyond are worst at last."""
+def judge(
+    records: Sequence[Record], goals: Sequence[Goal] = GOALS, by: str = "path"
+) -> list[Verdict]:
+    """Every goal that there are records of, in order; ratios and times beyond are worst at last.
+
+    ``by`` is the parameter that holds what a goal calls a path.
+    """
     found: list[Verdict] = []
     for goal in goals:
-        named = [record for record in records if record.name == goal.name]
-        for path in dict.fromkeys(str(record.params["path"]) for record in named):
+        named = [
+            record
+            for record in records
+            if record.name == goal.name and goal.where.items() <= record.params.items()
+        ]
+        for path in dict.fromkeys(str(record.params[by]) for record in named):
             if goal.path in ("", path):
-                own = [record for record in named if record.params["path"] == path]
+                own = [record for record in named if record.params[by] == path]
                 ranked = sorted(own, key=lambda record: record.value, reverse=not goal.at_least)
                 good = sum(goal.reached(record.value) for record in own)
                 found.append(Verdict(goal, path, ranked[0], good, len(own)))
     return found
 
 
-def table(verdicts: Sequence[Verdict]) -> Table:
-    """One line per verdict."""
+def table(verdicts: Sequence[Verdict], by: str = "path") -> Table:
+    """One line per verdict; ``by`` as for ``judge``."""
     made = Table(title="Goals", title_justify="left")
-    for column in ("path", "what", "wanted", "worst", "where", "reached"):
+    for column in (by, "what", "wanted", "worst", "where", "reached"):
         made.add_column(column, justify="left" if column in ("what", "where") else "right")
     for verdict in verdicts:
         goal, worst = verdict.goal, verdict.worst
-        where = ", ".join(f"{k} {v}" for k, v in worst.params.items() if k != "path")
+        where = ", ".join(f"{k} {v}" for k, v in worst.params.items() if k != by)
         every = verdict.reached == verdict.records
         made.add_row(
             verdict.path,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -45,14 +45,14 @@ class Pair:
     async def ready(self) -> None:
         """Both have their memory. Raises PeerFailed."""
         for process in (self._sender, self._receiver):
-            await _answer(process)
+            await answer(process)
 
     async def move(self, job: Job) -> Run:
         """Raises PeerFailed."""
         told = asdict(job)
-        where = await _ask(self._sender, {"do": "offer", "job": told})
-        took = await _ask(self._receiver, {"do": "read", "job": told, "where": where})
-        gave = await _ask(self._sender, {"do": "settle"})
+        where = await ask(self._sender, {"do": "offer", "job": told})
+        took = await ask(self._receiver, {"do": "read", "job": told, "where": where})
+        gave = await ask(self._sender, {"do": "settle"})
         return Run(
             took["seconds"], gave["cpu_s"], took["cpu_s"], gave["peak_bytes"], took["peak_bytes"]
         )
@@ -60,7 +60,7 @@ class Pair:
     async def require_equal(self, job: Job) -> None:
         """Raise ValueError unless the KV of ``job``, just moved, is the same on both sides."""
         there, here = [
-            (await _ask(process, {"do": "digest", "job": asdict(job)}))["digest"]
+            (await ask(process, {"do": "digest", "job": asdict(job)}))["digest"]
             for process in (self._sender, self._receiver)
         ]
         if there != here:
@@ -69,7 +69,7 @@ class Pair:
     async def close_paths(self) -> None:
         """Close every connection; the next job opens its own."""
         for process in (self._receiver, self._sender):
-            await _ask(process, {"do": "close"})
+            await ask(process, {"do": "close"})
 
 
 @asynccontextmanager
@@ -94,15 +94,20 @@ async def pair(nbytes: int) -> AsyncIterator[Pair]:
             await process.wait()
 
 
-async def _ask(process: Process, command: dict[str, Any]) -> dict[str, Any]:
+async def ask(
+    process: Process, command: Mapping[str, Any], patience: float = _PATIENCE
+) -> dict[str, Any]:
+    """Say a line of JSON, wait for a line of JSON. Raises PeerFailed, and TimeoutError when none
+    comes in ``patience`` seconds."""
     assert process.stdin is not None, "it was started with a pipe"
     process.stdin.write(json.dumps(command).encode() + b"\n")
-    return await _answer(process)
+    return await answer(process, patience)
 
 
-async def _answer(process: Process) -> dict[str, Any]:
+async def answer(process: Process, patience: float = _PATIENCE) -> dict[str, Any]:
+    """The next line that it says; see ``ask``."""
     assert process.stdout is not None, "it was started with a pipe"
-    async with asyncio.timeout(_PATIENCE):
+    async with asyncio.timeout(patience):
         line = await process.stdout.readline()
     if not line:
         raise PeerFailed(f"a process of the benchmark ended with status {await process.wait()}")

@@ -41,9 +41,23 @@ def trim() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _status(field: str) -> int:
-    """Bytes, of a field of /proc/self/status that is in kB."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process ever had. Raises OSError where it is gone, or not on Linux."""
+    return _status("VmHWM", str(pid))
+
+
+def available_bytes() -> int:
+    """Memory that processes can still get. Raises OSError where it is not Linux."""
+    return _field(Path("/proc/meminfo"), "MemAvailable")
+
+
+def _status(field: str, process: str = "self") -> int:
+    return _field(Path("/proc") / process / "status", field)
+
+
+def _field(file: Path, field: str) -> int:
+    """Bytes, of a field that is in kB."""
+    found = re.search(rf"^{field}:\s+(\d+) kB$", file.read_text(), re.M)
     if found is None:
-        raise OSError(f"/proc/self/status has no {field}")
+        raise OSError(f"{file} has no {field}")
     return int(found[1]) * 1024
