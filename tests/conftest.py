@@ -21,11 +21,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def attention(request: pytest.FixtureRequest) -> str:
     """Each way to compute attention on a CPU; the kernel only where it can be had."""
     from model.kernels.build import KernelUnavailable, default_cache, supported
-    from model.kernels.library import load_library
+    from model.kernels.library import PagedAttentionLibrary, load_library
 
     if request.param == "kernel":
         try:
-            load_library(supported()[0], default_cache())
+            load_library(PagedAttentionLibrary, supported()[0], default_cache())
         except KernelUnavailable as error:
             pytest.skip(str(error))
     return str(request.param)

@@ -80,8 +80,8 @@ class TorchRunner:
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
         self.config = config
-        self._device = weights.embedding.device
-        dtype = weights.embedding.dtype
+        self._device = weights.norm.device
+        dtype = weights.norm.dtype
         self._pool = KvPool(
             layers=config.layers,
             num_blocks=num_blocks,

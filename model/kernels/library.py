@@ -1,7 +1,7 @@
-"""``paged_attention.c`` as Python sees it, by ctypes: plain pointers, the interpreter lock free.
+"""Our C as Python sees it, by ctypes: plain pointers, the interpreter lock free.
 
-It is built against no torch, so it goes with any. Its threads are those of torch's own OpenMP
-runtime, found in the process: two runtimes would fight for the cores.
+A C file has one class here. It is built against no torch, so it goes with any. Its threads are
+those of torch's own OpenMP runtime, found in the process: two runtimes would fight for the cores.
 """
 
 from __future__ import annotations
@@ -10,13 +10,41 @@ import ctypes
 from ctypes import POINTER, byref, c_int64, c_void_p
 from hashlib import blake2b
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch  # noqa: F401 - brings the OpenMP runtime into the process
 
 from model.kernels.build import InstructionSet, KernelUnavailable, build
 
-_SOURCE = Path(__file__).with_name("paged_attention.c")
+
+class Library:
+    """One build of ``source``, a C file beside this one."""
+
+    source: ClassVar[str]
+
+    def __init__(self, instructions: str, path: Path) -> None:
+        """Raises OSError when the library cannot be loaded."""
+        self._library = ctypes.CDLL(str(path))
+        self.instructions = instructions
+        #: Equal for equal machine code.
+        self.digest = blake2b(path.read_bytes(), digest_size=4).hexdigest()
+
+
+AnyLibrary = TypeVar("AnyLibrary", bound=Library)
+
+
+def load_library(kind: type[AnyLibrary], target: InstructionSet, cache: Path) -> AnyLibrary:
+    """Build what is not there yet. With threads, or without where torch brings no runtime that
+    the compiler's OpenMP fits. Raises KernelUnavailable."""
+    source = Path(__file__).with_name(kind.source)
+    try:
+        return kind(target.name, build(source, target, cache, openmp=True))
+    except (KernelUnavailable, OSError):
+        path = build(source, target, cache, openmp=False)
+    try:
+        return kind(f"{target.name}, one thread", path)
+    except OSError as error:
+        raise KernelUnavailable(f"{path} cannot be loaded: {error}") from error
 
 
 class Shape(ctypes.Structure):
@@ -35,15 +63,14 @@ class Shape(ctypes.Structure):
         super().__init__(heads, kv_heads, head_dim, block_size, bf16, pairs)
 
 
-class PagedAttentionLibrary:
-    """The functions of one build. See the C source for the layout of what they are given."""
+class PagedAttentionLibrary(Library):
+    """See the C source for the layout of what its functions are given."""
+
+    source = "paged_attention.c"
 
     def __init__(self, instructions: str, path: Path) -> None:
-        """Raises OSError when the library cannot be loaded."""
-        library = ctypes.CDLL(str(path))
-        self.instructions = instructions
-        #: Equal for equal machine code.
-        self.digest = blake2b(path.read_bytes(), digest_size=4).hexdigest()
+        super().__init__(instructions, path)
+        library = self._library
         for name in ("has_pairs", "queries_at_once", "scratch_bytes"):
             getattr(library, name).restype = c_int64
         library.queries_at_once.argtypes = library.scratch_bytes.argtypes = [POINTER(Shape)]
@@ -56,7 +83,6 @@ class PagedAttentionLibrary:
         ]
         self.attend = library.paged_attention
         self.has_pairs = bool(library.has_pairs())  #: it can multiply pairs of bfloat16
-        self._library = library
 
     def queries_at_once(self, shape: Shape) -> int:
         """Queries of one span that are one item of work, for each KV head."""
@@ -65,16 +91,3 @@ class PagedAttentionLibrary:
     def scratch_bytes(self, shape: Shape) -> int:
         """Memory that each thread needs."""
         return int(self._library.scratch_bytes(byref(shape)))
-
-
-def load_library(target: InstructionSet, cache: Path) -> PagedAttentionLibrary:
-    """Build what is not there yet. With threads, or without where torch brings no runtime that
-    the compiler's OpenMP fits. Raises KernelUnavailable."""
-    try:
-        return PagedAttentionLibrary(target.name, build(_SOURCE, target, cache, openmp=True))
-    except (KernelUnavailable, OSError):
-        path = build(_SOURCE, target, cache, openmp=False)
-    try:
-        return PagedAttentionLibrary(f"{target.name}, one thread", path)
-    except OSError as error:
-        raise KernelUnavailable(f"{path} cannot be loaded: {error}") from error

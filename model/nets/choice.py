@@ -62,7 +62,7 @@ def _library(device: torch.device, *, faster: bool) -> PagedAttentionLibrary:
     target = supported()[0]
     if faster and target is PORTABLE:
         raise KernelUnavailable("this CPU has no AVX2")
-    return load_library(target, default_cache())
+    return load_library(PagedAttentionLibrary, target, default_cache())
 
 
 def _dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

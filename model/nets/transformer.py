@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.nets.config import ModelConfig
-from model.nets.linear import Linear
+from model.nets.linear import Linear, Lookup
 from model.nets.rope import RopeTable, rotate
 from model.nets.rows import Rows
 
@@ -38,7 +38,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    embedding: Tensor  #: [vocab, hidden]
+    embedding: Lookup  #: [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  #: [hidden]
     head: Linear  #: hidden -> vocab
@@ -71,7 +71,7 @@ class Transformer:
         ``token_ids`` and ``positions`` are int64 [n]. ``attend`` is called once per layer, in
         order, and must see to it that the keys and values it is given are seen by the queries.
         """
-        x = F.embedding(token_ids, self._weights.embedding)
+        x = self._weights.embedding(token_ids)
         cos, sin = self._rope.at(positions)
         for index, layer in enumerate(self._weights.layers):
             q, k, v = self._rows.map(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from model.kernels.build import PORTABLE, KernelUnavailable, build, default_cache, supported
-from model.kernels.library import load_library
+from model.kernels.library import PagedAttentionLibrary, load_library
 from model.nets.choice import choose_attention
 from tests.reference import make_checkpoint
 from tests.runners import Driver
@@ -126,7 +126,7 @@ def test_a_compiler_without_openmp_makes_a_library_of_one_thread(
     script.write_text(f'#!/bin/sh\ncase "$*" in *-fopenmp*) exit 1;; esac\nexec {real} "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("CC", str(script))
-    library = load_library(supported()[0], tmp_path / "cache")
+    library = load_library(PagedAttentionLibrary, supported()[0], tmp_path / "cache")
     assert library.instructions.endswith(", one thread")
 
 
