@@ -77,19 +77,23 @@ class LinearKernel:
     def _as_it_is(self, weight: Tensor, bias: Tensor | None) -> KernelLinear:
         outputs, inputs = weight.shape
         width, steps = self.library.panel_outputs, -(-inputs // 2)
-        count, wide = -(-outputs // width), weight.dtype == torch.float32
-        # A step of float32 has its two inputs one after the other, not side by side.
-        panels = weight.new_empty((count, steps, 2, width) if wide else (count, steps, width, 2))
-        pairs = panels.transpose(2, 3) if wide else panels
+        count, dtype = -(-outputs // width), weight.dtype
+        if dtype == torch.bfloat16:
+            kind, panels = Weights.BFLOAT16, torch.empty(count, steps, width, dtype=torch.int32)
+            by_step = panels
+        else:  # a step has its two inputs one after the other, not side by side
+            kind, panels = Weights.FLOAT32, torch.empty(count, steps, 2, width)
+            by_step = panels.transpose(2, 3)
         for part in slices(outputs, inputs, ROUNDED):
             cut = self._by_panel(_paired(weight[part]))
-            pairs[self._panels(part)] = cut.contiguous().view(weight.dtype).view(*cut.shape, 2)
+            if kind is Weights.FLOAT32:
+                cut = cut.contiguous().view(torch.float32).view(*cut.shape, 2)
+            by_step[self._panels(part)] = cut
 
         def rows(ids: Tensor) -> Tensor:
-            found = pairs[ids // width, :, ids % width]
-            return found.flatten(1)[:, :inputs].contiguous()
+            found = by_step[ids // width, :, ids % width]
+            return found.view(dtype).flatten(1)[:, :inputs].contiguous()
 
-        kind = Weights.FLOAT32 if wide else Weights.BFLOAT16
         return KernelLinear(self, _Packed(kind, panels, rows=rows), weight, bias)
 
     def _int8(self, weight: Tensor, bias: Tensor | None) -> KernelLinear:
