@@ -33,6 +33,7 @@ from bench.records import Record
 from model.engine.plan import Sample, Slice, StepPlan
 from model.engine.torch_runner import TorchRunner
 from model.nets.config import Llama3Scaling, ModelConfig, RopeConfig
+from model.nets.linear import Plain
 from model.nets.transformer import LayerWeights, ModelWeights
 from model.sampling.sampler import sample
 from model.weights.linears import LinearMaker, forms
@@ -111,7 +112,7 @@ def random_weights(
     )
     embedding = matrix(config.vocab_size, hidden)
     head = embedding if config.tied else matrix(config.vocab_size, hidden)
-    return ModelWeights(embedding, layers, ones(), make(head, None, keep=True))
+    return ModelWeights(Plain(embedding, None).rows, layers, ones(), make(head, None, keep=True))
 
 
 class Ours:

@@ -22,6 +22,8 @@ class CudaInt8:
     """One scale per output: w = scale * q, with q in -127 .. 127, to the nearest."""
 
     kind = "int8"
+    independent = False
+    rows = None  # they were rounded
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.cache.pool import KvPool
@@ -47,7 +46,7 @@ class CudaNet:
         self._attention = attention
         positions = torch.arange(max_positions, dtype=torch.float32)
         angles = torch.outer(positions, frequencies(config.rope, config.head_dim))
-        device = weights.embedding.device
+        device = weights.norm.device
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
 
     def forward(self, step: StepInputs, written: Callable[[int], None]) -> Hidden:
@@ -56,10 +55,10 @@ class CudaNet:
         ``written`` is called with each layer's index when its K and V are enqueued.
         """
         config, inputs = self._config, step.device
-        device = self._weights.embedding.device
+        device = self._weights.norm.device
         shape = (config.layers, step.tokens, config.kv_heads)
         peaks = torch.empty(shape, dtype=torch.float32, device=device)
-        x = F.embedding(inputs.token_ids, self._weights.embedding)
+        x = self._weights.embedding(inputs.token_ids)
         delta: Tensor | None = None
         for index, layer in enumerate(self._weights.layers):
             pool = self._pool.layer(index)

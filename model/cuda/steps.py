@@ -80,7 +80,7 @@ class CudaSteps:
                     attention,
                     pool,
                     config,
-                    dtype=weights.embedding.dtype,
+                    dtype=weights.norm.dtype,
                     most_blocks=-(-max_positions // pool.block_size),
                     most=graph_rows,
                 )

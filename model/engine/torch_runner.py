@@ -34,7 +34,7 @@ from model.engine.runner import BlockStore, LayerListener
 from model.nets.choice import ChosenAttention, choose_attention, choose_ops
 from model.nets.config import ModelConfig, load_config
 from model.nets.rope import RopeTable
-from model.nets.rows import TiledLinear, require_row_independence
+from model.nets.rows import require_row_independence, row_independent
 from model.nets.transformer import ModelWeights, Transformer
 from model.sampling.device import HostSampler
 from model.weights.loader import Progress, load_weights
@@ -73,8 +73,8 @@ class TorchRunner:
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
         self.config = config
-        self._device = weights.embedding.device
-        dtype = weights.embedding.dtype
+        self._device = weights.norm.device
+        dtype = weights.norm.dtype
         self._pool = KvPool(
             layers=config.layers,
             num_blocks=num_blocks,
@@ -102,7 +102,7 @@ class TorchRunner:
         self._attention = self.chosen.attention
         if deterministic:
             require_row_independence(weights.linears(), dtype, self._device)
-            weights = weights.each_linear(TiledLinear)
+            weights = weights.each_linear(row_independent)
         rope = RopeTable(config.rope, config.head_dim, self.max_positions, self._device)
         self._ops = choose_ops(
             self.chosen, config, rope, self._pool, dtype=dtype, deterministic=deterministic

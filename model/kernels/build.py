@@ -45,7 +45,8 @@ _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma")
 PORTABLE = _set("portable")
 #: Best first.
 INSTRUCTION_SETS = (
-    _set("avx512_bf16", *_AVX512, "avx512_bf16"),
+    # Of the CPUs with bfloat16, Cooper Lake alone lacks avx512vbmi.
+    _set("avx512_bf16", *_AVX512, "avx512_bf16", "avx512vbmi"),
     _set("avx512", *_AVX512),
     _set("avx2", "avx2", "fma", "f16c"),
     PORTABLE,
@@ -54,11 +55,16 @@ INSTRUCTION_SETS = (
 
 def supported() -> list[InstructionSet]:
     """What this CPU can run, best first; the last one always is PORTABLE."""
+    has = cpu_flags()
+    return [one for one in INSTRUCTION_SETS if one.flags <= has]
+
+
+def cpu_flags() -> set[str]:
+    """What this CPU has, as Linux calls it; elsewhere nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     flags = next((line for line in lines if line.startswith("flags")), "")
-    has = set(flags.partition(":")[2].split())
-    return [one for one in INSTRUCTION_SETS if one.flags <= has]
+    return set(flags.partition(":")[2].split())
 
 
 def default_cache() -> Path:

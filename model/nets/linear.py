@@ -1,7 +1,8 @@
 """What rows are multiplied with: one matrix in the form that is fastest to read.
 
 A form takes a matrix once, at load, and keeps it as its kernel wants it; whoever made the matrix
-can then drop it. ``model/nets/quantized.py`` has the forms that round the weights.
+can then drop it. ``kernel_linear.py`` has those of our own kernel, ``quantized.py`` torch's that
+round the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: int64 ids [n] -> the matrix's rows of these numbers [n, in], as they were given.
+Lookup = Callable[[Tensor], Tensor]
 
 
 class Linear(Protocol):
@@ -31,6 +35,16 @@ class Linear(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes held, without the bias."""
+        ...
+
+    @property
+    def independent(self) -> bool:
+        """A row's result is bitwise a function of that row, in calls of any number of rows."""
+        ...
+
+    @property
+    def rows(self) -> Lookup | None:
+        """What an embedding is looked up with; None where the rows were rounded or are lost."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -54,6 +68,7 @@ class Plain:
     """The matrix as it is, on any device."""
 
     kind = "plain"
+    independent = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = weight
@@ -63,6 +78,9 @@ class Plain:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self._weight, self._bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._weight)
 
 
 #: Rows that oneDNN is told to expect. Seen on AVX-512 (bfloat16 and float32, 1 to 512 rows): 1 is
@@ -77,6 +95,8 @@ class Packed:
     """
 
     kind = "packed"
+    independent = False
+    rows = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS)

@@ -65,12 +65,20 @@ class TiledRows:
         return each(F.silu, x)
 
 
+def row_independent(linear: Linear) -> Linear:
+    """A linear whose rows do not depend on each other: as it is, or in tiles."""
+    return linear if linear.independent else TiledLinear(linear)
+
+
 class TiledLinear:
     """A linear as ``TiledRows`` would compute it, its tiles filled in one place."""
+
+    independent = True
 
     def __init__(self, linear: Linear) -> None:
         self._linear = linear
         self.kind, self.shape, self.nbytes = linear.kind, linear.shape, linear.nbytes
+        self.rows = linear.rows
         self._tile: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:

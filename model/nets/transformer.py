@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.nets.linear import Linear
+from model.nets.linear import Linear, Lookup
 from model.nets.ops import TokenOps
 
 #: (layer, q [n, heads, head_dim]) -> [n, heads * head_dim]
@@ -35,7 +34,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    embedding: Tensor  #: [vocab, hidden]
+    embedding: Lookup  #: [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  #: [hidden]
     head: Linear  #: hidden -> vocab
@@ -81,7 +80,7 @@ class Transformer:
         keys and values are in the cache.
         """
         w, ops = self._weights, self._ops
-        x = F.embedding(token_ids, w.embedding)
+        x = w.embedding(token_ids)
         y = ops.norm(x, w.layers[0].attention_norm)
         for index, layer in enumerate(w.layers):
             mixed = attend(index, ops.place(index, layer.qkv(y), layer.qk_norm))

@@ -10,26 +10,51 @@ from torch import Tensor
 
 from baton.settings import Quantize
 from model.cuda.int8 import CUDA_INT8
+from model.kernels.build import PORTABLE, KernelUnavailable, default_cache, supported
+from model.kernels.library import load_library
+from model.kernels.linear_library import LinearLibrary
+from model.nets.kernel_linear import LinearKernel
 from model.nets.linear import PACKED, PLAIN, Form, Linear
 from model.nets.quantized import INT4, INT8
 from model.nets.rows import is_row_independent
 
 log = structlog.get_logger(__name__)
 
-_FORMS: dict[Quantize | None, tuple[Form, ...]] = {
-    None: (PACKED, PLAIN),
-    "int8": (INT8, PACKED, PLAIN),
-    "int4": (INT4, INT8, PACKED, PLAIN),
+_BY_TORCH: dict[Quantize | None, tuple[Form, ...]] = {
+    None: (),
+    "int8": (INT8,),
+    "int4": (INT4, INT8),
+}
+_BY_KERNEL: dict[Quantize | None, tuple[str, ...]] = {
+    None: ("kernel",),
+    "int8": ("int8", "kernel"),
+    "int4": ("int4", "int8", "kernel"),
 }
 
 
 def forms(quantize: Quantize | None, device: torch.device) -> tuple[Form, ...]:
-    """The forms to try, best first. Raises ValueError where a device has none that is asked for."""
-    if device.type == "cpu":
-        return _FORMS[quantize]
-    if quantize == "int4":
-        raise ValueError(f"--quantize {quantize} is implemented for cpu, not for {device}")
-    return (CUDA_INT8, PLAIN) if quantize == "int8" else (PLAIN,)
+    """The forms to try, best first: by our kernel where it can be had, and is faster than torch.
+
+    Raises ValueError where a device has none that is asked for.
+    """
+    if device.type != "cpu":
+        if quantize == "int4":
+            raise ValueError(f"--quantize {quantize} is implemented for cpu, not for {device}")
+        return (CUDA_INT8, PLAIN) if quantize == "int8" else (PLAIN,)
+    try:
+        by_name = LinearKernel(_library(), torch.get_num_threads()).forms()
+    except KernelUnavailable as error:
+        log.warning("linears by torch", reason=str(error))
+        return (*_BY_TORCH[quantize], PACKED, PLAIN)
+    return (*(by_name[name] for name in _BY_KERNEL[quantize]), PACKED, PLAIN)
+
+
+def _library() -> LinearLibrary:
+    """The best build for this CPU. Raises KernelUnavailable."""
+    target = supported()[0]
+    if target is PORTABLE:
+        raise KernelUnavailable("this CPU has no AVX2")
+    return load_library(LinearLibrary, target, default_cache())
 
 
 class LinearMaker:

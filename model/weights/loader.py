@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baton.settings import Quantize
 from model.nets.config import ModelConfig
-from model.nets.linear import Linear
+from model.nets.linear import Linear, Plain
 from model.nets.transformer import LayerWeights, ModelWeights
 from model.weights.data import DTYPES, DataFiles
 from model.weights.errors import CheckpointError
@@ -136,9 +136,11 @@ class _Reader:
     def model(self, config: ModelConfig) -> ModelWeights:
         # The largest matrix first: for a moment it is there twice, when little else is.
         head = None if config.tied else self._make(self._read(_HEAD), None, keep=True)
-        embedding = self._read(_EMBEDDING)
+        matrix = self._read(_EMBEDDING)
         if head is None:
-            head = self._make(embedding, None, keep=True)
+            head = self._make(matrix, None, keep=True)
+        embedding = (head.rows if config.tied else None) or Plain(matrix, None).rows
+        del matrix  # where the head has its rows, it is not held twice
         layers = tuple(
             self._layer(f"model.layers.{layer}", config) for layer in range(config.layers)
         )

@@ -1,12 +1,16 @@
-"""Every form of a linear against F.linear of the same matrix in float64."""
+"""Every form of torch's against F.linear of the same matrix in float64; which form is taken."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from baton.settings import Quantize
+from model.kernels.build import PORTABLE, supported
 from model.nets.linear import PACKED, PLAIN, Form
 from model.nets.quantized import INT4, INT8, Int4, Int8
 from model.weights.linears import LinearMaker, forms
@@ -95,6 +99,17 @@ def test_constant_and_zero_weights() -> None:
                 torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing that one built before."""
+    if supported()[0] is PORTABLE:
+        pytest.skip("the kernel is not chosen here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+
+
+@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize(
     ("quantize", "shape", "kind", "reason"),
     [
@@ -106,7 +121,7 @@ def test_constant_and_zero_weights() -> None:
     ],
 )
 def test_a_shape_that_a_form_has_not_goes_to_the_next(
-    quantize: str | None,
+    quantize: Quantize | None,
     shape: tuple[int, int],
     kind: str,
     reason: str | None,
@@ -118,10 +133,40 @@ def test_a_shape_that_a_form_has_not_goes_to_the_next(
     kinds = {maker(random(*shape), None, keep=True).kind for _ in range(2)}
     assert kinds == {kind}
     logged = capsys.readouterr().out
+    assert logged.count("linears by torch") == logged.count("no C compiler") == 1
     assert logged.count("held in another form") == (0 if reason is None else 1)
     assert reason is None or reason in logged
 
 
+@pytest.mark.parametrize(
+    ("quantize", "shape", "dtype", "kind"),
+    [
+        ("int4", (60, 64), torch.float16, "int4"),
+        ("int4", (64, 48), torch.float32, "int8"),
+        ("int8", (64, 60), torch.bfloat16, "int8"),
+        (None, (61, 37), torch.float32, "float32"),
+    ],
+)
+def test_our_kernel_comes_first(
+    quantize: Quantize | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    kind: str,
+    attention: str,
+) -> None:
+    """``attention`` skips this where there is no compiler."""
+    if attention != "kernel":
+        return
+    if supported()[0] is PORTABLE:
+        pytest.skip("the kernel is not chosen here")
+    for deterministic in (False, True):
+        maker = LinearMaker(forms(quantize, CPU), deterministic=deterministic)
+        linear = maker(random(*shape, dtype=dtype), None, keep=True)
+        assert linear.kind.startswith(f"{kind} by kernel {supported()[0].name}")
+        assert linear.independent
+
+
+@pytest.mark.usefixtures("no_compiler")
 def test_an_operator_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: object) -> None:
         raise RuntimeError("no such operator\nand a long trace")

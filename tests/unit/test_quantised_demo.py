@@ -35,7 +35,9 @@ def loss(quantize: Quantize | None) -> float:
     """Mean cross-entropy, nats per token that the model writes."""
     config = load_config(CHECKPOINT)
     weights = load_weights(CHECKPOINT, config, dtype=torch.bfloat16, device=CPU, quantize=quantize)
-    assert quantize is None or weights.kind == quantize, "nothing fell back"
+    assert quantize is None or all(part.startswith(quantize) for part in weights.kind.split("+")), (
+        "nothing fell back"
+    )
     rope = RopeTable(config.rope, config.head_dim, config.max_positions, CPU)
     pool = KvPool(
         layers=config.layers,
