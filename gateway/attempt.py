@@ -31,6 +31,8 @@ class Attempt:
     ) -> None:
         self.key = key
         self.ended: Finished | BatonError | None = None
+        #: Prompt tokens that nobody computed for it, once its worker has said so.
+        self.cached_tokens: int | None = None
         self._next = next_index
         self._limit = limit
         self._cancel = cancel

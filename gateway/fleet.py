@@ -197,12 +197,20 @@ class Worker:
         load = self.report.load
         return load.blocks_free + load.blocks_cached - self._unseen_blocks
 
-    def blocks(self, tokens: int) -> int:
-        """KV blocks that a sequence of so many tokens takes here."""
-        return -(-tokens // self.report.compatibility.block_size)
+    @property
+    def all_blocks(self) -> int:
+        """KV blocks of its pool, whatever their state."""
+        load = self.report.load
+        return load.blocks_free + load.blocks_cached + load.blocks_owned + load.blocks_quarantined
 
-    def has_room(self, tokens: int) -> bool:
-        return not self.full and self.room_blocks >= self.blocks(tokens)
+    def blocks(self, tokens: int, choices: int = 0) -> int:
+        """KV blocks that so many tokens take here, and a block to go on in for each choice: one
+        of them has the last, partial block of the tokens."""
+        size = self.report.compatibility.block_size
+        return tokens // size + choices if choices else -(-tokens // size)
+
+    def has_room(self, tokens: int, choices: int = 0) -> bool:
+        return not self.full and self.room_blocks >= self.blocks(tokens, choices)
 
     def reported(self, report: Report, now: float) -> None:
         """Take in a new report; what was placed long enough before it is in it."""
@@ -234,13 +242,24 @@ class Worker:
 
 
 class Booking:
-    """What one attempt takes up on its workers, counted there until their own reports show it."""
+    """What one attempt takes up on its workers, counted there until their own reports show it.
 
-    def __init__(self, decode: Worker, prefill: Worker | None, tokens: int, now: float) -> None:
+    Choices that begin as one share it: each takes a block with it when it ends, the last one all.
+    """
+
+    def __init__(
+        self,
+        decode: Worker,
+        prefill: Worker | None,
+        tokens: int,
+        now: float,
+        choices: int = 1,
+    ) -> None:
         self._decode = decode
         self._prefill = prefill
         self._tokens = tokens
-        self._blocks = decode.blocks(tokens + 1)
+        self._choices = choices
+        self._blocks = decode.blocks(tokens, choices)
         self._computed = False
         decode.placed(0, self._blocks, now)
         self._count_compute(1, now)
@@ -254,7 +273,12 @@ class Booking:
             self._prefill.accepted()
 
     def ended(self, now: float) -> None:
-        """The attempt has left its workers; call once."""
+        """A choice has left its workers; call once for each."""
+        self._choices -= 1
+        if self._choices:
+            self._blocks -= 1
+            self._decode.placed(0, -1, now)
+            return
         if not self._computed:
             self._count_compute(-1, now)
         self._decode.placed(0, -self._blocks, now)
@@ -263,4 +287,5 @@ class Booking:
         if self._prefill is None:
             self._decode.placed(sign * self._tokens, 0, now)
         else:
-            self._prefill.placed(sign * self._tokens, sign * self._blocks, now)
+            blocks = self._prefill.blocks(self._tokens)
+            self._prefill.placed(sign * self._tokens, sign * blocks, now)

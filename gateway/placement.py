@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from baton.errors import IncompatiblePeer, NoWorker
+from baton.errors import ContextLengthExceeded, IncompatiblePeer, NoWorker
 from baton.identity import Family
 from gateway.fleet import Health, Role, Worker
 
@@ -25,6 +25,7 @@ class Need:
     model: str  #: name under which it is served
     tokens: int  #: prompt and generated so far: the KV to be there before the next token
     longest: int  #: tokens of prompt and answer at most
+    choices: int = 1  #: that go on from those tokens, each in blocks of its own
     #: Of the attempts before: a replay stays inside the class. None for a first attempt.
     family: Family | None = None
     #: Instances that failed this request since its last token.
@@ -72,11 +73,13 @@ class Placement:
         """A decode worker, and a prefill worker of its class unless it prefills itself.
 
         None when every worker that could take the request is full at the moment. Raises
-        NoWorker, saying why, when none could take it however long it waits.
+        NoWorker, saying why, when none could take it however long it waits, and
+        ContextLengthExceeded when no pool is large enough for all its choices.
         """
         decodes = _spared(_able(workers, Role.DECODE, need, need.longest), need.avoid)
         if not decodes:
             raise NoWorker(_why_no_decode(workers, need))
+        decodes = _large_enough(decodes, need)
         prefills = _able(workers, Role.PREFILL, need, need.tokens)
         pairs = {
             decode.instance_id: found
@@ -88,7 +91,7 @@ class Placement:
         roomy = [
             decode
             for decode in decodes
-            if decode.has_room(need.tokens + 1)
+            if decode.has_room(need.tokens, need.choices)
             and (found := pairs.get(decode.instance_id)) is not None
             and (not found or any(p.has_room(need.tokens) for p in found))
         ]
@@ -130,6 +133,21 @@ def _able(workers: Sequence[Worker], role: Role, need: Need, tokens: int) -> lis
         and worker.report.max_model_len >= tokens
         and need.family in (None, worker.report.identity.family)
     ]
+
+
+def _large_enough(decodes: list[Worker], need: Need) -> list[Worker]:
+    """Those whose pool can hold all choices at once. One choice fits where its longest does."""
+    if need.choices == 1:
+        return decodes
+    found = [w for w in decodes if w.all_blocks >= w.blocks(need.tokens, need.choices)]
+    if not found:
+        largest = max(decodes, key=lambda w: w.all_blocks)
+        raise ContextLengthExceeded(
+            f"{need.choices} choices of {need.tokens} tokens begin with "
+            f"{largest.blocks(need.tokens, need.choices)} KV blocks, but the largest decode "
+            f"worker's pool has {largest.all_blocks}"
+        )
+    return found
 
 
 def _spared(workers: list[Worker], avoid: Collection[str]) -> list[Worker]:

@@ -7,13 +7,14 @@ who lives; here is what a sequence's life and end mean for its blocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 from model.cache.blocks import BlockPool
 from model.cache.prefix import Chain, PrefixCache
-from model.engine.plan import StepPlan
+from model.engine.fork import Forks
+from model.engine.plan import Copy, StepPlan
 from model.engine.sequence import Hold, Sequence
 
 
@@ -23,6 +24,7 @@ class Table(NamedTuple):
     blocks: list[int]
     cached: int  #: tokens found
     chain: Chain  #: over them
+    spare: list[int]  #: beyond what the tokens take
 
 
 class Memory:
@@ -33,6 +35,7 @@ class Memory:
         self._prefix = prefix
         self._block_size = block_size
         self._holds: dict[int, Hold] = {}
+        self._forks = Forks(pool)
         self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
         self._next_hold_id = 1
         #: Sequences of the batch that wait for a block out of quarantine; the next blocks are
@@ -60,16 +63,18 @@ class Memory:
 
     # -- a sequence's blocks ---------------------------------------------------------------
 
-    def reserve(self, tokens: Ids[int], salt: bytes, hit_limit: int) -> Table | None:
+    def reserve(self, tokens: Ids[int], salt: bytes, hit_limit: int, count: int) -> Table | None:
         """Pin the prefix hit of at most ``hit_limit`` tokens and take fresh blocks for the rest
-        of ``tokens``; all, or None and nothing changes."""
+        of ``tokens``, ``count`` blocks in all; all, or None and nothing changes."""
         hit, chain = self._prefix.match(tokens, salt, hit_limit)
         self._pool.share(hit)
-        fresh = self._take(-(-len(tokens) // self._block_size) - len(hit))
+        fresh = self._take(count - len(hit))
         if fresh is None:
             self._pool.release(hit)
             return None
-        return Table(hit + fresh, len(hit) * self._block_size, chain)
+        missing = -(-len(tokens) // self._block_size) - len(hit)
+        blocks, spare = hit + fresh[:missing], fresh[missing:]
+        return Table(blocks, len(hit) * self._block_size, chain, spare)
 
     def prepare_to_compute(self, seq: Sequence) -> bool:
         """Make every block writable that a sequence without KV from elsewhere must write.
@@ -92,12 +97,16 @@ class Memory:
         return True
 
     def grow(self, seq: Sequence) -> bool:
-        """Append a block to the table of a decoding sequence; False when there is none."""
-        block = self._pool.allocate(1)
-        if block is None:
-            return False
-        seq.grow(block)
-        return True
+        """Make room for the next token of a decoding sequence; False when there is none."""
+        return self._forks.grow(seq)
+
+    def fork(self, stem: Sequence, tokens: Mapping[int, int]) -> list[Sequence]:
+        """A sequence for each choice in ``tokens``, in the place of ``stem``: see ``Forks``."""
+        return self._forks.fork(stem, tokens)
+
+    def take_copies(self) -> tuple[Copy, ...]:
+        """What the next step copies before it writes."""
+        return self._forks.take_copies()
 
     def publish(self, seq: Sequence) -> None:
         """Every full computed block of ``seq`` enters the prefix cache."""
@@ -113,12 +122,15 @@ class Memory:
             self._pool.hold(blocks)
             self._step_holds.append(blocks)
         self._pool.release(blocks)
+        self._pool.release(seq.spare)
+        seq.spare, seq.forked = [], False
 
     def step_ended(self) -> None:
         """No step uses any block now."""
         for table in self._step_holds:
             self._pool.unhold(table)
         self._step_holds.clear()
+        self._forks.step_ended()
 
     def _take(self, count: int) -> list[int] | None:
         """Allocate, but nothing that a sequence sitting out is waiting for."""
@@ -145,13 +157,16 @@ class Memory:
 
     def check(self, live: Collection[Sequence], running: StepPlan | None) -> list[str]:
         """Recompute every reference and compare it with the pool; one line per violation."""
-        owners = Counter(b for s in live for b in s.blocks)
+        owners = Counter(b for s in live for b in (*s.blocks, *s.spare))
+        sharers = self._forks.sharers(live)
         holds = Counter(b for h in self._holds.values() for b in h.blocks)
         holds.update(b for table in self._step_holds for b in table)
+        holds.update(self._forks.sources)
         wrong = self._pool.check(owners, holds)
         for seq in live:
             for block in seq.blocks[seq.computed // seq.block_size :]:
-                if self._pool.key(block) is not None or self._pool.owners(block) != 1:
+                alone = sharers[block] if seq.forked else 1
+                if self._pool.key(block) is not None or self._pool.owners(block) != alone:
                     wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")
         for part in running.slices if running is not None else ():
             if any(not owners[b] and not holds[b] for b in part.block_table):

@@ -13,7 +13,7 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
 from baton.generation import FinishReason
@@ -22,6 +22,7 @@ from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
 from model.engine.events import Event, SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.fork import Stems, first_tokens
 from model.engine.memory import Memory
 from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
@@ -50,6 +51,7 @@ class Scheduler:
         self._live: dict[int, Sequence] = {}
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
+        self._stems = Stems()
         self._running: StepPlan | None = None
         self._running_load = (0, 0)  # its prompt tokens and its decodes
         self._events: list[Event] = []
@@ -69,7 +71,8 @@ class Scheduler:
         self._admit(request, len(tokens))
         # The last token must be computed here to be sampled from; received KV needs nothing.
         hit_limit = len(tokens) if request.receive else len(tokens) - 1
-        table = self._memory.reserve(tokens, request.salt, hit_limit)
+        count = request.blocks(self.settings.block_size)
+        table = self._memory.reserve(tokens, request.salt, hit_limit, count)
         if table is None:
             raise self._full(len(tokens))
         seq = Sequence(
@@ -82,13 +85,17 @@ class Scheduler:
             chain=table.chain,
             phase=Phase.AWAITING_KV,
             created_s=self._clock(),
+            spare=table.spare,
         )
         self._next_seq_id += 1
+        if request.more_choices:
+            self._next_seq_id = self._stems.name(seq, self._next_seq_id)
         self._live[seq.seq_id] = seq
         queued = self.queued_tokens
         if not request.receive:
             self._enqueue(seq)
-        return Reservation(seq.seq_id, seq.cached, len(tokens), tuple(seq.blocks), queued)
+        blocks, choices = tuple(seq.blocks), tuple(seq.choices)
+        return Reservation(seq.seq_id, seq.cached, len(tokens), blocks, queued, choices)
 
     def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
         """All KV of a reserved sequence is in its blocks and verified; ``first_token`` was
@@ -106,6 +113,18 @@ class Scheduler:
         else:
             self._join_batch(seq)
         return finish
+
+    def fork(self, seq_id: int, first_tokens: Mapping[int, int]) -> None:
+        """As ``activate`` for several choices, each with its first token by its own seq_id; one
+        without, or cancelled, has ended."""
+        stem = self._live.get(seq_id)
+        if stem is None:
+            return
+        if stem.phase is not Phase.AWAITING_KV or not stem.choices:
+            raise RuntimeError(f"sequence {seq_id} is no stem that waits for KV")
+        stem.computed = stem.length
+        self._memory.publish(stem)
+        self._part(stem, {i: first_tokens[i] for i in stem.choices if i in first_tokens})
 
     def compute_here(self, seq_id: int) -> None:
         """KV of a reserved sequence will not come: prefill here what is not cached.
@@ -127,6 +146,8 @@ class Scheduler:
         seq = self._live.get(seq_id)
         if seq is not None:
             self._end(seq)
+        elif (stem := self._stems.cancel(seq_id)) is not None:
+            self._end(stem)
 
     def hold(self, seq_id: int, first_block: int = 0) -> Hold:
         """Hold the blocks of a sequence from index ``first_block`` of its table on.
@@ -178,7 +199,7 @@ class Scheduler:
         chunks = self._queue.chunks(len(slices))
         self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
-        plan = StepPlan(self.steps + 1, tuple(slices))
+        plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
             self._running = plan
         return plan
@@ -210,6 +231,8 @@ class Scheduler:
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
             if token is None or part.sample is None:
+                if part.draws:
+                    self._drawn(seq, result)
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
@@ -245,6 +268,33 @@ class Scheduler:
         else:
             self._end(seq)
 
+    # -- several choices (see fork.py) -----------------------------------------------------
+
+    def _drawn(self, stem: Sequence, result: StepResult) -> None:
+        """The prompt is computed, and the first token of each choice drawn."""
+        self._queue.remove(stem)
+        stem.phase = Phase.KEPT
+        timings = stem.timings(self.compute_s, self.steps)
+        drawn, events = first_tokens(stem, result, timings)
+        self._events += events
+        if stem.request.keep:
+            self._stems.forget(stem)
+        else:
+            self._part(stem, drawn)
+
+    def _part(self, stem: Sequence, drawn: Mapping[int, int]) -> None:
+        """Every choice goes on by itself from its first token, or ends with it."""
+        children = self._memory.fork(stem, drawn)
+        self._stems.forget(stem)
+        del self._live[stem.seq_id]
+        stem.phase = Phase.ENDED
+        for child in children:
+            self._live[child.seq_id] = child
+            if child.append(drawn[child.seq_id]) is None:
+                self._join_batch(child)
+            else:
+                self._end(child)
+
     # -- phases ----------------------------------------------------------------------------
 
     def _enqueue(self, seq: Sequence) -> None:
@@ -259,6 +309,8 @@ class Scheduler:
     def _end(self, seq: Sequence, event: Event | None = None) -> None:
         """Give up everything ``seq`` has."""
         del self._live[seq.seq_id]
+        if seq.choices:
+            self._stems.forget(seq)
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
         elif seq.phase is Phase.PREFILLING:
@@ -277,11 +329,15 @@ class Scheduler:
             raise Draining("this worker is leaving and takes no new sequences")
         self.settings.require_fits(request, self._memory.num_blocks)
         peers = [s for s in self._live.values() if s.request.keep is request.keep]
-        if not request.keep and len(peers) >= self.settings.max_running:
-            raise WorkerFull(f"{len(peers)} sequences are live, as many as max_running allows")
+        live = sum(max(1, len(s.choices)) for s in peers)
+        if not request.keep and live + len(request.choices) > self.settings.max_running:
+            raise WorkerFull(
+                f"{live} sequences are live and {len(request.choices)} more are asked for, but "
+                f"max_running is {self.settings.max_running}"
+            )
         if request.keep and self.settings.keep_blocks is not None:
             taken = sum(len(s.blocks) for s in peers)
-            if taken + -(-tokens // self.settings.block_size) > self.settings.keep_blocks:
+            if taken + request.blocks(self.settings.block_size) > self.settings.keep_blocks:
                 raise self._full(tokens)
 
     def _full(self, tokens: int) -> WorkerFull:
