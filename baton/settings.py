@@ -24,6 +24,7 @@ from baton.liveness import Beat
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
+PrefillOrder = Literal["fcfs", "srpt"]
 
 
 def _split(value: object) -> object:
@@ -124,6 +125,11 @@ class ComputeSettings(ModelSettings):
     max_step_tokens: Tokens = Field(512, description="tokens computed per engine step")
     chunk_tokens: Tokens = Field(512, description="tokens of one prompt per engine step")
     max_running: int = Field(64, ge=1, description="sequences in the running batch")
+    prefill_order: PrefillOrder = Field(
+        "fcfs",
+        description="which waiting prompts are computed first, among equal priorities: those that "
+        "came first, or those with the fewest tokens left, ageing",
+    )
     prefix_cache: bool = Field(True, description="reuse KV of equal prefixes")
     deterministic: bool = Field(
         False, description="the same tokens under any batch, chunk and cache hit; slower"

@@ -195,8 +195,7 @@ class Attempts:
     async def _receive(self, terms: Terms, sink: Sink, sequence: LiveSequence) -> None:
         """Read all that is missing into the reserved blocks, held until no byte moves."""
         reader = choose(terms.choice.name, self._readers)
-        first_block = sink.shape.start // sink.shape.block_size
-        with self._runtime.sequences.hold(sequence.seq_id, first_block):
+        with self._runtime.sequences.hold(sequence.seq_id):
             if sink.shape.total_bytes:
                 try:
                     await reader.read(terms, sink)

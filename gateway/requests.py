@@ -31,6 +31,8 @@ Kind = Literal["chat", "completion"]
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
+#: Either way from 0.
+MAX_PRIORITY = 100
 #: Seeds drawn here survive any JSON reader, which may know only doubles.
 _DRAWN_SEED_BITS = 53
 
@@ -51,7 +53,7 @@ class ValidRequest:
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
-    priority: int = 0
+    priority: int = 0  #: larger goes first, as between workers; on the wire it is smaller
     cache_salt: bytes = b""
     traceparent: str = ""
 
@@ -178,6 +180,7 @@ class Validator:
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
+            priority=-_priority(wire.priority or 0),
             traceparent=traceparent,
         )
 
@@ -255,6 +258,16 @@ def _single(prompt: str | TokenIds | Texts | TokenIdLists) -> str | list[int]:
         )
     only = prompt.root[0]
     return only if isinstance(only, str) else only.root
+
+
+def _priority(wire: int) -> int:
+    if abs(wire) > MAX_PRIORITY:
+        raise InvalidRequest(
+            f"priority is {reprlib.repr(wire)}, but must be at least -{MAX_PRIORITY} and at most "
+            f"{MAX_PRIORITY}",
+            param="priority",
+        )
+    return wire
 
 
 def _stops(stop: str | Texts | None) -> tuple[str, ...]:

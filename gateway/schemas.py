@@ -88,6 +88,8 @@ class GenerationRequest(_Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    #: As in vLLM's API: smaller goes first.
+    priority: int | None = None
     #: Taken note of by no one: an end-user's name for the caller's own books.
     user: str | None = None
     n: int | None = None

@@ -124,7 +124,11 @@ class PrefillCall:
             if trace is not None:
                 trace.add("computed", layer, end, at)
 
-        sequence.on_layer = layer_ready
+        def shared(end: int, at: float) -> None:
+            for layer in range(shape.layers):
+                layer_ready(layer, end, at)
+
+        sequence.on_layer, sequence.on_shared = layer_ready, shared
         for layer in range(shape.layers):
             offer.ready(layer, hit_tokens)
         try:

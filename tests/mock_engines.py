@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +12,8 @@ from baton.sampling import SamplingSpec
 from model.engine.engine import Engine
 from model.engine.events import Event, TokenSampled
 from model.engine.mock_runner import CostModel, MockRunner
+from model.engine.plan import StepPlan, StepResult
+from model.engine.runner import LayerListener
 from model.engine.sequence import Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
 
@@ -18,10 +22,39 @@ MOCK_CLASS = CompatibilityClass("mock", layers=2, kv_heads=1, head_size=4, block
 GREEDY = SamplingSpec(temperature=0.0, max_tokens=8)
 
 
+class StrictRunner(MockRunner):
+    """Remembers its plans, and refuses one in which two sequences write the same place.
+
+    ``during``, where set, is called while a step runs.
+    """
+
+    def __init__(self, num_blocks: int, cost: CostModel | None) -> None:
+        super().__init__(MOCK_CLASS, num_blocks, cost=cost, sleep=lambda _: None)
+        self.plans: list[StepPlan] = []
+        self.during: Callable[[], None] | None = None
+
+    def run(self, plan: StepPlan, on_layer: LayerListener) -> StepResult:
+        places = Counter(
+            (part.block_table[position // BLOCK], position % BLOCK)
+            for part in plan.slices
+            for position in range(part.start, part.end)
+        )
+        assert not places or max(places.values()) == 1, plan
+        self.plans.append(plan)
+        if self.during is not None:
+            self.during()
+        return super().run(plan, on_layer)
+
+    def computed(self, seq_id: int) -> list[int]:
+        """The positions computed for a sequence, in the order of the steps."""
+        parts = [part for plan in self.plans for part in plan.slices if part.seq_id == seq_id]
+        return [position for part in parts for position in range(part.start, part.end)]
+
+
 class SteppedEngine(Engine):
     """An engine without a thread that remembers its events and checks its books after steps."""
 
-    runner: MockRunner
+    runner: StrictRunner
 
     def __init__(
         self, num_blocks: int = 32, cost: CostModel | None = None, **settings: Any
@@ -30,7 +63,7 @@ class SteppedEngine(Engine):
         limits |= {"max_running": 8} | settings
         self.events: list[Event] = []
         super().__init__(
-            MockRunner(MOCK_CLASS, num_blocks, cost=cost, sleep=lambda _: None),
+            StrictRunner(num_blocks, cost),
             SchedulerSettings(block_size=BLOCK, **limits),
             self.events.extend,
         )

@@ -22,6 +22,12 @@ Ownership, from allocation to reuse:
                                      first, the deepest of a chain first
 
 A block with a key is immutable: its contents are what the key says for as long as it has one.
+One without a key is written by its owner alone; if its key is *promised* (``promises.py``) it may
+have several, of whom one at a time writes.
+
+Whoever owns or holds a block with a key does so with all blocks that its key builds on, and
+releases them together. So of a chain the deeper block is always the one used less recently, and
+no block is ever evicted before those that are of no use without it.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+from model.cache.promises import Promises
 
 
 class BlockState(Enum):
@@ -67,6 +75,7 @@ class BlockPool:
         self._free = list(reversed(range(num_blocks)))  # a stack: warm blocks are reused first
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
         self._quarantined = 0
+        self.promises = Promises()
 
     # -- what is there ---------------------------------------------------------------------
 
@@ -120,7 +129,7 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Add an owner to blocks found by ``find``, or to those of a sequence that goes on as
+        """Add an owner to blocks found by ``find``, promised, or of a sequence that goes on as
         several: no eviction until it releases them."""
         for block in blocks:
             if self._keys[block] is None and not self._owners[block]:
@@ -140,6 +149,7 @@ class BlockPool:
                 raise RuntimeError(f"block {block} has no owner to release it")
             self._owners[block] -= 1
             if not self._owners[block]:
+                self.promises.end(block)
                 if self._holds[block]:
                     self._quarantined += 1
                 else:
@@ -166,19 +176,37 @@ class BlockPool:
 
     # -- keys ------------------------------------------------------------------------------
 
+    def promise(self, block: int, key: bytes) -> bool:
+        """Say what an owned block will hold, so that others may share it before it is computed.
+
+        False, and nothing changes, when another block has that key or has promised it.
+        """
+        self._require_private(block)
+        if block in self.promises:
+            raise RuntimeError(f"block {block} is promised already")
+        if key in self._by_key or self.promises.find(key) is not None:
+            return False
+        self.promises.make(block, key)
+        return True
+
     def publish(self, block: int, key: bytes) -> bool:
         """Give an owned block a key, so that others may share it. Its contents are final.
 
-        False, and nothing changes, when another block already has that key: two sequences
-        computed the same tokens, and the second's copy stays private and is freed with it.
+        False, and nothing changes, when another block already has that key or has promised it:
+        two sequences computed the same tokens, and the second's copy stays private and is freed
+        with it.
         """
-        if not self._owners[block] or self._keys[block] is not None:
-            raise RuntimeError(f"block {block} is not a private block of a live sequence")
-        if key in self._by_key:
+        self._require_private(block)
+        if key in self._by_key or self.promises.find(key) not in (None, block):
             return False
+        self.promises.end(block)
         self._keys[block] = key
         self._by_key[key] = block
         return True
+
+    def _require_private(self, block: int) -> None:
+        if not self._owners[block] or self._keys[block] is not None:
+            raise RuntimeError(f"block {block} is not a private block of a live sequence")
 
     def _settle(self, block: int) -> None:
         """Nobody has the block any more: to the young end of the LRU list, or the free stack."""
@@ -223,4 +251,4 @@ class BlockPool:
         keyed = {key: block for block, key in enumerate(self._keys) if key is not None}
         if keyed != self._by_key or len(keyed) != sum(k is not None for k in self._keys):
             wrong.append("the key index does not match the blocks' keys")
-        return wrong
+        return wrong + self.promises.check(by_state[BlockState.OWNED], keyed)

@@ -5,37 +5,24 @@ up to and including the block (the chained block hash of vLLM's prefix cache, wi
 nobody can collide on purpose). Chains are rooted in (model revision and layout, salt): KV of
 another model, or of a tenant with another salt, can never be found.
 
-The blocks and their keys live in BlockPool; this file knows only how keys are made.
+The blocks and their keys live in BlockPool; this file knows only how keys are made and followed.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from itertools import islice
 
 from model.cache.blocks import BlockPool
 
 KEY_BYTES = 16
-
-
-class Chain(NamedTuple):
-    """How far a token sequence has been hashed: ``blocks`` full blocks, ending in ``key``."""
-
-    key: bytes
-    blocks: int
-
-
-class Match(NamedTuple):
-    """The longest cached chain of full blocks. ``blocks`` are not pinned yet."""
-
-    blocks: list[int]
-    chain: Chain
+_ID_BYTES = array("I").itemsize
 
 
 class PrefixCache:
-    """Finds and inserts full blocks of ``pool`` by their tokens. Not thread-safe."""
+    """Makes keys of tokens, and finds the blocks of ``pool`` that have them. Not thread-safe."""
 
     def __init__(self, pool: BlockPool, block_size: int, layout: str) -> None:
         """``layout``: whatever must be equal for one block's bytes to serve another sequence
@@ -44,42 +31,35 @@ class PrefixCache:
         self._block_size = block_size
         self._layout = blake2b(layout.encode(), digest_size=KEY_BYTES).digest()
 
-    def root(self, salt: bytes) -> Chain:
-        """The empty chain of a salt."""
+    def root(self, salt: bytes) -> bytes:
+        """What the first key of every chain of a salt builds on."""
         salted = blake2b(self._layout + salt, digest_size=KEY_BYTES, person=b"baton-root")
-        return Chain(salted.digest(), 0)
+        return salted.digest()
 
-    def match(self, tokens: Sequence[int], salt: bytes, max_tokens: int) -> Match:
-        """The longest chain of cached full blocks within the first ``max_tokens`` tokens.
+    def keys(self, parent: bytes, tokens: Sequence[int]) -> list[bytes]:
+        """The keys of the full blocks of ``tokens``, each id in 0 .. 2^32 - 1, that follow
+        ``parent``, the key of the block before or the root."""
+        raw, step = array("I", tokens).tobytes(), self._block_size * _ID_BYTES
+        keys = []
+        for start in range(0, len(raw) - step + 1, step):
+            parent = blake2b(parent + raw[start : start + step], digest_size=KEY_BYTES).digest()
+            keys.append(parent)
+        return keys
 
-        O(blocks found), one hash each and one for the first that is missing.
-        """
-        size, blocks, (key, _) = self._block_size, list[int](), self.root(salt)
-        for start in range(0, min(len(tokens), max_tokens) - size + 1, size):
-            longer = child_key(key, tokens[start : start + size])
-            block = self._pool.find(longer)
-            if block is None:
-                break
-            blocks.append(block)
-            key = longer
-        return Match(blocks, Chain(key, len(blocks)))
+    def match(self, keys: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest cached chain that ``keys`` begin with; not pinned yet."""
+        return _until_none(map(self._pool.find, keys))
 
-    def insert(self, chain: Chain, tokens: Sequence[int], table: Sequence[int]) -> Chain:
-        """Publish the full blocks of ``tokens`` that ``chain`` does not cover yet.
-
-        ``tokens`` are the tokens from position ``chain.blocks * block_size`` on whose KV is
-        written, in every layer, and verified; a last partial block is left for later.
-        ``table`` is the sequence's whole block table. Returns the chain over all full blocks.
-        A block that is cached elsewhere stays private (see ``BlockPool.publish``).
-        """
-        size, (key, blocks) = self._block_size, chain
-        for start in range(0, len(tokens) - size + 1, size):
-            key = child_key(key, tokens[start : start + size])
-            self._pool.publish(table[blocks], key)
-            blocks += 1
-        return Chain(key, blocks)
+    def coming(self, keys: Sequence[bytes], start: int) -> list[int]:
+        """The blocks of the longest chain from index ``start`` of ``keys`` on that live sequences
+        have promised to compute; not pinned yet."""
+        return _until_none(map(self._pool.promises.find, islice(keys, start, None)))
 
 
-def child_key(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of the block that holds ``tokens``, each in 0 .. 2^32 - 1, after ``parent``."""
-    return blake2b(parent + array("I", tokens).tobytes(), digest_size=KEY_BYTES).digest()
+def _until_none(found: Iterable[int | None]) -> list[int]:
+    blocks = []
+    for block in found:
+        if block is None:
+            break
+        blocks.append(block)
+    return blocks

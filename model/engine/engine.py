@@ -143,11 +143,11 @@ class Engine:
         """The hand-off of a ``keep`` sequence is over: give up its blocks; idempotent."""
         self.cancel(seq_id)
 
-    def hold(self, seq_id: int, first_block: int = 0) -> Hold:
-        """A transfer reads or writes the sequence's blocks, from index ``first_block`` of its
-        table on: they survive it as quarantined. Raises Preempted when it has ended."""
+    def hold(self, seq_id: int) -> Hold:
+        """A transfer reads or writes blocks of the sequence: they survive it as quarantined.
+        Raises Preempted when it has ended."""
         with self._lock:
-            return self._scheduler.hold(seq_id, first_block)
+            return self._scheduler.hold(seq_id)
 
     def unhold(self, hold: Hold) -> None:
         """The bytes have stopped moving, or their connection is gone; idempotent."""

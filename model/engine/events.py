@@ -17,7 +17,7 @@ class SequenceTimings:
     prefill_s: float  #: compute time of the steps that took its prefill chunks
     decode_s: float  #: compute time of the steps since its first decode
     steps: int  #: steps that computed tokens of it
-    cached_tokens: int  #: tokens found in the prefix cache
+    cached_tokens: int  #: tokens found in the prefix cache, or computed by another meanwhile
 
 
 @dataclass(slots=True)
@@ -43,6 +43,16 @@ class LayerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixShared:
+    """K and V of every layer up to position ``end`` (exclusive) are in the pool and may be read:
+    another sequence has computed them, in blocks that both own."""
+
+    seq_id: int
+    end: int  #: a multiple of the block size
+    at: float  #: when it was noticed, on the engine's clock
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceFailed:
     """The sequence has ended early: its blocks are given up. ``error`` says why, and whether
     another attempt could mend it; its ``__cause__``, where set, is for the log."""
@@ -58,4 +68,4 @@ class SequencePreempted:
     seq_id: int
 
 
-Event: TypeAlias = TokenSampled | LayerReady | SequenceFailed | SequencePreempted
+Event: TypeAlias = TokenSampled | LayerReady | PrefixShared | SequenceFailed | SequencePreempted

@@ -1,5 +1,21 @@
 """The memory part of scheduling: which sequence has which blocks, and who holds them.
 
+**Blocks that are being computed are shared, too.** A sequence that computes its prompt promises,
+block by block, what its table will hold. Whoever wants the same tokens with the same salt becomes
+an owner of these very blocks at once, so 32 requests over one prefix need its memory once. There
+is no leader: every owner has the blocks pinned, and in each step the first of them in the compute
+queue computes on from where the last one stopped, while the others, whose next block that is, are
+left out (``ComputeQueue``). So each token is computed once, by whoever goes first; nobody inherits
+a priority or a lag; and if a sequence ends early the next of the owners goes on from the last
+token that a step has finished. Nobody waits for another, only for its turn, and whoever is first
+in the queue always has it.
+
+Received KV is not shared before all of it is there. A hand-off writes to blocks that are its
+sequence's alone, and one that breaks must not strand others: to wait for another's transfer while
+holding blocks is what the design forbids. The prompt is still computed once, on the prefill worker;
+what a second hand-off costs is its bytes. When it is complete, blocks that others have published
+meanwhile take the place of its own.
+
 Pure bookkeeping over the pool and the prefix cache, called by ``Scheduler`` alone, which decides
 who lives; here is what a sequence's life and end mean for its blocks.
 """
@@ -12,19 +28,19 @@ from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 from model.cache.blocks import BlockPool
-from model.cache.prefix import Chain, PrefixCache
+from model.cache.prefix import PrefixCache
 from model.engine.fork import Forks
 from model.engine.plan import Copy, StepPlan
-from model.engine.sequence import Hold, Sequence
+from model.engine.sequence import Hold, Sequence, SequenceRequest
 
 
 class Table(NamedTuple):
-    """Blocks set aside for a sequence: those found in the prefix cache, then fresh ones."""
+    """Blocks set aside for a sequence: cached ones, promised ones, others."""
 
     blocks: list[int]
-    cached: int  #: tokens found
-    chain: Chain  #: over them
-    spare: list[int]  #: beyond what the tokens take
+    keys: list[bytes]  #: of every full block of the tokens known
+    cached: int  #: tokens whose KV is in place
+    promised: int  #: tokens whose KV is in place, or promised to whoever wants it
 
 
 class Memory:
@@ -52,6 +68,12 @@ class Memory:
         return self._pool.available * self._block_size
 
     @property
+    def promised_tokens(self) -> int:
+        """Tokens of promised blocks that nobody has computed yet; each block counts once."""
+        promises = self._pool.promises
+        return len(promises) * self._block_size - promises.filled
+
+    @property
     def quarantined(self) -> int:
         """Blocks that come back when a transfer or the running step ends."""
         return self._pool.counts().quarantined
@@ -63,38 +85,120 @@ class Memory:
 
     # -- a sequence's blocks ---------------------------------------------------------------
 
-    def reserve(self, tokens: Ids[int], salt: bytes, hit_limit: int, count: int) -> Table | None:
-        """Pin the prefix hit of at most ``hit_limit`` tokens and take fresh blocks for the rest
-        of ``tokens``, ``count`` blocks in all; all, or None and nothing changes."""
-        hit, chain = self._prefix.match(tokens, salt, hit_limit)
-        self._pool.share(hit)
-        fresh = self._take(count - len(hit))
+    def reserve(self, request: SequenceRequest, tokens: Ids[int]) -> Table | None:
+        """Pin what is cached or promised of ``tokens`` and take fresh blocks for the rest, and for
+        the choices that go on from them (the last blocks of the table); all, or None and nothing
+        changes."""
+        keys = self._prefix.keys(self._prefix.root(request.salt), tokens)
+        count = request.blocks(self._block_size)
+        if not request.receive:
+            return self._to_compute(keys, len(tokens), count, [])
+        hit = self._prefix.match(keys)
+        fresh = self._beside(hit, count - len(hit))
         if fresh is None:
-            self._pool.release(hit)
             return None
-        missing = -(-len(tokens) // self._block_size) - len(hit)
-        blocks, spare = hit + fresh[:missing], fresh[missing:]
-        return Table(blocks, len(hit) * self._block_size, chain, spare)
+        cached = len(hit) * self._block_size
+        return Table(hit + fresh, keys, cached, cached)
 
     def prepare_to_compute(self, seq: Sequence) -> bool:
-        """Make every block writable that a sequence without KV from elsewhere must write.
+        """Make the table of a sequence whose KV does not come from elsewhere one to compute in.
 
         Blocks that a transfer may still write to are given up (quarantined) for fresh ones,
         and so is a shared block that the last token would have to be written to again.
         False, and nothing changes, when there are none.
         """
-        size = self._block_size
-        kept = min(seq.cached, (seq.length - 1) // size * size) // size
-        if kept * size < seq.cached or seq.seq_id in self.held:
-            fresh = self._take(len(seq.blocks) - kept)
-            if fresh is None:
-                return False
-            self._pool.release(seq.blocks[kept:])
-            seq.blocks = seq.blocks[:kept] + fresh
-            seq.cached = seq.computed = kept * size
-            tokens, salt = seq.tokens(0, seq.cached), seq.request.salt
-            seq.chain = self._prefix.match(tokens, salt, seq.cached).chain
+        border = seq.cached // self._block_size
+        cached, own = seq.blocks[:border], seq.blocks[border:]
+        spare = [] if seq.seq_id in self.held else list(own)
+        table = self._to_compute(seq.keys, seq.length, len(seq.blocks), spare)
+        if table is None:
+            return False
+        taken = set(table.blocks)
+        self._pool.release(cached + [block for block in own if block not in taken])
+        seq.blocks = table.blocks
+        seq.cached = seq.computed = table.cached
+        seq.promised, seq.published = table.promised, table.cached // self._block_size
         return True
+
+    def _to_compute(
+        self, keys: list[bytes], length: int, count: int, spare: list[int]
+    ) -> Table | None:
+        """A table of ``count`` blocks for a sequence of ``length`` tokens that is computed here;
+        ``spare`` ones, its own already, are used before fresh ones."""
+        size, pool = self._block_size, self._pool
+        # The last token must be computed by the sequence itself, to be sampled from.
+        common = keys[: (length - 1) // size]
+        hit = self._prefix.match(common)
+        shared = hit + self._prefix.coming(common, len(hit))
+        reused = spare[: count - len(shared)]
+        fresh = self._beside(shared, count - len(shared) - len(reused))
+        if fresh is None:
+            return None
+        blocks, promised = shared + reused + fresh, len(shared)
+        while promised < len(common) and pool.promise(blocks[promised], common[promised]):
+            promised += 1
+        return Table(blocks, keys, len(hit) * size, promised * size)
+
+    def _beside(self, shared: list[int], count: int) -> list[int] | None:
+        """Pin ``shared`` and take ``count`` fresh blocks, but none that a sequence sitting out
+        is waiting for; or None, and nothing changes."""
+        self._pool.share(shared)
+        fresh = None
+        if count <= self._pool.available - self.sitting_out:
+            fresh = self._pool.allocate(count)
+        if fresh is None:
+            self._pool.release(shared)
+        return fresh
+
+    def catch_up(self, seq: Sequence) -> bool:
+        """Count as computed what other owners have computed of the promised blocks of ``seq``;
+        whether there was any."""
+        before, size, progress = seq.computed, self._block_size, self._pool.promises.progress
+        while seq.computed < seq.promised:
+            index = seq.computed // size
+            filled = progress(seq.blocks[index])
+            seq.computed = (index + 1) * size if filled is None else index * size + filled
+            if filled is not None:
+                break
+        seq.shared += seq.computed - before
+        seq.published = seq.computed // size
+        return seq.computed > before
+
+    def advance(self, seq: Sequence) -> None:
+        """A step has computed tokens of a prompt."""
+        self.publish(seq, adopt=not seq.request.export)
+        if seq.computed < seq.promised:
+            index, tokens = divmod(seq.computed, self._block_size)
+            self._pool.promises.fill(seq.blocks[index], tokens)
+
+    def publish(self, seq: Sequence, adopt: bool = False) -> None:
+        """Every full computed block of ``seq`` enters the prefix cache.
+
+        Where another has the same contents it stays private, and so does all that builds on it,
+        as its chain could not be told from the other's. With ``adopt`` the other takes its place
+        instead. That is for sequences that no runner and no reader knows the blocks of: before
+        they decode, and none that is handed over while it is computed.
+        """
+        pool, blocks, full = self._pool, seq.blocks, seq.computed // self._block_size
+        self._hash(seq, full)
+        for index in range(seq.published, full):
+            if index and pool.key(blocks[index - 1]) is None:
+                break
+            key = seq.keys[index]
+            if pool.publish(blocks[index], key) or not adopt:
+                continue
+            if (other := pool.find(key)) is not None:
+                pool.share([other])
+                pool.release([blocks[index]])
+                blocks[index] = other
+        seq.published = full
+
+    def _hash(self, seq: Sequence, full: int) -> None:
+        """Make the keys of the first ``full`` blocks."""
+        known, size = len(seq.keys), self._block_size
+        if known < full:
+            parent = seq.keys[-1] if known else self._prefix.root(seq.request.salt)
+            seq.keys += self._prefix.keys(parent, seq.tokens(known * size, full * size))
 
     def grow(self, seq: Sequence) -> bool:
         """Make room for the next token of a decoding sequence; False when there is none."""
@@ -107,11 +211,6 @@ class Memory:
     def take_copies(self) -> tuple[Copy, ...]:
         """What the next step copies before it writes."""
         return self._forks.take_copies()
-
-    def publish(self, seq: Sequence) -> None:
-        """Every full computed block of ``seq`` enters the prefix cache."""
-        fresh = seq.tokens(seq.chain.blocks * seq.block_size, seq.computed)
-        seq.chain = self._prefix.insert(seq.chain, fresh, seq.blocks)
 
     def give_up(self, seq: Sequence, in_step: bool) -> None:
         """Take every block from a sequence that has ended. If the running step uses them, they
@@ -132,17 +231,11 @@ class Memory:
         self._step_holds.clear()
         self._forks.step_ended()
 
-    def _take(self, count: int) -> list[int] | None:
-        """Allocate, but nothing that a sequence sitting out is waiting for."""
-        if count > self._pool.available - self.sitting_out:
-            return None
-        return self._pool.allocate(count)
-
     # -- holds -----------------------------------------------------------------------------
 
-    def hold(self, seq: Sequence, first_block: int) -> Hold:
-        """Hold the blocks of a live sequence from index ``first_block`` of its table on."""
-        hold = Hold(self._next_hold_id, seq.seq_id, tuple(seq.blocks[first_block:]))
+    def hold(self, seq: Sequence) -> Hold:
+        """Hold the blocks of a live sequence: all, as they must become reusable together."""
+        hold = Hold(self._next_hold_id, seq.seq_id, tuple(seq.blocks))
         self._next_hold_id += 1
         self._pool.hold(hold.blocks)
         self._holds[hold.hold_id] = hold
@@ -164,11 +257,27 @@ class Memory:
         holds.update(self._forks.sources)
         wrong = self._pool.check(owners, holds)
         for seq in live:
-            for block in seq.blocks[seq.computed // seq.block_size :]:
-                alone = sharers[block] if seq.forked else 1
-                if self._pool.key(block) is not None or self._pool.owners(block) != alone:
-                    wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")
+            wrong += self._check_unwritten(seq, sharers)
         for part in running.slices if running is not None else ():
             if any(not owners[b] and not holds[b] for b in part.block_table):
                 wrong.append(f"the running step uses blocks that {part.seq_id} no longer has")
+            written = part.block_table[part.start // self._block_size :]
+            if any(self._pool.key(b) is not None for b in written):
+                wrong.append(f"the running step writes finished blocks of {part.seq_id}")
+        return wrong
+
+    def _check_unwritten(self, seq: Sequence, sharers: Mapping[int, int]) -> list[str]:
+        """Blocks that ``seq`` may write: promised ones, and then some that are its alone, or that
+        all who have them will copy before they write."""
+        pool, size, wrong = self._pool, self._block_size, list[str]()
+        for index, block in enumerate(seq.blocks[seq.computed // size :], seq.computed // size):
+            owners = sharers[block] if seq.forked else 1
+            alone = pool.key(block) is None and pool.owners(block) == owners
+            if index * size >= seq.promised:
+                if not alone or block in pool.promises:
+                    wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")
+            elif (
+                pool.promises.find(seq.keys[index]) != block and pool.find(seq.keys[index]) != block
+            ):
+                wrong.append(f"block {block} of {seq.seq_id} is neither computed nor promised")
         return wrong

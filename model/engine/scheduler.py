@@ -4,7 +4,7 @@ There is one kind of work. A sequence has ``length`` tokens of which ``computed`
 slice is the next few of the missing ones, and it samples when it reaches the last. A decode
 step is the case of one missing token (the unified view of vLLM's V1 scheduler). Decodes are
 planned first, so they never wait for a prompt; prefill chunks share what is left of the budget
-(see ``ComputeQueue``), first come, first served.
+(see ``ComputeQueue``).
 
 Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls; ``plan`` and
 ``commit`` alternate, and the other commands may come between the two, while the step runs.
@@ -21,9 +21,16 @@ from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
-from model.engine.events import Event, SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.events import (
+    Event,
+    PrefixShared,
+    SequenceFailed,
+    SequencePreempted,
+    TokenSampled,
+)
 from model.engine.fork import Stems, first_tokens
 from model.engine.memory import Memory
+from model.engine.order import arrival
 from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
@@ -59,33 +66,36 @@ class Scheduler:
         self.draining = False
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
+        self.computed_tokens = 0  #: likewise
 
     # -- commands --------------------------------------------------------------------------
 
     def add(self, request: SequenceRequest) -> Reservation:
-        """Pin the prefix hit and reserve every block for prompt and generated ids, at once.
+        """Reserve every block for prompt and generated ids at once: pin those in the prefix cache
+        and those that others are computing, take fresh ones for the rest.
 
         Raises ContextLengthExceeded when it can never fit, WorkerFull when it does not now.
         """
         tokens = (*request.prompt_ids, *request.generated_ids)
         self._admit(request, len(tokens))
-        # The last token must be computed here to be sampled from; received KV needs nothing.
-        hit_limit = len(tokens) if request.receive else len(tokens) - 1
-        count = request.blocks(self.settings.block_size)
-        table = self._memory.reserve(tokens, request.salt, hit_limit, count)
+        table = self._memory.reserve(request, tokens)
         if table is None:
             raise self._full(len(tokens))
+        border = -(-len(tokens) // self.settings.block_size)
         seq = Sequence(
             seq_id=self._next_seq_id,
             request=request,
             block_size=self.settings.block_size,
-            blocks=table.blocks,
+            blocks=table.blocks[:border],
             cached=table.cached,
             computed=table.cached,
-            chain=table.chain,
+            keys=table.keys,
+            published=table.cached // self.settings.block_size,
+            promised=table.promised,
             phase=Phase.AWAITING_KV,
             created_s=self._clock(),
-            spare=table.spare,
+            rank=(arrival(self.computed_tokens, request.priority), self._next_seq_id),
+            spare=table.blocks[border:],
         )
         self._next_seq_id += 1
         if request.more_choices:
@@ -100,13 +110,9 @@ class Scheduler:
     def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
         """All KV of a reserved sequence is in its blocks and verified; ``first_token`` was
         sampled elsewhere. It joins the batch, or ends if that token finishes it."""
-        seq = self._live.get(seq_id)
+        seq = self._received(seq_id)
         if seq is None:
             return None
-        if seq.phase is not Phase.AWAITING_KV:
-            raise RuntimeError(f"sequence {seq_id} does not wait for KV: {seq.phase.name}")
-        seq.computed = seq.length
-        self._memory.publish(seq)
         finish = seq.append(first_token)
         if finish is not None:
             self._end(seq)
@@ -117,21 +123,25 @@ class Scheduler:
     def fork(self, seq_id: int, first_tokens: Mapping[int, int]) -> None:
         """As ``activate`` for several choices, each with its first token by its own seq_id; one
         without, or cancelled, has ended."""
-        stem = self._live.get(seq_id)
-        if stem is None:
-            return
-        if stem.phase is not Phase.AWAITING_KV or not stem.choices:
-            raise RuntimeError(f"sequence {seq_id} is no stem that waits for KV")
-        stem.computed = stem.length
-        self._memory.publish(stem)
-        self._part(stem, {i: first_tokens[i] for i in stem.choices if i in first_tokens})
+        stem = self._received(seq_id)
+        if stem is not None:
+            self._part(stem, {i: first_tokens[i] for i in stem.choices if i in first_tokens})
+
+    def _received(self, seq_id: int) -> Sequence | None:
+        seq = self._live.get(seq_id)
+        if seq is None:
+            return None
+        if seq.phase is not Phase.AWAITING_KV:
+            raise RuntimeError(f"sequence {seq_id} does not wait for KV: {seq.phase.name}")
+        seq.computed = seq.length
+        self._memory.publish(seq, adopt=True)
+        return seq
 
     def compute_here(self, seq_id: int) -> None:
         """KV of a reserved sequence will not come: prefill here what is not cached.
 
-        Blocks that a transfer may still write to are given up (quarantined) for fresh ones,
-        and so is a shared block that the last token would have to be written to again.
-        Raises WorkerFull, and nothing changes, when there are none.
+        Raises WorkerFull, and nothing changes, when blocks that must be replaced for that
+        (``Memory.prepare_to_compute``) cannot be.
         """
         seq = self._live.get(seq_id)
         if seq is None or seq.phase is not Phase.AWAITING_KV:
@@ -149,15 +159,15 @@ class Scheduler:
         elif (stem := self._stems.cancel(seq_id)) is not None:
             self._end(stem)
 
-    def hold(self, seq_id: int, first_block: int = 0) -> Hold:
-        """Hold the blocks of a sequence from index ``first_block`` of its table on.
+    def hold(self, seq_id: int) -> Hold:
+        """Hold the blocks of a sequence.
 
         Raises Preempted when the sequence has ended: its blocks may be someone else's.
         """
         seq = self._live.get(seq_id)
         if seq is None:
             raise Preempted(f"sequence {seq_id} has ended and its blocks are gone")
-        return self._memory.hold(seq, first_block)
+        return self._memory.hold(seq)
 
     def unhold(self, hold: Hold) -> None:
         """End a hold; idempotent."""
@@ -196,6 +206,7 @@ class Scheduler:
             for s in self._decoding.values()
             if s.computed < s.room
         ]
+        self._catch_up()
         chunks = self._queue.chunks(len(slices))
         self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
@@ -209,6 +220,7 @@ class Scheduler:
         plan = self._finish_step()
         self.compute_s += result.compute_s
         self.costs.observe(*self._running_load, result.compute_s)
+        self.computed_tokens += sum(self._running_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
         for part in plan.slices:
@@ -222,14 +234,16 @@ class Scheduler:
             if error is not None:
                 self._end(seq, SequenceFailed(seq_id, error))
                 continue
-            seq.computed += len(part.token_ids)
-            if seq.computed // size > seq.chain.blocks:
-                self._memory.publish(seq)
             first = seq.phase is prefilling
             if first:
-                self._queue.computed(len(part.token_ids))
+                self._queue.computed(seq, len(part.token_ids))
+                self._memory.advance(seq)
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
+            else:
+                seq.computed += 1
+                if seq.computed // size > seq.published:
+                    self._memory.publish(seq)
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
@@ -297,6 +311,13 @@ class Scheduler:
 
     # -- phases ----------------------------------------------------------------------------
 
+    def _catch_up(self) -> None:
+        """Waiting sequences take note of what others have computed of their promised blocks."""
+        for seq in self._queue:
+            if seq.computed < seq.promised and self._memory.catch_up(seq) and seq.request.export:
+                whole = seq.computed // seq.block_size * seq.block_size
+                self._events.append(PrefixShared(seq.seq_id, whole, self._clock()))
+
     def _enqueue(self, seq: Sequence) -> None:
         seq.phase = Phase.PREFILLING
         self._queue.add(seq)
@@ -314,7 +335,7 @@ class Scheduler:
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
         elif seq.phase is Phase.PREFILLING:
-            self._queue.remove(seq, seq.missing)
+            self._queue.remove(seq, seq.tail)
         seq.phase = Phase.ENDED
         running = self._running.slices if self._running is not None else ()
         self._memory.give_up(seq, any(part.seq_id == seq.seq_id for part in running))
@@ -378,8 +399,8 @@ class Scheduler:
 
     @property
     def queued_tokens(self) -> int:
-        """Missing tokens of all prompts in the compute queue."""
-        return self._queue.tokens
+        """Tokens to compute for all prompts in the compute queue; what several want counts once."""
+        return self._queue.tail_tokens + self._memory.promised_tokens
 
     def check(self) -> list[str]:
         """Recompute every reference and compare it with the books; one line per violation."""

@@ -9,7 +9,6 @@ from enum import Enum, auto
 from baton.errors import InvalidRequest
 from baton.generation import FinishReason, finish_reason
 from baton.sampling import SamplingSpec
-from model.cache.prefix import Chain
 from model.engine.events import SequenceTimings
 from model.engine.plan import Sample, Slice
 
@@ -34,7 +33,7 @@ class SequenceRequest:
     spec: SamplingSpec
     generated_ids: tuple[int, ...] = ()  #: by earlier attempts; the continuation depends on them
     salt: bytes = b""  #: equal salts may share cached blocks
-    priority: int = 0  #: larger goes first
+    priority: int = 0  #: larger goes first, until others have waited long (``order.py``)
     choice_index: int = 0
     more_choices: tuple[int, ...] = ()  #: that begin with it; each becomes a sequence of its own
     keep: bool = False
@@ -118,15 +117,19 @@ class Sequence:
     request: SequenceRequest
     block_size: int
     blocks: list[int]
+    keys: list[bytes]  #: of its full blocks, as far as they were made
     cached: int  #: tokens found in the prefix cache; a multiple of the block size
     computed: int  #: tokens whose KV is in the blocks
-    chain: Chain  #: the full blocks hashed (and published) so far
+    published: int  #: full blocks that were offered to the prefix cache, or come from there
+    promised: int  #: tokens that other sequences may compute for it; a multiple of the block size
     phase: Phase
     created_s: float
+    rank: tuple[int, int]  #: (``order.arrival``, seq_id): smaller goes first
     prompt_ids: tuple[int, ...] = field(init=False)
     generated_ids: list[int] = field(init=False)
     sample: Sample = field(init=False)  #: made once: it refers to the lists above
     room: int = field(init=False)  #: tokens that ``blocks`` can take
+    shared: int = 0  #: tokens that others have computed for it since it was added
     choices: dict[int, int] = field(default_factory=dict)  #: a stem's: seq_id -> choice index
     spare: list[int] = field(default_factory=list)  #: blocks to go on in, not in the table yet
     #: Other choices may have the last block, a partial one, too: nothing may be written to it.
@@ -165,9 +168,9 @@ class Sequence:
         return self.length - self.computed
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller goes first, is granted blocks first and is preempted last."""
-        return (-self.request.priority, self.seq_id)
+    def tail(self) -> int:
+        """Missing tokens that it must compute itself."""
+        return self.length - max(self.computed, self.promised)
 
     def tokens(self, start: int, end: int) -> TokenIds[int]:
         """The token ids at positions start .. end - 1."""
@@ -199,7 +202,8 @@ class Sequence:
         if self.decode_base_step is not None:
             decode_s = compute_total_s - self.decode_base_s
             steps += step - self.decode_base_step
-        return SequenceTimings(queued, self.prefill_s, decode_s, steps, self.cached)
+        cached = self.cached + self.shared
+        return SequenceTimings(queued, self.prefill_s, decode_s, steps, cached)
 
     # -- changes ---------------------------------------------------------------------------
 
@@ -229,7 +233,8 @@ class Sequence:
             0 <= self.cached <= self.computed <= min(self.length, self.room)
             and self.length <= self.limit
             and self.room == (self.computed if self.forked else len(self.blocks) * self.block_size)
-            and self.chain.blocks == self.computed // self.block_size
+            and self.published == self.computed // self.block_size
+            and self.promised <= self.length
         )
         missing = {
             Phase.PREFILLING: self.missing >= 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.settings import PrefillOrder
 from model.engine.sequence import SequenceRequest
 
 
@@ -17,6 +18,7 @@ class SchedulerSettings:
     max_tokens_per_step: int = 2048
     chunk_tokens: int = 512  #: most tokens of one prompt in one step
     max_running: int = 256  #: sequences in one step
+    prefill_order: PrefillOrder = "fcfs"  #: which prompts are computed first (``order.py``)
     keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
     #: How much longer prompt tokens may make a step that decodes, as a share of a decode step.
     #: They get at least one token a step. None: as much as fits.

@@ -56,6 +56,7 @@ def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
         max_tokens_per_step=settings.max_step_tokens,
         chunk_tokens=settings.chunk_tokens,
         max_running=settings.max_running,
+        prefill_order=settings.prefill_order,
         local_prefill_share=settings.prefill_share,
     )
     return LoadedModel(runner, vocab_size, limits)

@@ -13,6 +13,7 @@ from model.engine.engine import Engine
 from model.engine.events import (
     Event,
     LayerReady,
+    PrefixShared,
     SequenceFailed,
     SequencePreempted,
     TokenSampled,
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 OnToken = Callable[[TokenSampled], None]
 #: (layer, end position, when), called as each layer of each chunk is computed.
 OnLayer = Callable[[int, int, float], None]
+#: (end position, when), called as all layers were computed by another sequence.
+OnShared = Callable[[int, float], None]
 
 
 def _ignore(*_: object) -> None:
@@ -37,8 +40,8 @@ class LiveSequence:
     """A sequence of the engine, owned by whoever opened it.
 
     ``first`` is done with the first token sampled here; ``end`` with the token that finished the
-    generation. Both raise what ended the sequence early. The owner sets ``on_token`` and
-    ``on_layer`` before it next awaits, and misses nothing.
+    generation. Both raise what ended the sequence early. The owner sets ``on_token``, ``on_layer``
+    and ``on_shared`` before it next awaits, and misses nothing.
 
     Of several choices this is the stem: ``first`` is done with the first token of any, ``end``
     only if it ends before they part. ``choices`` are theirs, each with tokens and an end of its
@@ -60,6 +63,7 @@ class LiveSequence:
         self._cancel = cancel
         self.on_token: OnToken = _ignore
         self.on_layer: OnLayer = _ignore
+        self.on_shared: OnShared = _ignore
         self.first: asyncio.Future[TokenSampled] = loop.create_future()
         self.end: asyncio.Future[TokenSampled] = loop.create_future()
 
@@ -75,6 +79,8 @@ class LiveSequence:
                     self.end.set_result(event)
             case LayerReady():
                 self.on_layer(event.layer, event.end, event.at)
+            case PrefixShared():
+                self.on_shared(event.end, event.at)
             case SequenceFailed():
                 self._fail(event.error)
             case SequencePreempted():
@@ -147,12 +153,12 @@ class Sequences:
         self.engine.cancel(seq_id)
 
     @contextmanager
-    def hold(self, seq_id: int, first_block: int = 0) -> Iterator[None]:
+    def hold(self, seq_id: int) -> Iterator[None]:
         """Keep a sequence's blocks from reuse while bytes move, whatever becomes of it.
 
         Raises Preempted when it has ended.
         """
-        hold = self.engine.hold(seq_id, first_block)
+        hold = self.engine.hold(seq_id)
         try:
             yield
         finally:

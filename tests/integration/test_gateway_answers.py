@@ -136,6 +136,7 @@ async def test_what_is_asked_reaches_the_worker(checkpoint: Path) -> None:
                 "min_tokens": 2,
                 "n": 1,
                 "user": "someone",
+                "priority": -3,
             },
         )
     generation = worker.submits[0].generation
@@ -147,6 +148,7 @@ async def test_what_is_asked_reaches_the_worker(checkpoint: Path) -> None:
     assert (spec.repetition_penalty, dict(spec.logit_bias)) == (1.1, {65: 2})
     assert spec.eos_ids == (EOS,)
     assert generation.traceparent == traceparent
+    assert generation.priority == 3, "over HTTP the smaller goes first, between workers the larger"
 
 
 async def test_prefill_and_decode_are_paired(checkpoint: Path) -> None:

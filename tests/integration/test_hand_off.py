@@ -92,6 +92,25 @@ async def test_a_cache_hit_on_prefill_alone_is_sent_from_there() -> None:
         assert stream.timings.decode_cached_tokens == 0
 
 
+async def test_a_prefix_that_many_wait_for_is_computed_once_and_sent_to_each() -> None:
+    """Each hand-off reads blocks that another call computes, or has computed when it ends first."""
+    begin = prompt(60)
+    asked = [
+        generation((*begin, i), request_id=str(i), max_tokens=1 if i == 1 else 8) for i in range(6)
+    ]
+    async with (
+        cluster(decode=2, chunk_tokens=8, max_step_tokens=72, cost=CostModel(step_s=0.02)) as c,
+        session(c.decode[0]) as one,
+        session(c.decode[1]) as two,
+    ):
+        sessions = [(one, two)[i % 2] for i in range(6)]
+        streams = [s.submit(each, c.prefill[0]) for s, each in zip(sessions, asked, strict=True)]
+        for stream, each in zip(streams, asked, strict=True):
+            assert await stream.finished() == expected(each)
+        reused = [stream.timings.prefill_cached_tokens for stream in streams]
+        assert sorted(reused) == [0] + [60] * 5
+
+
 async def test_without_prefix_cache_nothing_is_reused() -> None:
     asked = [generation(prompt(40), request_id=str(i)) for i in range(2)]
     async with cluster(prefix_cache=False) as c, session(c.decode[0]) as s:

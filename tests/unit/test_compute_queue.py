@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.sampling import SamplingSpec
-from model.cache.prefix import Chain
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
+from model.engine.order import arrival
 from model.engine.sequence import Phase, Sequence, SequenceRequest
 from model.engine.settings import SchedulerSettings
 
@@ -41,7 +41,10 @@ class Bench:
             blocks=list(range(-(-tokens // 4))),
             cached=0,
             computed=0,
-            chain=Chain(b"", 0),
+            keys=[],
+            published=0,
+            promised=0,
+            rank=(arrival(0, priority), self._next_id),
             phase=Phase.PREFILLING,
             created_s=0.0,
         )
@@ -59,8 +62,7 @@ class Bench:
         chunks = {part.seq_id: len(part.token_ids) for part in self.queue.chunks(0)}
         for seq_id, tokens in chunks.items():
             seq = self.waiting[seq_id]
-            seq.computed += tokens
-            self.queue.computed(tokens)
+            self.queue.computed(seq, tokens)
             if not seq.missing:
                 self.queue.remove(seq)
                 del self.waiting[seq_id]

@@ -312,7 +312,7 @@ class EnginesMachine(RuleBasedStateMachine):
         self.decode = SteppedEngine(num_blocks=9, max_running=4, max_tokens_per_step=7)
         self.seen = {id(self.prefill): 0, id(self.decode): 0}
         self.streams: list[Stream] = []
-        self.orphans: list[tuple[SteppedEngine, Hold, bool]] = []
+        self.orphans: list[tuple[SteppedEngine, Hold, Sequence[int]]] = []
 
     # -- what a worker and a gateway do with a stream --
 
@@ -338,22 +338,24 @@ class EnginesMachine(RuleBasedStateMachine):
             prompt_ids=stream.prompt,
             generated_ids=tuple(stream.received),
             spec=stream.spec,
+            priority=stream.priority,
             keep=True,
             export=True,
         )
         stream.prefill = self.prefill.add(request)
         stream.outgoing = self.prefill.hold(stream.prefill.seq_id)
-        first_block = stream.decode.hit_tokens // BLOCK
-        stream.incoming = self.decode.hold(stream.decode.seq_id, first_block)
+        stream.incoming = self.decode.hold(stream.decode.seq_id)
 
     def end_call(self, stream: Stream, complete: bool = False) -> None:
         """The Prefill call is over; its transfers end later, by ``end_transfer``."""
         if stream.prefill is not None:
             self.prefill.release(stream.prefill.seq_id)
         if stream.outgoing is not None:
-            self.orphans.append((self.prefill, stream.outgoing, False))
+            self.orphans.append((self.prefill, stream.outgoing, ()))
         if stream.incoming is not None:
-            self.orphans.append((self.decode, stream.incoming, not complete))
+            assert stream.decode is not None
+            written = stream.incoming.blocks[stream.decode.hit_tokens // BLOCK :]
+            self.orphans.append((self.decode, stream.incoming, () if complete else written))
         stream.prefill = stream.outgoing = stream.incoming = stream.first = None
 
     def drop(self, stream: Stream) -> None:
@@ -394,15 +396,15 @@ class EnginesMachine(RuleBasedStateMachine):
         """The last byte of KV arrives."""
         assert stream.decode and stream.prefill and stream.first is not None
         hand_off(self.prefill, stream.prefill, self.decode, stream.decode)
-        if self.decode.activate(stream.decode.seq_id, stream.first) is not None:
-            stream.decode = None
+        ended = self.decode.activate(stream.decode.seq_id, stream.first) is not None
         self.end_call(stream, complete=True)
+        if ended:
+            stream.decode = None
 
     def end_transfer(self, index: int) -> None:
         """Bytes stop moving; the last ones of a broken transfer land only now."""
-        engine, hold, writes = self.orphans.pop(index)
-        if writes:
-            engine.runner.store.pool[:, list(hold.blocks)] = 0xEE
+        engine, hold, written = self.orphans.pop(index)
+        engine.runner.store.pool[:, list(written)] = 0xEE
         engine.unhold(hold)
 
     def finished(self, stream: Stream) -> bool:
@@ -452,16 +454,34 @@ class EnginesMachine(RuleBasedStateMachine):
         fitting = [s for s in self.streams if which(s)]
         return data.draw(st.sampled_from(fitting)) if fitting else None
 
+    @rule(data=st.data(), decode=st.booleans())
+    def cancel_in_mid_step(self, data: st.DataObject, decode: bool) -> None:
+        """One stream is cancelled while an engine computes."""
+        engine = self.decode if decode else self.prefill
+
+        def cancel() -> None:
+            engine.runner.during = None
+            self.cancel(data)
+            self.books_balance()
+
+        engine.runner.during = cancel
+        engine.step()
+        engine.runner.during = None
+        self.take_events()
+
+    def cancel(self, data: st.DataObject) -> None:
+        if stream := self.pick(data, lambda s: s.decode is not None):
+            self.drop(stream)
+            self.streams.remove(stream)
+
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
         if stream := self.pick(data, lambda s: s.first is not None):
             self.deliver(stream)
 
     @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        if stream := self.pick(data, lambda s: s.decode is not None):
-            self.drop(stream)
-            self.streams.remove(stream)
+    def cancel_one(self, data: st.DataObject) -> None:
+        self.cancel(data)
 
     @rule(data=st.data(), fall_back=st.booleans())
     def lose_prefill(self, data: st.DataObject, fall_back: bool) -> None:
@@ -494,6 +514,17 @@ class EnginesMachine(RuleBasedStateMachine):
     def books_balance(self) -> None:
         for engine in (self.prefill, self.decode):
             assert engine.check_integrity() == []
+
+    @invariant()
+    def no_block_outlives_what_it_builds_on(self) -> None:
+        """Of a chain the deepest block is evicted first, so whatever is cached can be found."""
+        for engine in (self.prefill, self.decode):
+            memory = engine._scheduler._memory
+            for stream in self.streams:
+                tokens = (*stream.prompt, *stream.received)
+                keys = memory._prefix.keys(memory._prefix.root(b""), tokens)
+                there = [memory._pool.find(key) is not None for key in keys]
+                assert there == sorted(there, reverse=True), "a block without its parent"
 
     def teardown(self) -> None:
         """Every stream that was not cancelled can be brought to its end: as long as one is not,

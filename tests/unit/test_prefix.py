@@ -11,19 +11,25 @@ from model.cache.prefix import PrefixCache
 SIZE = 4
 
 
+def publish(pool: BlockPool, table: list[int], keys: list[bytes]) -> None:
+    for block, key in zip(table, keys, strict=False):
+        pool.publish(block, key)
+
+
 def cache_with(*prompts: list[int], salt: bytes = b"") -> tuple[BlockPool, PrefixCache]:
     pool = BlockPool(64)
     cache = PrefixCache(pool, SIZE, "layout")
     for prompt in prompts:
         table = pool.allocate(-(-len(prompt) // SIZE))
         assert table is not None
-        cache.insert(cache.root(salt), prompt, table)
+        publish(pool, table, cache.keys(cache.root(salt), prompt))
         pool.release(table)
     return pool, cache
 
 
 def hit(cache: PrefixCache, tokens: list[int], salt: bytes = b"", most: int = 10**6) -> int:
-    return len(cache.match(tokens, salt, most).blocks) * SIZE
+    keys = cache.keys(cache.root(salt), tokens)
+    return len(cache.match(keys[: most // SIZE])) * SIZE
 
 
 def test_finds_the_longest_chain_of_full_blocks() -> None:
@@ -51,23 +57,32 @@ def test_the_second_of_two_equal_blocks_stays_private() -> None:
     assert pool.counts().cached == 2
 
 
-def test_insert_goes_on_where_it_stopped() -> None:
+def test_keys_go_on_where_they_stopped() -> None:
+    _, cache = cache_with()
+    tokens = list(range(12))
+    keys = cache.keys(cache.root(b""), tokens[:5])
+    assert len(keys) == 1
+    assert keys + cache.keys(keys[0], tokens[4:]) == cache.keys(cache.root(b""), tokens)
+
+
+def test_what_is_coming_is_found_after_what_is_there() -> None:
     pool = BlockPool(8)
     cache = PrefixCache(pool, SIZE, "layout")
     table = pool.allocate(3) or []
-    tokens = list(range(12))
-    chain = cache.insert(cache.root(b""), tokens[:5], table)
-    assert chain.blocks == 1
-    chain = cache.insert(chain, tokens[4:12], table)
-    assert chain.blocks == 3
-    assert cache.match(tokens, b"", 12) == (table, chain)
+    keys = cache.keys(cache.root(b""), range(12))
+    pool.publish(table[0], keys[0])
+    for block, key in zip(table[1:], keys[1:], strict=True):
+        assert pool.promise(block, key)
+    assert cache.match(keys) == table[:1]
+    assert cache.coming(keys, 1) == table[1:]
+    assert cache.coming(cache.keys(cache.root(b"other"), range(12)), 0) == []
 
 
 def test_a_child_whose_parent_is_evicted_is_not_found() -> None:
     pool = BlockPool(2)
     cache = PrefixCache(pool, SIZE, "layout")
     parent, child = pool.allocate(2) or []
-    cache.insert(cache.root(b""), list(range(8)), [parent, child])
+    publish(pool, [parent, child], cache.keys(cache.root(b""), range(8)))
     pool.release([parent])
     assert pool.allocate(1) == [parent]
     assert hit(cache, list(range(8))) == 0
