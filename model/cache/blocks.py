@@ -123,7 +123,10 @@ class BlockPool:
             return None
         while len(self._free) < count:
             self._evict()
-        taken = [self._free.pop() for _ in range(count)]
+        border = len(self._free) - count
+        taken = self._free[border:]
+        del self._free[border:]
+        taken.reverse()
         for block in taken:
             self._owners[block] = 1
         return taken

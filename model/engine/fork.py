@@ -100,7 +100,7 @@ class Forks:
         return children
 
     def grow(self, seq: Sequence) -> bool:
-        """Make room for the next token of a decoding sequence; False when there is no block."""
+        """Make room for the next token of a decoding choice; False when there is no block."""
         last = seq.blocks[-1]
         if seq.forked and self._pool.owners(last) == 1:
             seq.own_last(last)
@@ -110,7 +110,8 @@ class Forks:
             return False
         seq.spare = []
         if not seq.forked:
-            seq.grow(block)
+            seq.blocks += block
+            seq.room += seq.block_size
             return True
         self._copies.append(Copy(last, block[0]))
         self._pool.hold([last])

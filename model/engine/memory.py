@@ -200,9 +200,18 @@ class Memory:
             parent = seq.keys[-1] if known else self._prefix.root(seq.request.salt)
             seq.keys += self._prefix.keys(parent, seq.tokens(known * size, full * size))
 
-    def grow(self, seq: Sequence) -> bool:
-        """Make room for the next token of a decoding sequence; False when there is none."""
-        return self._forks.grow(seq)
+    def grow(self, seqs: Ids[Sequence]) -> bool:
+        """Make room for the next token of each; False, and nothing changes, when there are too
+        few blocks, or when one of several is a choice that may have to copy: one by one then."""
+        if any(seq.forked or seq.spare for seq in seqs):
+            return len(seqs) == 1 and self._forks.grow(seqs[0])
+        blocks = self._pool.allocate(len(seqs))
+        if blocks is None:
+            return False
+        for seq, block in zip(seqs, blocks, strict=True):
+            seq.blocks.append(block)
+            seq.room += self._block_size
+        return True
 
     def fork(self, stem: Sequence, tokens: Mapping[int, int]) -> list[Sequence]:
         """A sequence for each choice in ``tokens``, in the place of ``stem``: see ``Forks``."""

@@ -12,7 +12,7 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 
 from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
@@ -59,6 +59,7 @@ class Scheduler:
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
         self._stems = Stems()
+        self._to_publish: deque[Sequence] = deque()  # of the batch, each with a block to publish
         self._running: StepPlan | None = None
         self._running_load = (0, 0)  # its prompt tokens and its decodes
         self._events: list[Event] = []
@@ -242,8 +243,8 @@ class Scheduler:
                 seq.steps += 1
             else:
                 seq.computed += 1
-                if seq.computed // size > seq.published:
-                    self._memory.publish(seq)
+                if seq.computed % size == 0:
+                    self._to_publish.append(seq)
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
@@ -255,6 +256,7 @@ class Scheduler:
                 self._leave_queue(seq, finish)
             elif finish is not None:
                 self._end(seq)
+        self._publish_some()
 
     def fail(self, error: BatonError) -> None:
         """The running step came to nothing: every sequence in it ends with ``error``."""
@@ -270,6 +272,16 @@ class Scheduler:
         self.steps += 1
         self._memory.step_ended()
         return plan
+
+    def _publish_some(self) -> None:
+        """Publish full blocks of the batch, as many as it fills in a step on average: it may fill
+        all of them in the same one, and nobody waits for them. The rest follows, at the end of
+        its sequence at the latest."""
+        share = len(self._decoding) // self.settings.block_size + 1
+        for _ in range(min(len(self._to_publish), share)):
+            seq = self._to_publish.popleft()
+            if seq.phase is Phase.DECODING:
+                self._memory.publish(seq)
 
     def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
         """The prompt is computed: hand it off, decode it, or end it."""
@@ -334,6 +346,7 @@ class Scheduler:
             self._stems.forget(seq)
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
+            self._memory.publish(seq)
         elif seq.phase is Phase.PREFILLING:
             self._queue.remove(seq, seq.tail)
         seq.phase = Phase.ENDED
@@ -349,17 +362,8 @@ class Scheduler:
         if self.draining:
             raise Draining("this worker is leaving and takes no new sequences")
         self.settings.require_fits(request, self._memory.num_blocks)
-        peers = [s for s in self._live.values() if s.request.keep is request.keep]
-        live = sum(max(1, len(s.choices)) for s in peers)
-        if not request.keep and live + len(request.choices) > self.settings.max_running:
-            raise WorkerFull(
-                f"{live} sequences are live and {len(request.choices)} more are asked for, but "
-                f"max_running is {self.settings.max_running}"
-            )
-        if request.keep and self.settings.keep_blocks is not None:
-            taken = sum(len(s.blocks) for s in peers)
-            if taken + request.blocks(self.settings.block_size) > self.settings.keep_blocks:
-                raise self._full(tokens)
+        if not self.settings.has_room(request, self._live.values()):
+            raise self._full(tokens)
 
     def _full(self, tokens: int) -> WorkerFull:
         free = self._memory.free_tokens
@@ -371,8 +375,10 @@ class Scheduler:
         memory = self._memory
         memory.sitting_out = 0
         short = [s for s in self._decoding.values() if s.computed >= s.room]
+        if memory.grow(short):
+            return
         for seq in sorted(short, key=lambda s: s.rank):
-            while seq.phase is Phase.DECODING and not memory.grow(seq):
+            while seq.phase is Phase.DECODING and not memory.grow([seq]):
                 last = victim(self._live.values(), memory.held, memory.quarantined)
                 if last is None:
                     memory.sitting_out += 1

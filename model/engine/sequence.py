@@ -120,7 +120,7 @@ class Sequence:
     keys: list[bytes]  #: of its full blocks, as far as they were made
     cached: int  #: tokens found in the prefix cache; a multiple of the block size
     computed: int  #: tokens whose KV is in the blocks
-    published: int  #: full blocks that were offered to the prefix cache, or come from there
+    published: int  #: blocks that were offered to the prefix cache, or come from there
     promised: int  #: tokens that other sequences may compute for it; a multiple of the block size
     phase: Phase
     created_s: float
@@ -207,11 +207,6 @@ class Sequence:
 
     # -- changes ---------------------------------------------------------------------------
 
-    def grow(self, blocks: list[int]) -> None:
-        """Append blocks to the table."""
-        self.blocks += blocks
-        self.room += len(blocks) * self.block_size
-
     def share_last(self) -> None:
         """Others have the last block, a partial one, too: there is no room in it for now."""
         self.forked, self.room = True, self.computed
@@ -233,7 +228,7 @@ class Sequence:
             0 <= self.cached <= self.computed <= min(self.length, self.room)
             and self.length <= self.limit
             and self.room == (self.computed if self.forked else len(self.blocks) * self.block_size)
-            and self.published == self.computed // self.block_size
+            and self.published <= self.computed // self.block_size
             and self.promised <= self.length
         )
         missing = {

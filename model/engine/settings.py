@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from baton.errors import ContextLengthExceeded, InvalidRequest
+from baton.errors import ContextLengthExceeded, InvalidRequest, WorkerFull
 from baton.settings import PrefillOrder
-from model.engine.sequence import SequenceRequest
+from model.engine.sequence import Sequence, SequenceRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,3 +75,20 @@ class SchedulerSettings:
                 f"{len(request.choices)} choices of a prompt of {prompt} tokens begin with "
                 f"{blocks} KV blocks, but this worker's pool has {quota}"
             )
+
+    def has_room(self, request: SequenceRequest, live: Iterable[Sequence]) -> bool:
+        """Whether the quota of sequences that are kept has room beside those that are ``live``.
+
+        Raises WorkerFull when too many sequences would run at once.
+        """
+        peers = [seq for seq in live if seq.request.keep is request.keep]
+        if request.keep:
+            taken = sum(len(seq.blocks) for seq in peers) + request.blocks(self.block_size)
+            return self.keep_blocks is None or taken <= self.keep_blocks
+        count = sum(max(1, len(seq.choices)) for seq in peers)
+        if count + len(request.choices) > self.max_running:
+            raise WorkerFull(
+                f"{count} sequences are live and {len(request.choices)} more are asked for, but "
+                f"max_running is {self.max_running}"
+            )
+        return True

@@ -67,6 +67,37 @@ def test_sharing_renews_a_block() -> None:
     assert pool.allocate(1) == [second]
 
 
+def test_a_hit_makes_its_whole_chain_young_and_leaves_the_rest_old() -> None:
+    pool = BlockPool(5)
+    chain, other = pool.allocate(3) or [], pool.allocate(2) or []
+    for block in chain + other:
+        pool.publish(block, b"%d" % block)
+    pool.release(chain)
+    pool.release(other)
+    pool.share(chain[:2])
+    pool.release(chain[:2])
+    evicted = [pool.allocate(1) for _ in range(5)]
+    assert evicted == [[b] for b in (chain[2], other[1], other[0], chain[1], chain[0])]
+
+
+def test_a_promised_block_has_several_owners_before_it_is_full() -> None:
+    pool = BlockPool(3)
+    first, second, third = pool.allocate(3) or []
+    assert pool.promise(first, b"k") and pool.promises.find(b"k") == first
+    assert not pool.promise(second, b"k"), "one block is enough"
+    assert not pool.publish(second, b"k"), "what is promised comes from the block that promised it"
+    pool.share([first])
+    pool.release([first])
+    pool.promises.fill(first, 3)
+    assert pool.promises.progress(first) == 3 and pool.find(b"k") is None
+    assert pool.publish(first, b"k")
+    assert pool.promises.progress(first) is None and pool.find(b"k") == first
+    assert pool.promise(third, b"l")
+    pool.release([third])
+    assert pool.promises.find(b"l") is None and pool.promises.filled == 0
+    assert pool.check({first: 1, second: 1}, {}) == []
+
+
 def test_a_key_belongs_to_one_block() -> None:
     pool = BlockPool(2)
     first, second = pool.allocate(2) or []
@@ -146,9 +177,23 @@ class PoolMachine(RuleBasedStateMachine):
             self.next_key += not reuse
             self.pool.publish(data.draw(st.sampled_from(private)), b"%d" % self.next_key)
 
+    @rule(data=st.data(), reuse=st.booleans(), filled=st.integers(0, 3))
+    def promise(self, data: st.DataObject, reuse: bool, filled: int) -> None:
+        promises = self.pool.promises
+        owned = {b for table in self.tables for b in table}
+        private = sorted(b for b in owned if self.pool.key(b) is None and b not in promises)
+        if private:
+            self.next_key += not reuse
+            block, key = data.draw(st.sampled_from(private)), b"%d" % self.next_key
+            known = self.pool.find(key) is not None or promises.find(key) is not None
+            assert self.pool.promise(block, key) is not known
+            if not known:
+                promises.fill(block, filled)
+
     @rule(keys=st.lists(st.integers(0, 20), max_size=3, unique=True))
     def share(self, keys: list[int]) -> None:
-        found = [self.pool.find(b"%d" % key) for key in keys]
+        names = [b"%d" % key for key in keys]
+        found = [find(key) for key in names for find in (self.pool.find, self.pool.promises.find)]
         table = [block for block in found if block is not None]
         self.pool.share(table)
         self.tables.append(table)
