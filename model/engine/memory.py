@@ -166,7 +166,7 @@ class Memory:
 
     def advance(self, seq: Sequence) -> None:
         """A step has computed tokens of a prompt."""
-        self.publish(seq, adopt=not seq.request.export)
+        self.publish(seq, adopt=not (seq.request.keep or seq.request.export))
         if seq.computed < seq.promised:
             index, tokens = divmod(seq.computed, self._block_size)
             self._pool.promises.fill(seq.blocks[index], tokens)

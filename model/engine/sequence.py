@@ -108,7 +108,9 @@ class Sequence:
         0 <= cached <= computed <= min(length, room)  and  length <= limit
 
     with ``computed == length - 1`` while DECODING and ``computed < length`` while PREFILLING.
-    The block table never shrinks while the sequence lives, so a running step may read it.
+    The block table never shrinks while the sequence lives, so a running step may read it, and once
+    it decodes, or from the start if it is handed over, the table only grows. (A choice that has to
+    copy its last block gets another table.)
 
     The stem of several choices lives until its prompt is computed; see ``fork.py``.
     """
