@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from baton.deadlines import Deadlines
@@ -23,9 +23,10 @@ class Generation:
     """What a worker is asked to do: continue ``prompt_ids + generated_ids``.
 
     The two lists stay apart because penalties, min_tokens and max_tokens count from the border.
+    Several choices of a request can begin as one: what they continue is computed once for all.
     """
 
-    key: AttemptKey
+    key: AttemptKey  #: of the first choice
     prompt_ids: tuple[int, ...]
     generated_ids: tuple[int, ...]
     sampling: SamplingSpec
@@ -33,11 +34,22 @@ class Generation:
     priority: int = 0
     cache_salt: bytes = b""
     traceparent: str = ""
+    more_choices: tuple[int, ...] = ()  #: that begin with the first
 
     @property
     def tokens(self) -> int:
         """Tokens whose KV is needed before the next one can be drawn."""
         return len(self.prompt_ids) + len(self.generated_ids)
+
+    @property
+    def keys(self) -> tuple[AttemptKey, ...]:
+        """The attempt at each choice."""
+        return (self.key, *(replace(self.key, choice_index=i) for i in self.more_choices))
+
+    @property
+    def apart(self) -> list[Generation]:
+        """Each choice by itself, for a worker that cannot begin several as one."""
+        return [replace(self, key=key, more_choices=()) for key in self.keys]
 
 
 class FinishReason(Enum):
@@ -65,7 +77,8 @@ class Timings:
     transfer: float = 0.0  #: first KV byte offered to last KV block written
     transfer_tail: float = 0.0  #: the part of it after the prompt's compute ended
     decode: float = 0.0  #: engine steps that decoded
-    prefill_cached_tokens: int = 0  #: found in the prefill worker's prefix cache
+    #: Found in the prefix cache of the worker that computed the prompt: what nobody computed.
+    prefill_cached_tokens: int = 0
     decode_cached_tokens: int = 0  #: found in the decode worker's prefix cache
     prefill_instance_id: str = ""  #: where the prompt was computed
     transfer_bytes: int = 0  #: KV received

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from baton.errors import IncompatiblePeer
 
 #: This build speaks PROTOCOL and accepts PROTOCOL - 1, so a fleet can be upgraded while it runs.
-PROTOCOL = 1
+PROTOCOL = 2
 OLDEST_PROTOCOL = 1
 
 
@@ -70,6 +70,11 @@ class Identity:
     numerics_id: str = ""  #: equal ids give bitwise equal results under --deterministic
     protocol: int = PROTOCOL
     deterministic: bool = False
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether it knows of several choices in one attempt (Generation.more_choices)."""
+        return self.protocol >= 2
 
     @property
     def family(self) -> Family:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable
 
 from baton import errors, generation
 from baton.deadlines import Deadlines
-from baton.errors import BatonError, UnsupportedParameter
+from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
 from baton.identity import CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
@@ -168,11 +169,18 @@ def generation_to_wire(value: Generation) -> common_pb2.Generation:
         priority=value.priority,
         cache_salt=value.cache_salt,
         traceparent=value.traceparent,
+        more_choices=value.more_choices,
     )
 
 
 def generation_from_wire(message: common_pb2.Generation) -> Generation:
-    """Raises InvalidRequest or UnsupportedParameter, as ``sampling_from_wire``."""
+    """Raises InvalidRequest or UnsupportedParameter, as ``sampling_from_wire``; InvalidRequest
+    for a choice that is named twice."""
+    choices = (message.choice_index, *message.more_choices)
+    if len(set(choices)) < len(choices):
+        raise InvalidRequest(
+            f"the choices {reprlib.repr(choices)} name one twice", param="more_choices"
+        )
     return Generation(
         key=AttemptKey(message.request_id, message.attempt, message.choice_index),
         prompt_ids=tuple(message.prompt_ids),
@@ -182,6 +190,7 @@ def generation_from_wire(message: common_pb2.Generation) -> Generation:
         priority=message.priority,
         cache_salt=message.cache_salt,
         traceparent=message.traceparent,
+        more_choices=choices[1:],
     )
 
 

@@ -226,7 +226,8 @@ def submit(to: Session, prompt: Sequence[int], max_tokens: int, prefill: Worker 
     """Start a greedy request; without ``prefill`` the decode worker computes the prompt."""
     spec = SamplingSpec(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
     key = AttemptKey(secrets.token_hex(8), 0)
-    return to.submit(Generation(key, tuple(prompt), (), spec, UNLIMITED), prefill)
+    [attempt] = to.submit(Generation(key, tuple(prompt), (), spec, UNLIMITED), prefill)
+    return attempt
 
 
 async def ask(

@@ -1,38 +1,29 @@
-"""One attempt at one choice of a request, from reservation to its last token."""
+"""One attempt at a request, at one choice or several, from reservation to the last token."""
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import FIRST_COMPLETED
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from asyncio import FIRST_COMPLETED, Future
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-from baton.errors import HandoffFailed, PrefillLost
+from baton.errors import HandoffFailed, Preempted, PrefillLost
 from baton.generation import FinishReason, Generation, Timings, finish_reason
 from baton.kv.framing import Shape
 from baton.kv.ledger import HandOff, Ledger
 from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Reader, Sink, Terms, choose
 from baton.tasks import group, within
+from baton.v1 import prefill_pb2
+from decode_worker.choice import Choice, Finished, Phases
 from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
-from model.engine.events import TokenSampled
 from model.worker.runtime import Runtime
 from model.worker.sequences import LiveSequence
 
 #: Seconds that a Prefill call gets to say why it ended, once its KV has.
 _LAST_WORD = 0.1
-
-#: (position among all generated ids, token id); called as each token is known, never waits.
-OnToken = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The generation ended by itself."""
-
-    reason: FinishReason
-    timings: Timings
 
 
 class Attempts:
@@ -53,20 +44,23 @@ class Attempts:
         self._chooser = chooser
 
     async def run(
-        self, generation: Generation, target: Target | None, on_token: OnToken
-    ) -> Finished:
-        """Generate to the end, prefilling at ``target``, or here when it is None or dearer.
+        self, generation: Generation, target: Target | None, choices: Sequence[Choice]
+    ) -> None:
+        """Generate every choice to its end, prefilling at ``target``, or here when it is None or
+        dearer. Each is told its tokens and its end.
 
-        Raises BatonError when the attempt ends early. However it ends, cancellation included,
-        its blocks and calls are gone when it has: blocks that the running step still uses are
-        quarantined until that is over.
+        Raises BatonError when the attempt ends early, for those of ``choices`` that are not over.
+        However it ends, cancellation included, its blocks and calls are gone when it has: blocks
+        that the running step still uses are quarantined until that is over.
         """
         receive = self._chooser.receives(target)
         with self._runtime.sequence(generation, receive=receive) as sequence:
-            sequence.on_token = on_token
+            for choice, own in zip(choices, sequence.choices, strict=True):
+                choice.join(own)
             stays = self._chooser.stays(target, sequence.reservation)
             if target is None or stays:
-                return await self._prefill_here(sequence, generation)
+                await self._prefill_here(sequence, generation, choices)
+                return
             reserved = sequence.reservation
             with (
                 self._ledger.hand_off(target.address, target.instance_id) as hand_off,
@@ -74,31 +68,39 @@ class Attempts:
                     "decode", generation.key, reserved.hit_tokens, reserved.total_tokens
                 ) as trace,
             ):
-                return await self._prefill_at(target, sequence, generation, hand_off, trace)
+                timings = await self._prefill_at(
+                    target, sequence, generation, choices, hand_off, trace
+                )
+            await _to_the_end(choices, lambda own: replace(timings, decode=own.decode_s))
 
-    async def _prefill_here(self, sequence: LiveSequence, generation: Generation) -> Finished:
+    async def _prefill_here(
+        self, sequence: LiveSequence, generation: Generation, choices: Sequence[Choice]
+    ) -> None:
         async with within("prefill", generation.deadlines.prefill):
             await sequence.first
-        end = await sequence.end
-        assert end.timings is not None, "the last token comes with timings"
-        timings = Timings(
-            queue=end.timings.queued_s,
-            prefill=end.timings.prefill_s,
-            decode=end.timings.decode_s,
-            decode_cached_tokens=end.timings.cached_tokens,
-            prefill_instance_id=self._runtime.identity.instance_id,
+        here = self._runtime.identity.instance_id
+        await _to_the_end(
+            choices,
+            lambda own: Timings(
+                queue=own.queued_s,
+                prefill=own.prefill_s,
+                decode=own.decode_s,
+                prefill_cached_tokens=own.cached_tokens,
+                decode_cached_tokens=own.cached_tokens,
+                prefill_instance_id=here,
+            ),
         )
-        return _finished(end, timings)
 
     async def _prefill_at(
         self,
         target: Target,
         sequence: LiveSequence,
         generation: Generation,
+        choices: Sequence[Choice],
         hand_off: HandOff,
         trace: Trace | None,
-    ) -> Finished:
-        index, spec = len(generation.generated_ids), generation.sampling
+    ) -> Timings:
+        """Call, forward the first tokens, receive KV and join the batch; returns the phases."""
         hit = sequence.reservation.hit_tokens
         sink = self._sink(sequence, trace)
         sink.urgent = False  # until the prompt is computed nothing waits for its KV
@@ -118,17 +120,19 @@ class Attempts:
             receiving = tasks.create_task(
                 self._receive(terms, sink, sequence), name="attempt receive"
             )
-            first = await call.first_token
-            self._require_known(first.token_id)
-            sequence.on_token(index, first.token_id)  # at once: it does not wait for KV
+            drawn = self._forward(await call.first_token, choices, generation)
             sink.hurry()
             if trace is not None:
                 trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
-            reason = finish_reason(index + 1, first.token_id, spec)
-            if reason is None:
+            timings = replace(call.timings, decode_cached_tokens=hit)
+            done = _ended_by(drawn, generation)
+            if len(done) < len(drawn):
+                for choice, reason in done.items():
+                    choice.end(Finished(reason, timings))
                 async with within("transfer", generation.deadlines.transfer):
                     await receiving
-                self._runtime.engine.activate(sequence.seq_id, first.token_id)
+                going_on = {c: token for c, token in drawn.items() if not c.over}
+                self._activate(sequence, going_on)
                 timings = _hand_off_timings(call, sink, hit)
                 call.received(sink.bytes)
                 hand_off.complete(timings.transfer)
@@ -139,14 +143,40 @@ class Attempts:
                     hit=hit,
                     hit_there=accepted.hit_tokens,
                 )
-                await asyncio.wait((call.done, sequence.end), return_when=FIRST_COMPLETED)
+                news: list[Future[Any]] = [call.done, *(c.sequence.end for c in going_on)]
+                await asyncio.wait(news, return_when=FIRST_COMPLETED)
             receiving.cancel()
             watch.cancel()
-        if reason is not None:
-            return Finished(reason, replace(call.timings, decode_cached_tokens=hit))
-        end = await sequence.end
-        assert end.timings is not None, "the last token comes with timings"
-        return _finished(end, replace(timings, decode=end.timings.decode_s))
+        for choice, reason in done.items():
+            choice.end(Finished(reason, timings))
+        return timings
+
+    def _forward(
+        self, first: prefill_pb2.FirstToken, choices: Sequence[Choice], generation: Generation
+    ) -> dict[Choice, int]:
+        """Say the first token of each choice at once: it does not wait for KV. Returns those of
+        choices still wanted.
+
+        A prefill worker of protocol 1 draws one only: the other choices are placed again.
+        """
+        index, drawn = len(generation.generated_ids), dict[Choice, int]()
+        for choice, token_id in zip(choices, (first.token_id, *first.more_token_ids), strict=False):
+            self._require_known(token_id)
+            if not choice.over:
+                choice.first_token(index, token_id, first.timings.prefill_cached_tokens)
+                drawn[choice] = token_id
+        for choice in choices[1 + len(first.more_token_ids) :]:
+            choice.end(Preempted("its prefill worker draws the first token of one choice only"))
+        return drawn
+
+    def _activate(self, sequence: LiveSequence, drawn: Mapping[Choice, int]) -> None:
+        """All KV is here: each choice joins the batch."""
+        engine = self._runtime.engine
+        if sequence.reservation.choices:
+            engine.fork(sequence.seq_id, {c.sequence.seq_id: t for c, t in drawn.items()})
+        else:
+            for token_id in drawn.values():
+                engine.activate(sequence.seq_id, token_id)
 
     def _require_known(self, token_id: int) -> None:
         """Raise HandoffFailed for a first token that no model of this class can have drawn."""
@@ -194,6 +224,15 @@ def _hand_off_timings(call: PrefillCall, sink: Sink, hit: int) -> Timings:
     )
 
 
-def _finished(end: TokenSampled, timings: Timings) -> Finished:
-    assert end.finish_reason is not None, "the last token says why it is the last"
-    return Finished(end.finish_reason, timings)
+def _ended_by(drawn: Mapping[Choice, int], generation: Generation) -> dict[Choice, FinishReason]:
+    """The choices whose first token is their last, and why."""
+    count, spec = len(generation.generated_ids) + 1, generation.sampling
+    reasons = {choice: finish_reason(count, token, spec) for choice, token in drawn.items()}
+    return {choice: reason for choice, reason in reasons.items() if reason is not None}
+
+
+async def _to_the_end(choices: Sequence[Choice], phases: Phases) -> None:
+    """Each choice goes on by itself; returns when all are over."""
+    ends = [choice.goes_on(phases) for choice in choices if not choice.over]
+    if ends:
+        await asyncio.wait(ends)

@@ -15,6 +15,7 @@ class _Unsent:
     """Consecutive tokens of one attempt that wait for the writer."""
 
     index: int  #: of the first, among all generated ids
+    cached_tokens: int | None  #: of the prompt, if it is the attempt's first
     token_ids: list[int] = field(default_factory=list)
 
 
@@ -35,11 +36,13 @@ class Outbox:
         self._closed = False
         self.overflow = asyncio.Event()
 
-    def token(self, key: AttemptKey, index: int, token_id: int) -> None:
-        """The attempt's next token."""
+    def token(
+        self, key: AttemptKey, index: int, token_id: int, cached_tokens: int | None = None
+    ) -> None:
+        """The attempt's next token. ``cached_tokens``: see TokenDelta, with the first."""
         unsent = self._tokens.get(key)
         if unsent is None:
-            unsent = self._tokens[key] = _Unsent(index)
+            unsent = self._tokens[key] = _Unsent(index, cached_tokens)
         unsent.token_ids.append(token_id)
         self._count += 1
         self._news.set()
@@ -92,6 +95,7 @@ class Outbox:
                 choice_index=key.choice_index,
                 token_index=unsent.index,
                 token_ids=unsent.token_ids,
+                cached_tokens=unsent.cached_tokens,
             )
             for key, unsent in tokens.items()
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -12,8 +13,9 @@ from baton.errors import BatonError, ClientGone, DecodeLost, InternalError, Inva
 from baton.generation import AttemptKey
 from baton.liveness import Liveness
 from baton.tasks import group
-from baton.v1 import common_pb2, decode_pb2
-from decode_worker.attempt import Attempts, Finished
+from baton.v1 import decode_pb2
+from decode_worker.attempt import Attempts
+from decode_worker.choice import Choice
 from decode_worker.outbox import Outbox
 from decode_worker.prefill_client import Target
 from model.worker.requests import from_wire
@@ -28,9 +30,9 @@ Write = Callable[[decode_pb2.SessionEvent], Awaitable[None]]
 class Session:
     """Submits and cancels come up, tokens and ends go down.
 
-    Every attempt is a child task of ``run``: when the session ends, however it ends, all of
-    them are cancelled and over before ``run`` returns. The reader awaits nothing but the next
-    message; only the writer waits for the gateway.
+    Every attempt, with all its choices, is a child task of ``run``: when the session ends, however
+    it ends, all of them are cancelled and over before ``run`` returns. The reader awaits nothing
+    but the next message; only the writer waits for the gateway.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Session:
         self._queue_limit = queue_limit
         self._outbox = Outbox(queue_limit)
         self._liveness = Liveness(runtime.beat)
-        self._running: dict[AttemptKey, asyncio.Task[None]] = {}
+        self._running: dict[AttemptKey, _Running] = {}
 
     async def run(self) -> None:
         """Returns when the worker leaves. Raises ClientGone when the gateway ends the session,
@@ -66,7 +68,7 @@ class Session:
             await self._runtime.leaving.wait()
             self._outbox.close()
             await writer
-            for task in (reader, beat, guard, *self._running.values()):
+            for task in (reader, beat, guard, *(r.task for r in self._running.values())):
                 task.cancel()
 
     async def _handshake(self) -> None:
@@ -104,47 +106,65 @@ class Session:
     # -- attempts ------------------------------------------------------------------------------
 
     def _submit(self, tasks: asyncio.TaskGroup, submit: decode_pb2.Submit) -> None:
-        key = _key(submit.generation)
-        if key in self._running:
-            self._cancel(key)
-            error = InvalidRequest(f"attempt {key.attempt} of {key.request_id} was submitted twice")
-            self._outbox.ended(_ended(key, error))
+        started = submit.generation
+        indices = (started.choice_index, *started.more_choices)
+        keys = [AttemptKey(started.request_id, started.attempt, index) for index in indices]
+        if len(set(keys)) < len(keys) or not self._running.keys().isdisjoint(keys):
+            for key in set(keys):
+                self._cancel(key)
+                error = f"attempt {key.attempt} of {key.request_id} was submitted twice"
+                Choice(key, self._outbox).end(InvalidRequest(error))
             return
-        task = tasks.create_task(self._attempt(key, submit), name="attempt")
-        self._running[key] = task
-        task.add_done_callback(lambda done: self._forget(key, done))
+        choices = [Choice(key, self._outbox) for key in keys]
+        task = tasks.create_task(self._attempt(choices, submit), name="attempt")
+        running = _Running(task, choices)
+        self._running.update(dict.fromkeys(keys, running))
+        task.add_done_callback(lambda _: self._forget(running))
 
     def _cancel(self, key: AttemptKey) -> None:
-        """Nothing of the attempt is said from here on, and nothing of it stays."""
-        task = self._running.pop(key, None)
-        if task is not None:
-            task.cancel()
-            self._outbox.forget(key)
+        """Nothing of a choice is said from here on, and nothing of it stays."""
+        running = self._running.pop(key, None)
+        if running is not None:
+            running.cancel(key)
 
-    def _forget(self, key: AttemptKey, task: asyncio.Task[None]) -> None:
-        if self._running.get(key) is task:
-            del self._running[key]
+    def _forget(self, running: _Running) -> None:
+        for choice in running.choices:
+            if self._running.get(choice.key) is running:
+                del self._running[choice.key]
 
-    async def _attempt(self, key: AttemptKey, submit: decode_pb2.Submit) -> None:
-        """Run one attempt; whatever ends it is told, unless it was cancelled."""
-        outcome: Finished | BatonError
+    async def _attempt(self, choices: list[Choice], submit: decode_pb2.Submit) -> None:
+        """Run one attempt; whatever ends it is told for each choice, unless that was cancelled."""
+        outcome: BatonError | None = None
+        request_id = submit.generation.request_id
         try:
             with self._runtime.census.call():
                 generation = from_wire(submit.generation, self._runtime.max_model_len)
-                outcome = await self._attempts.run(
-                    generation,
-                    _target(submit),
-                    lambda index, token_id: self._outbox.token(key, index, token_id),
-                )
+                await self._attempts.run(generation, _target(submit), choices)
         except BatonError as error:
             outcome = error
-            log.info(
-                "attempt ended early", request=key.request_id, code=error.code, reason=str(error)
-            )
+            log.info("attempt ended early", request=request_id, code=error.code, reason=str(error))
         except Exception as error:
-            log.exception("attempt failed", request=key.request_id)
+            log.exception("attempt failed", request=request_id)
             outcome = InternalError(f"attempt failed: {error!r}")
-        self._outbox.ended(_ended(key, outcome))
+        if outcome is not None:
+            for choice in choices:
+                choice.end(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An attempt's task, and the choices that it runs for."""
+
+    task: asyncio.Task[None]
+    choices: list[Choice]
+
+    def cancel(self, key: AttemptKey) -> None:
+        """Cancel one choice, and the whole attempt once nobody wants any."""
+        for choice in self.choices:
+            if choice.key == key:
+                choice.cancel()
+        if all(choice.over for choice in self.choices):
+            self.task.cancel()
 
 
 def _target(submit: decode_pb2.Submit) -> Target | None:
@@ -159,17 +179,5 @@ def _target(submit: decode_pb2.Submit) -> Target | None:
     )
 
 
-def _key(message: decode_pb2.Cancel | common_pb2.Generation) -> AttemptKey:
+def _key(message: decode_pb2.Cancel) -> AttemptKey:
     return AttemptKey(message.request_id, message.attempt, message.choice_index)
-
-
-def _ended(key: AttemptKey, outcome: Finished | BatonError) -> decode_pb2.Ended:
-    message = decode_pb2.Ended(
-        request_id=key.request_id, attempt=key.attempt, choice_index=key.choice_index
-    )
-    if isinstance(outcome, Finished):
-        message.finish_reason = wire.finish_to_wire(outcome.reason)
-        message.timings.CopyFrom(wire.timings_to_wire(outcome.timings))
-    else:
-        message.error.CopyFrom(wire.error_to_wire(outcome))
-    return message

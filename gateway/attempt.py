@@ -38,6 +38,8 @@ class Attempt:
         worker itself."""
         self.key = key
         self.ended: Finished | BatonError | None = None
+        #: Prompt tokens that nobody computed for it, once its worker has said so.
+        self.cached_tokens: int | None = None
         self._prefill = prefill
         self._first = self._next = next_index
         self._limit = limit

@@ -1,7 +1,8 @@
-"""Where a request stands between its attempts: all that the next one needs to know."""
+"""Where a choice stands between its attempts: all that the next one needs to know."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baton.errors import (
@@ -35,13 +36,17 @@ class Run:
 
 @dataclass(slots=True)
 class Course:
-    """One request over all its attempts."""
+    """One choice of a request over all its attempts."""
 
     request: ValidRequest
-    arrival: int  #: order among this gateway's requests
+    choice: int
+    arrival: int  #: order among this gateway's requests and their choices
     patience: Patience
     #: Every token received, those not yet shown included: what the next attempt continues.
     generated: list[int] = field(default_factory=list)
+    #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
+    #: a worker has said so. Later attempts find what that one left in the caches.
+    cached_tokens: int | None = None
     attempts: int = 0
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
@@ -67,11 +72,15 @@ class Course:
             local_prefill=self.attempts > 0,
         )
 
-    def next_generation(self) -> Generation:
-        """The attempt to submit now. No attempt number is used twice."""
+    def next_generation(self, others: Sequence[Course] = ()) -> Generation:
+        """The attempt to submit now. No attempt number is used twice.
+
+        ``others`` are choices that stand where this one does, and begin with it.
+        """
         request = self.request
-        key = AttemptKey(request.request_id, self.attempts)
-        self.attempts += 1
+        key = AttemptKey(request.request_id, self.attempts, self.choice)
+        for course in (self, *others):
+            course.attempts += 1
         return Generation(
             key=key,
             prompt_ids=request.prompt_ids,
@@ -81,6 +90,7 @@ class Course:
             priority=request.priority,
             cache_salt=request.cache_salt,
             traceparent=request.traceparent,
+            more_choices=tuple(course.choice for course in others),
         )
 
     def started(self, run: Run) -> None:
@@ -91,6 +101,8 @@ class Course:
 
     def received(self, tokens: list[int]) -> None:
         """Progress: what failed before is forgiven."""
+        if not self.generated and self.run is not None:
+            self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
         if self.avoid or self.lost:
             self.avoid.clear()

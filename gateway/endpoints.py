@@ -13,7 +13,7 @@ from baton.errors import BatonError, ClientGone, InternalError
 from gateway import openai_api
 from gateway.disconnect import unless_gone
 from gateway.metrics import Metrics
-from gateway.orchestrator import Orchestrator
+from gateway.orchestrator import Deltas, Orchestrator
 from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
 from gateway.schemas import ChatRequest, CompletionRequest, parse
@@ -76,8 +76,12 @@ class Generation:
             raise
 
     async def _answer(self, http: Request, request: ValidRequest) -> Response:
-        transcript = Transcript(request, self._tokenizer.detokenizer())
-        pieces = transcribe(self._orchestrator.generate(request), transcript)
+
+        def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
+            detokenizer = self._tokenizer.detokenizer()
+            return transcribe(deltas, Transcript(request, detokenizer, choice))
+
+        pieces = self._orchestrator.generate(request, render)
         if not request.stream:
             body = await unless_gone(http.receive, openai_api.whole(request, pieces))
             self._count(200)

@@ -166,6 +166,12 @@ def _pairing(pairing: worker_pb2.KvPairing) -> KvPairing:
     )
 
 
+def kv_blocks(tokens: int, block_size: int, choices: int = 0) -> int:
+    """KV blocks that so many tokens take, and a block to go on in for each choice: one of them has
+    the last, partial block of the tokens."""
+    return tokens // block_size + choices if choices else -(-tokens // block_size)
+
+
 @dataclass(slots=True, eq=False)
 class Worker:
     """One instance of a worker process; a restarted one is another ``Worker``.
@@ -197,12 +203,18 @@ class Worker:
     def instance_id(self) -> str:
         return self.report.identity.instance_id
 
-    def blocks(self, tokens: int) -> int:
-        """KV blocks that a sequence of so many tokens takes here."""
-        return -(-tokens // self.report.compatibility.block_size)
+    @property
+    def all_blocks(self) -> int:
+        """KV blocks of its pool, whatever their state."""
+        load = self.report.load
+        return load.blocks_free + load.blocks_cached + load.blocks_owned + load.blocks_quarantined
+
+    def blocks(self, tokens: int, choices: int = 0) -> int:
+        """See ``kv_blocks``."""
+        return kv_blocks(tokens, self.report.compatibility.block_size, choices)
 
     def has_room(self, blocks: int) -> bool:
-        """Whether it may get a sequence of so many KV blocks now."""
+        """Whether it may get sequences of so many KV blocks now."""
         return self.room_blocks >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
@@ -244,13 +256,24 @@ class Worker:
 
 
 class Booking:
-    """What one attempt takes up on its workers, counted there until their own reports show it."""
+    """What one attempt takes up on its workers, counted there until their own reports show it.
 
-    def __init__(self, decode: Worker, prefill: Worker | None, tokens: int, now: float) -> None:
+    Choices that begin as one share it: each takes a block with it when it ends, the last one all.
+    """
+
+    def __init__(
+        self,
+        decode: Worker,
+        prefill: Worker | None,
+        tokens: int,
+        now: float,
+        choices: int = 1,
+    ) -> None:
         self._decode = decode
         self._prefill = prefill
         self._tokens = tokens
-        self._blocks = decode.blocks(tokens + 1)
+        self._choices = choices
+        self._blocks = decode.blocks(tokens, choices)
         self._computed = False
         self._began = now
         #: Workers for which this attempt decides whether they get more.
@@ -272,7 +295,12 @@ class Booking:
         worker.breaker.failed(self._began, now)
 
     def ended(self, now: float) -> None:
-        """The attempt has left its workers; call once."""
+        """A choice has left its workers; call once for each."""
+        self._choices -= 1
+        if self._choices:
+            self._blocks -= 1
+            self._decode.placed(0, -1, now)
+            return
         if not self._computed:
             self._count_compute(-1, now)
         self._decode.placed(0, -self._blocks, now)
@@ -283,4 +311,5 @@ class Booking:
         if self._prefill is None:
             self._decode.placed(sign * self._tokens, 0, now)
         else:
-            self._prefill.placed(sign * self._tokens, sign * self._blocks, now)
+            blocks = self._prefill.blocks(self._tokens)
+            self._prefill.placed(sign * self._tokens, sign * blocks, now)

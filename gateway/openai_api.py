@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from baton.errors import BatonError
-from baton.generation import Timings
 from gateway.requests import ValidRequest
 from gateway.transcript import Finish, Piece
 
@@ -26,44 +25,62 @@ def error_event(error: BatonError) -> bytes:
     return _event(error.to_openai())
 
 
-def usage(request: ValidRequest, completion_tokens: int, timings: Timings | None) -> dict[str, Any]:
-    """The usage object. Cached tokens are those that no worker had to compute."""
-    prompt = len(request.prompt_ids)
-    cached = 0
-    if timings is not None:
-        cached = min(prompt, max(timings.prefill_cached_tokens, timings.decode_cached_tokens))
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
+class Usage:
+    """Counts an answer's pieces, of all its choices, for the usage object.
+
+    The prompt counts once, however many choices go on from it. Cached tokens are those of its
+    tokens that no worker computed for this request, as the one that computed the prompt had their
+    KV in its prefix cache; of several attempts, that which gave the first token counts.
+    """
+
+    def __init__(self, request: ValidRequest) -> None:
+        self._prompt = len(request.prompt_ids)
+        self._tokens = 0
+        self._cached: int | None = None
+
+    def count(self, piece: Piece) -> None:
+        self._tokens += len(piece.token_ids)
+        if self._cached is None:
+            self._cached = piece.cached_tokens
+
+    def rendered(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self._prompt,
+            "completion_tokens": self._tokens,
+            "total_tokens": self._prompt + self._tokens,
+            "prompt_tokens_details": {"cached_tokens": min(self._prompt, self._cached or 0)},
+        }
 
 
 async def whole(request: ValidRequest, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
     """The answer as one object, once the last piece is here."""
-    texts: list[str] = []
-    ids: list[int] = []
-    finish: Finish | None = None
-    timings: Timings | None = None
+    usage = Usage(request)
+    by_choice: list[list[Piece]] = [[] for _ in range(request.n)]
     async for piece in pieces:
-        texts.append(piece.text)
-        ids += piece.token_ids
-        finish, timings = piece.finish, piece.timings
-    text = "".join(texts)
-    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+        usage.count(piece)
+        by_choice[piece.choice].append(piece)
+    return {
+        **_head(request, _OBJECT[request.kind]),
+        "choices": [_choice(request, index, of) for index, of in enumerate(by_choice)],
+        "usage": usage.rendered(),
+        **_origin(request),
+    }
+
+
+def _choice(request: ValidRequest, index: int, pieces: list[Piece]) -> dict[str, Any]:
+    text = "".join(piece.text for piece in pieces)
+    choice: dict[str, Any] = {
+        "index": index,
+        "finish_reason": pieces[-1].finish,
+        "logprobs": None,
+    }
     if request.kind == "chat":
         choice["message"] = {"role": "assistant", "content": text, "refusal": None}
     else:
         choice["text"] = text
     if request.return_token_ids:
-        choice["token_ids"] = ids
-    return {
-        **_head(request, _OBJECT[request.kind]),
-        "choices": [choice],
-        "usage": usage(request, len(ids), timings),
-        **_origin(request),
-    }
+        choice["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
+    return choice
 
 
 class Chunks:
@@ -77,20 +94,22 @@ class Chunks:
         null_usage = {"usage": None} if request.include_usage else {}
         self._head = {**_head(request, _CHUNK[request.kind]), **null_usage}
         opened = _compact(self._head)[:-1]
-        self._before = (
-            f'data: {opened},"choices":[{{"index":0,"logprobs":null,"finish_reason":null,'
-        )
+        self._before = [
+            f'data: {opened},"choices":[{{"index":{choice},"logprobs":null,"finish_reason":null,'
+            for choice in range(request.n)
+        ]
         self._text = '"delta":{"content":' if self._chat else '"text":'
         self._after = "}}]}\n\n" if self._chat else "}]}\n\n"
 
     def first(self) -> bytes:
-        """Opens the stream: the role, and what the client needs to resume elsewhere."""
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": None}
-        if self._chat:
-            choice["delta"] = {"role": "assistant", "content": ""}
-        else:
-            choice["text"] = ""
-        return _event({**self._head, "choices": [choice], **_origin(self._request)})
+        """Opens the stream: each choice's role, and what the client needs to resume elsewhere."""
+        opening = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
+        events = b""
+        for index in range(self._request.n):
+            choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
+            origin = {} if index else _origin(self._request)
+            events += _event({**self._head, "choices": [choice], **origin})
+        return events
 
     def piece(self, piece: Piece) -> bytes:
         """Text and, if asked for, ids; nothing when there is neither."""
@@ -100,20 +119,22 @@ class Chunks:
         if not piece.text and not ids:
             return b""
         text = json.dumps(piece.text)
-        return f"{self._before}{ids}{self._text}{text}{self._after}".encode()
+        return f"{self._before[piece.choice]}{ids}{self._text}{text}{self._after}".encode()
 
-    def last(self, finish: Finish, completion_tokens: int, timings: Timings | None) -> bytes:
-        """Why it ended, usage if asked for, and the mark of the end."""
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish}
+    def finish(self, index: int, finish: Finish) -> bytes:
+        """Why a choice ended."""
+        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": finish}
         if self._chat:
             choice["delta"] = {}
         else:
             choice["text"] = ""
-        ending = _event({**self._head, "choices": [choice]})
-        if self._request.include_usage:
-            counts = usage(self._request, completion_tokens, timings)
-            ending += _event({**self._head, "choices": [], "usage": counts})
-        return ending + DONE
+        return _event({**self._head, "choices": [choice]})
+
+    def last(self, usage: Usage) -> bytes:
+        """Usage if asked for, and the mark of the end."""
+        if not self._request.include_usage:
+            return DONE
+        return _event({**self._head, "choices": [], "usage": usage.rendered()}) + DONE
 
 
 def _head(request: ValidRequest, kind: str) -> dict[str, Any]:

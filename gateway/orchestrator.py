@@ -3,15 +3,19 @@
 The one recovery path: whatever ends an attempt early in a way that another could mend (prefill
 or decode worker lost, preempted, draining, full) leads back to ``_restart``, which places the
 request again with the tokens received so far.
+
+The choices of a request begin as one: one place, one prompt computed. With their first tokens
+they part: each goes on, ends and is placed again by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias, TypeVar
 
 import structlog
 import tenacity
@@ -24,10 +28,11 @@ from baton.errors import (
     WorkerFull,
     from_code,
 )
-from baton.generation import FinishReason, Timings
+from baton.generation import FinishReason
 from gateway.admission import Admission
 from gateway.course import Course, Run
 from gateway.fleet import Booking
+from gateway.merge import merge
 from gateway.metrics import Metrics
 from gateway.patience import Patience
 from gateway.placement import Placement
@@ -37,6 +42,7 @@ from gateway.session import Sessions
 from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +56,18 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Tokens, in order and each exactly once; the last delta says how generation ended."""
+    """Tokens of one choice, in order and each exactly once; the last delta says how generation
+    ended."""
 
     token_ids: list[int]
     finish: FinishReason | None = None
-    timings: Timings | None = None
+    cached_tokens: int | None = None  #: see Course.cached_tokens
+
+
+Deltas: TypeAlias = AsyncGenerator[Delta, None]
+#: What is made of the deltas of a choice, by its index. It closes them when it has enough, which
+#: cancels that choice.
+Render: TypeAlias = Callable[[int, Deltas], AsyncGenerator[T, None]]
 
 
 class Orchestrator:
@@ -79,96 +92,133 @@ class Orchestrator:
         self._metrics = metrics
         self._arrivals = itertools.count()
 
-    async def generate(self, request: ValidRequest) -> AsyncGenerator[Delta, None]:
-        """Yield every token once. Closing the iterator cancels the request down the tree.
+    async def generate(self, request: ValidRequest, render: Render[T]) -> AsyncGenerator[T, None]:
+        """Yield what ``render`` makes of each choice, in which every token is seen once. Closing
+        the iterator cancels the request down the tree.
 
         Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
         an error that no other attempt could mend, as it came; one that it could, when the retry
         budget is spent.
         """
-        course = Course(request, next(self._arrivals), Patience(request.deadlines))
-        finish: FinishReason | None = None
+        courses = [
+            Course(request, choice, next(self._arrivals), Patience(request.deadlines))
+            for choice in range(request.n)
+        ]
         with (
             self._metrics.open_streams.track_inprogress(),
             self._admission.admit(len(request.prompt_ids)) as ticket,
         ):
-            while finish is None:
-                try:
-                    run, tokens = await self._restart(course)
-                    ticket.give_back()
-                    async with aclosing(self._flow(course, run, tokens)) as deltas:
-                        async for delta in deltas:
-                            finish = delta.finish
-                            yield delta
-                finally:
+            try:
+                begun = await self._restart(courses)
+                ticket.give_back()
+                rendered = [
+                    render(course.choice, self._follow(course, tokens))
+                    for course, tokens in zip(courses, begun, strict=True)
+                ]
+                async with aclosing(merge(rendered)) as items:
+                    async for item in items:
+                        yield item
+            finally:
+                for course in courses:
                     self._leave(course)
-                if finish is None and (finish := course.complete()) is not None:
-                    yield Delta([], finish)
 
-    async def _flow(
-        self, course: Course, run: Run, tokens: list[int]
-    ) -> AsyncGenerator[Delta, None]:
+    async def _follow(self, course: Course, tokens: list[int]) -> Deltas:
+        """One choice from its first tokens on, to its end."""
+        finish: FinishReason | None = None
+        while finish is None:
+            try:
+                if course.run is None:
+                    [tokens] = await self._restart([course])
+                async with aclosing(self._flow(course, course.run, tokens)) as deltas:
+                    async for delta in deltas:
+                        finish = delta.finish
+                        yield delta
+            finally:
+                self._leave(course)
+            if finish is None and (finish := course.complete()) is not None:
+                yield Delta([], finish, course.cached_tokens)
+
+    async def _flow(self, course: Course, run: Run | None, tokens: list[int]) -> Deltas:
         """The rest of an attempt that has given its first tokens.
 
         Ends without a finish when the attempt is lost and another could go on from here.
         """
+        assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens)
+                yield Delta(tokens, cached_tokens=course.cached_tokens)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
-            yield Delta(tokens, finished.reason, finished.timings)
+            cached = course.cached_tokens
+            if cached is None:  # of a worker of protocol 1 this is all that is known
+                timings = finished.timings
+                cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
+            yield Delta(tokens, finished.reason, cached)
         except BatonError as error:
             if not _mendable(error):
                 raise
             self._lost(course, error)
 
-    async def _restart(self, course: Course) -> tuple[Run, list[int]]:
-        """Try until an attempt gives tokens: that is progress, and resets the budget."""
+    async def _restart(self, courses: Sequence[Course]) -> list[list[int]]:
+        """Try until an attempt gives tokens: that is progress, and resets the budget.
+
+        ``courses`` stand at the same token and are placed as one. Returns the tokens of each; one
+        without a run has none and is to be placed by itself.
+        """
+        first = courses[0]
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: _again(course, error)),
+            retry=tenacity.retry_if_exception(lambda error: _again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.budget),
         )
         try:
-            async with course.patience:
-                return await retrying(self._try, course)
+            async with first.patience:
+                return await retrying(self._try, courses)
         except tenacity.RetryError as spent:
-            raise self._given_up(course, spent.last_attempt.exception()) from spent
+            raise self._given_up(first, spent.last_attempt.exception()) from spent
 
-    async def _try(self, course: Course) -> tuple[Run, list[int]]:
+    async def _try(self, courses: Sequence[Course]) -> list[list[int]]:
         """One attempt up to its first tokens; a full worker sends it back to wait for room."""
         while True:
-            run = await self._wait_for_place(course)
-            try:
-                tokens = await run.attempt.take()
-            except BatonError as error:
-                self._leave(course)
-                if _mendable(error):
-                    self._lost(course, error)
-                if not isinstance(error, WorkerFull):
-                    raise
-            else:
-                self._received(course, tokens)
-                run.booking.started(asyncio.get_running_loop().time())
+            runs = await self._wait_for_place(courses)
+            taken = [await _take(run) for run in runs]
+            for course, outcome in zip(courses, taken, strict=True):
+                if isinstance(outcome, BatonError):
+                    self._leave(course)
+                    if _mendable(outcome):
+                        self._lost(course, outcome)
+                else:
+                    self._received(course, outcome)
+            errors = [outcome for outcome in taken if isinstance(outcome, BatonError)]
+            errors.sort(key=_mendable)
+            if len(errors) < len(courses) and all(map(_mendable, errors)):
+                runs[0].booking.started(asyncio.get_running_loop().time())
                 self._waiting.changed()
-                return run, tokens
+                return [[] if isinstance(tokens, BatonError) else tokens for tokens in taken]
+            if not isinstance(errors[0], WorkerFull):
+                raise errors[0]
 
-    async def _wait_for_place(self, course: Course) -> Run:
-        async with tasks.within("queue", course.request.deadlines.queue):
-            return await self._waiting.take_turn(course.arrival, lambda: self._start(course))
+    async def _wait_for_place(self, courses: Sequence[Course]) -> list[Run]:
+        first = courses[0]
+        async with tasks.within("queue", first.request.deadlines.queue):
+            return await self._waiting.take_turn(first.arrival, lambda: self._start(courses))
 
-    def _start(self, course: Course) -> Run | None:
+    def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
-        need = course.need
+        first, *others = courses
+        need = replace(first.need, choices=len(courses))
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
-        attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
+        generation = first.next_generation(others)
+        attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
         now = asyncio.get_running_loop().time()
-        course.started(Run(attempt, place, Booking(place.decode, place.prefill, need.tokens, now)))
-        return course.run
+        booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses))
+        runs = [Run(attempt, place, booking) for attempt in attempts]
+        for course, run in zip(courses, runs, strict=True):
+            course.started(run)
+        return runs
 
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
@@ -176,10 +226,10 @@ class Orchestrator:
         first = not course.generated
         course.received(tokens)
         waited = course.patience.progress()
-        if first:
-            self._metrics.time_to_first_token.observe(waited)
-        else:
+        if not first:
             self._metrics.inter_token_latency.observe(waited)
+        elif course.choice == 0:
+            self._metrics.time_to_first_token.observe(waited)
 
     def _lost(self, course: Course, error: BatonError) -> None:
         course.learn(error, asyncio.get_running_loop().time())
@@ -187,6 +237,7 @@ class Orchestrator:
         log.info(
             "attempt lost",
             request_id=course.request.request_id,
+            choice=course.choice,
             attempt=course.attempts - 1,
             reason=error.code,
             detail=error.message,
@@ -209,6 +260,14 @@ class Orchestrator:
             f"gave up after {course.attempts} attempts and {self._retry.budget:g} s without a "
             f"token; the last ended with: {last.message}",
         )
+
+
+async def _take(run: Run) -> list[int] | BatonError:
+    """An attempt's first tokens, or what ended it before it had any."""
+    try:
+        return await run.attempt.take()
+    except BatonError as error:
+        return error
 
 
 def _mendable(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from baton.errors import IncompatiblePeer, NoWorker
+from baton.errors import ContextLengthExceeded, IncompatiblePeer, NoWorker
 from baton.identity import Family, Role
 from gateway.fleet import Health, Worker
 from gateway.roster import Pool, Roster
@@ -33,6 +33,7 @@ class Need:
     model: str  #: name under which it is served
     tokens: int  #: prompt and generated so far: the KV to be there before the next token
     longest: int  #: tokens of prompt and answer at most
+    choices: int = 1  #: that go on from those tokens, each in blocks of its own
     #: Of the attempts before: a replay stays inside the class. None for a first attempt.
     family: Family | None = None
     #: Instances that failed this request since its last token.
@@ -96,7 +97,8 @@ class Placement:
         """A decode worker, and a prefill worker of its class unless it prefills itself.
 
         None when every worker that could take the request is full at the moment. Raises
-        NoWorker, saying why, when none could take it however long it waits.
+        NoWorker, saying why, when none could take it however long it waits, and
+        ContextLengthExceeded when no pool is large enough for all its choices.
         """
         pools = roster.pools(need.model, need.family)
         prefer = roster.instance(need.prefer)
@@ -106,6 +108,7 @@ class Placement:
             if any(found.able for _, sides in sought for found in sides):
                 break
         else:
+            _require_large_enough(pools, need)
             raise NoWorker(_why_no_decode(roster.workers, need))
         offers = [offer for pool, sides in sought for offer in self._offers(pool, sides, need)]
         if not offers:
@@ -116,10 +119,12 @@ class Placement:
         self, pool: Pool, need: Need, avoid: Collection[str], prefer: Worker | None
     ) -> tuple[Found, Found]:
         """Decode workers that need a prefill worker, and those that do not."""
-        blocks = pool.blocks(need.tokens + 1)
+        blocks = pool.blocks(need.tokens, need.choices)
+        # One choice fits where its longest does.
+        least = blocks if need.choices > 1 else 0
         return (
-            self._look(pool.decode, need.longest, blocks, avoid, prefer),
-            self._look(pool.colocated, need.longest, blocks, avoid, prefer),
+            self._look(pool.decode, need.longest, blocks, avoid, prefer, least),
+            self._look(pool.colocated, need.longest, blocks, avoid, prefer, least),
         )
 
     def _offers(self, pool: Pool, sides: tuple[Found, Found], need: Need) -> Iterator[Offer]:
@@ -157,14 +162,15 @@ class Placement:
         blocks: int,
         avoid: Collection[str],
         prefer: Worker | None = None,
+        least: int = 0,
     ) -> Found:
-        """Those that can hold ``tokens``, and of them up to WIDTH with room for ``blocks``: from a
-        random one on, the preferred one first."""
+        """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them up to
+        WIDTH with room for ``blocks``: from a random one on, the preferred one first."""
         start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
         first = (prefer,) if prefer is not None and prefer in workers else ()
         able, roomy = False, []
         for worker in chain(first, islice(workers, start, None), islice(workers, start)):
-            if worker.report.max_model_len < tokens:
+            if worker.report.max_model_len < tokens or worker.all_blocks < least:
                 continue
             if avoid and worker.instance_id in avoid:
                 continue
@@ -179,6 +185,23 @@ class Placement:
         scores = [(worker.health is Health.SUSPECT, score(worker)) for worker in workers]
         lowest = min(scores)
         return self._rng.choice([w for w, s in zip(workers, scores, strict=True) if s == lowest])
+
+
+def _require_large_enough(pools: Iterable[Pool], need: Need) -> None:
+    """Raise ContextLengthExceeded where only the number of choices is too much for all."""
+    long_enough = [
+        worker
+        for pool in pools
+        for worker in (*pool.decode, *pool.colocated)
+        if worker.report.max_model_len >= need.longest
+    ]
+    if long_enough:
+        largest = max(long_enough, key=lambda w: w.all_blocks)
+        raise ContextLengthExceeded(
+            f"{need.choices} choices of {need.tokens} tokens begin with "
+            f"{largest.blocks(need.tokens, need.choices)} KV blocks, but the largest decode "
+            f"worker's pool has {largest.all_blocks}"
+        )
 
 
 def _why_no_decode(workers: Sequence[Worker], need: Need) -> str:

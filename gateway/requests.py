@@ -27,6 +27,8 @@ from gateway.tokenizer import ModelTokenizer
 
 Kind = Literal["chat", "completion"]
 
+#: Answers to one prompt, as many as OpenAI gives.
+MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 #: Either way from 0.
@@ -37,7 +39,7 @@ _DRAWN_SEED_BITS = 53
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidRequest:
-    """One answer to generate. Everything is in range and fits the fleet."""
+    """What to generate, ``n`` times. Everything is in range and fits the fleet."""
 
     request_id: str
     created: int  #: seconds since 1970
@@ -47,6 +49,7 @@ class ValidRequest:
     sampling: SamplingSpec
     stop: tuple[str, ...]
     deadlines: Deadlines
+    n: int = 1  #: choices: answers to the one prompt, drawn independently
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
@@ -126,6 +129,10 @@ class Validator:
     ) -> ValidRequest:
         """Raises a RequestError that names the field, the value and the limit."""
         self._require_model(wire.model)
+        if wire.best_of is not None and wire.n is not None and wire.n > wire.best_of:
+            raise InvalidRequest(
+                f"'best_of' is {wire.best_of}, below 'n', {reprlib.repr(wire.n)}", param="best_of"
+            )
         prompt = _single(wire.prompt)
         if isinstance(prompt, str):
             prompt_ids = await self._tokenizer.encode(prompt)
@@ -151,6 +158,12 @@ class Validator:
                 f"{MAX_TOKENS}",
                 param="max_tokens",
             )
+        choices = 1 if wire.n is None else wire.n
+        if not 1 <= choices <= MAX_CHOICES:
+            raise InvalidRequest(
+                f"n is {reprlib.repr(choices)}, but must be at least 1 and at most {MAX_CHOICES}",
+                param="n",
+            )
         if wire.stream_options is not None and not wire.stream:
             raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
@@ -163,6 +176,7 @@ class Validator:
             sampling=self._sampling(wire, limits.fill(len(prompt_ids), max_tokens)),
             stop=_stops(wire.stop),
             deadlines=self._deadlines,
+            n=choices,
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,

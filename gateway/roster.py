@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from baton.identity import Family, Role
-from gateway.fleet import Worker
+from gateway.fleet import Worker, kv_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Pool:
     colocated: list[Worker] = field(default_factory=list)  #: decode, and prefill by themselves
     prefill: list[Worker] = field(default_factory=list)
 
-    def blocks(self, tokens: int) -> int:
-        """KV blocks that a sequence of so many tokens takes."""
-        return -(-tokens // self.block_size)
+    def blocks(self, tokens: int, choices: int = 0) -> int:
+        """See ``kv_blocks``."""
+        return kv_blocks(tokens, self.block_size, choices)
 
 
 class Roster:

@@ -92,7 +92,7 @@ class GenerationRequest(_Wire):
     priority: int | None = None
     #: Taken note of by no one: an end-user's name for the caller's own books.
     user: str | None = None
-    n: Literal[1] | None = None
+    n: int | None = None
 
 
 class ChatRequest(GenerationRequest):

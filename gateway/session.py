@@ -43,6 +43,7 @@ class Session:
     ) -> None:
         self._address = worker.address
         self._instance_id = worker.instance_id
+        self._takes_choices = worker.report.identity.takes_choices
         self._identity = identity
         self._liveness = Liveness(beat)
         self._stale_tokens = stale_tokens
@@ -52,17 +53,21 @@ class Session:
         self._outgoing: asyncio.Queue[decode_pb2.SessionRequest | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(), name=f"session {worker.address}")
 
-    def submit(self, generation: Generation, prefill: Worker | None) -> Attempt:
-        """Start an attempt. Returns at once; whatever goes wrong ends the attempt."""
-        key = generation.key
-        attempt = Attempt(
-            key,
-            len(generation.generated_ids),
-            generation.sampling.max_tokens,
-            lambda: self._cancel(key),
-            "" if prefill is None else prefill.instance_id,
-        )
+    def submit(self, generation: Generation, prefill: Worker | None) -> list[Attempt]:
+        """Start an attempt at each choice. Returns at once; whatever goes wrong ends attempts."""
+        instance = "" if prefill is None else prefill.instance_id
+        attempts = [self._attempt(key, generation, instance) for key in generation.keys]
+        for part in [generation] if self._takes_choices else generation.apart:
+            self._submit(part, prefill)
+        return attempts
+
+    def _attempt(self, key: AttemptKey, generation: Generation, prefill: str) -> Attempt:
+        next_index, limit = len(generation.generated_ids), generation.sampling.max_tokens
+        attempt = Attempt(key, next_index, limit, lambda: self._cancel(key), prefill)
         self._attempts[key] = attempt
+        return attempt
+
+    def _submit(self, generation: Generation, prefill: Worker | None) -> None:
         submit = decode_pb2.Submit(generation=wire.generation_to_wire(generation))
         if prefill is not None:
             submit.prefill.address = prefill.address
@@ -70,7 +75,6 @@ class Session:
             submit.prefill.queued_tokens = prefill.queued_tokens
             submit.prefill.prefill_us_per_token = prefill.report.load.prefill_token * 1e6
         self._outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
-        return attempt
 
     def give_up(self, worker: Worker, why: str) -> None:
         """End every attempt that waits for ``worker``'s engine: it hangs. Each may go on
@@ -172,6 +176,8 @@ class Session:
             key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
             attempt = self._attempts.get(key)
             if attempt is not None and attempt.put(delta.token_index, delta.token_ids):
+                if delta.HasField("cached_tokens"):
+                    attempt.cached_tokens = delta.cached_tokens
                 continue
             self._stale_tokens.inc(len(delta.token_ids))
             if attempt is not None:

@@ -9,7 +9,7 @@ from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from baton.errors import BatonError, ClientGone, InternalError
-from gateway.openai_api import Chunks, error_event
+from gateway.openai_api import Chunks, Usage, error_event
 from gateway.requests import ValidRequest
 from gateway.transcript import Piece
 
@@ -61,20 +61,23 @@ class AnswerStream(EventSourceResponse):
 
     async def _events(self, first: Piece) -> AsyncGenerator[bytes, None]:
         chunks = Chunks(self._request)
-        tokens = 0
-        piece = first
+        usage = Usage(self._request)
+        piece, ended = first, 0
         try:
             yield chunks.first() + chunks.piece(first)
-            while piece.finish is None:
-                tokens += len(piece.token_ids)
+            usage.count(first)
+            while (ended := ended + (piece.finish is not None)) < self._request.n:
+                if piece.finish is not None:
+                    yield chunks.finish(piece.choice, piece.finish)
                 piece = await anext(self._rest)
+                usage.count(piece)
                 if event := chunks.piece(piece):
                     yield event
-            tokens += len(piece.token_ids)
             # What runs is cancelled before the client is told that all is done.
             await self._rest.aclose()
             self._status = 200
-            yield chunks.last(piece.finish, tokens, piece.timings)
+            assert piece.finish is not None, "the last piece of all ends its choice"
+            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage)
         except BatonError as error:
             self._status = error.http_status
             yield error_event(error)

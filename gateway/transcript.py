@@ -7,9 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
-from baton.generation import FinishReason, Timings
+from baton.generation import FinishReason
 from gateway.detokenizer import Detokenizer
-from gateway.orchestrator import Delta
+from gateway.orchestrator import Delta, Deltas
 from gateway.requests import ValidRequest
 from gateway.stopper import Stopper
 
@@ -18,7 +18,7 @@ Finish = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that became certain, and the tokens seen since the last piece.
+    """Text of a choice that became certain, and the tokens seen since its last piece.
 
     The last piece has ``finish``. The token lists of all pieces are the tokens of the answer; a
     token's text may come with a later piece, or not at all behind a stop string.
@@ -27,14 +27,16 @@ class Piece:
     text: str
     token_ids: list[int]
     finish: Finish | None = None
-    timings: Timings | None = None
+    cached_tokens: int | None = None  #: see Course.cached_tokens
+    choice: int = 0
 
 
 class Transcript:
     """Detokenises, ends at a stop string, counts."""
 
-    def __init__(self, request: ValidRequest, detokenizer: Detokenizer) -> None:
+    def __init__(self, request: ValidRequest, detokenizer: Detokenizer, choice: int = 0) -> None:
         spec = request.sampling
+        self._choice = choice
         self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
         self._detokenizer = detokenizer
         self._stopper = Stopper(request.stop)
@@ -50,23 +52,26 @@ class Transcript:
                 continue
             text += self._stopper.push(self._detokenizer.push(token_id))
             if self._stopper.stopped:
-                return Piece(text, delta.token_ids[:count], "stop", delta.timings)
+                return self._piece(text, delta.token_ids[:count], "stop", delta)
         if delta.finish is None:
-            return Piece(text, delta.token_ids)
+            return self._piece(text, delta.token_ids, None, delta)
         text += self._stopper.push(self._detokenizer.flush()) + self._stopper.flush()
         finish: Finish = "length"
         if self._stopper.stopped or delta.finish is FinishReason.STOP:
             finish = "stop"
-        return Piece(text, delta.token_ids, finish, delta.timings)
+        return self._piece(text, delta.token_ids, finish, delta)
+
+    def _piece(self, text: str, token_ids: list[int], finish: Finish | None, of: Delta) -> Piece:
+        return Piece(text, token_ids, finish, of.cached_tokens, self._choice)
 
 
-async def transcribe(
-    deltas: AsyncGenerator[Delta, None], transcript: Transcript
-) -> AsyncGenerator[Piece, None]:
-    """Pieces to the first that finishes; then ``deltas`` is closed, which cancels what runs."""
+async def transcribe(deltas: Deltas, transcript: Transcript) -> AsyncGenerator[Piece, None]:
+    """Pieces to the first that finishes; by then ``deltas`` is closed, which cancels what runs."""
     async with aclosing(deltas) as source:
         async for delta in source:
             piece = transcript.add(delta)
+            if piece.finish is not None:
+                await source.aclose()
             yield piece
             if piece.finish is not None:
                 return

@@ -151,8 +151,10 @@ class PrefillCall:
         self._outbox.put(prefill_pb2.PrefillEvent(accepted=accepted))
 
     async def _first_token(self, sequence: LiveSequence, trace: Trace | None) -> common_pb2.Timings:
-        """Say the first token as soon as it is drawn; returns the phases so far."""
-        first = await sequence.first
+        """Say the first token of each choice as soon as it is drawn; returns the phases so far."""
+        await sequence.first
+        firsts = [await choice.first for choice in sequence.choices]
+        first = firsts[0]
         if trace is not None:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
@@ -164,7 +166,11 @@ class PrefillCall:
                 prefill_instance_id=self._runtime.identity.instance_id,
             )
         )
-        token = prefill_pb2.FirstToken(token_id=first.token_id, timings=timings)
+        token = prefill_pb2.FirstToken(
+            token_id=first.token_id,
+            timings=timings,
+            more_token_ids=[other.token_id for other in firsts[1:]],
+        )
         self._outbox.put(prefill_pb2.PrefillEvent(first_token=token))
         return timings
 

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from baton import channels, wire
 from baton.errors import BatonError
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
-from baton.identity import CompatibilityClass, Identity, new_instance_id
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, new_instance_id
 from baton.membership import Entry
 from baton.v1 import (
     common_pb2,
@@ -86,7 +86,7 @@ async def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A submit as it arrived."""
+    """A submit as it arrived; the script gets one for each of its choices."""
 
     generation: Generation
     prefill: decode_pb2.PrefillTarget  #: empty for local prefill
@@ -107,7 +107,13 @@ class FakeSession:
         self.outgoing: asyncio.Queue[decode_pb2.SessionEvent | None] = asyncio.Queue()
         self.scripts: dict[AttemptKey, asyncio.Task[None]] = {}
 
-    def tokens(self, key: AttemptKey, index: int, token_ids: Sequence[int]) -> None:
+    def tokens(
+        self,
+        key: AttemptKey,
+        index: int,
+        token_ids: Sequence[int],
+        cached_tokens: int | None = None,
+    ) -> None:
         """Send tokens, right or wrong."""
         delta = decode_pb2.TokenDelta(
             request_id=key.request_id,
@@ -115,6 +121,7 @@ class FakeSession:
             choice_index=key.choice_index,
             token_index=index,
             token_ids=token_ids,
+            cached_tokens=cached_tokens,
         )
         self._send(decode_pb2.StepOutput(tokens=[delta]))
 
@@ -191,7 +198,7 @@ class FakeWorker:
     roles: Sequence[int] = (worker_pb2.ROLE_DECODE,)
     local_prefill: bool = False
     compatibility: CompatibilityClass = CLASS
-    protocol: int = 1
+    protocol: int = PROTOCOL
     max_model_len: int = CONTEXT
     blocks_free: int = 1000
     queued_tokens: int = 0
@@ -332,13 +339,12 @@ class _Decode(decode_pb2_grpc.DecodeServiceServicer):
                     self._worker.hellos.append(wire.identity_from_wire(request.hello))
                 case "submit":
                     submit = request.submit
-                    submitted = Submitted(
-                        wire.generation_from_wire(submit.generation), submit.prefill
-                    )
-                    self._worker.submits.append(submitted)
-                    session.scripts[submitted.key] = asyncio.ensure_future(
-                        self._worker.script(session, submitted)
-                    )
+                    generation = wire.generation_from_wire(submit.generation)
+                    self._worker.submits.append(Submitted(generation, submit.prefill))
+                    for part in generation.apart:
+                        session.scripts[part.key] = asyncio.ensure_future(
+                            self._worker.script(session, Submitted(part, submit.prefill))
+                        )
                 case "cancel":
                     cancel = request.cancel
                     key = AttemptKey(cancel.request_id, cancel.attempt, cancel.choice_index)

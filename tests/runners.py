@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from baton.sampling import SamplingSpec
-from model.engine.plan import Sample, Slice, StepPlan, StepResult
+from model.engine.plan import Copy, Sample, Slice, StepPlan, StepResult
 from model.engine.torch_runner import TorchRunner, load_runner
 
 Logits = npt.NDArray[np.float32]
@@ -28,6 +28,7 @@ class Driver:
         self._free = list(range(runner.num_blocks))
         self._tokens: dict[int, list[int]] = {}
         self._tables: dict[int, list[int]] = {}
+        self._copies: list[Copy] = []
         self._steps = 0
 
     @classmethod
@@ -59,6 +60,12 @@ class Driver:
         self._tokens[seq] = self._tokens[other][:tokens]
         self._tables[seq] = self._tables[other][: tokens // size]
 
+    def fork(self, seq: int, other: int) -> None:
+        """Start a sequence on the blocks of another, the last of them copied by the next step."""
+        self._tokens[seq] = list(self._tokens[other])
+        self._tables[seq] = [*self._tables[other][:-1], self._free.pop()]
+        self._copies.append(Copy(self._tables[other][-1], self._tables[seq][-1]))
+
     def step(self, *slices: Slice) -> dict[int, Logits]:
         """Run one step that must not fail; the logits of every sampled slice, by sequence."""
         self._seen.clear()
@@ -69,7 +76,8 @@ class Driver:
 
     def run(self, *slices: Slice) -> StepResult:
         self._steps += 1
-        return self.runner.run(StepPlan(self._steps, slices), lambda layer: None)
+        copies, self._copies = tuple(self._copies), []
+        return self.runner.run(StepPlan(self._steps, slices, copies), lambda layer: None)
 
     def prefill(self, seq: int, prompt: Sequence[int], *, chunk: int = 512) -> Logits:
         """Prefill alone, in chunks; the logits after the last token."""

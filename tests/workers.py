@@ -187,27 +187,33 @@ def generation(
     generated: Sequence[int] = (),
     max_tokens: int = 8,
     deadlines: Deadlines = UNLIMITED,
+    choices: Sequence[int] = (0,),
     **sampling: Any,
 ) -> Generation:
     spec = SamplingSpec(**({"temperature": 0.0, "max_tokens": max_tokens} | sampling))
-    key = AttemptKey(request_id, attempt)
-    return Generation(key, tuple(prompt_ids), tuple(generated), spec, deadlines)
+    key = AttemptKey(request_id, attempt, choices[0])
+    return Generation(
+        key, tuple(prompt_ids), tuple(generated), spec, deadlines, more_choices=tuple(choices[1:])
+    )
 
 
 def expected(asked: Generation, layout: CompatibilityClass = LAYOUT) -> list[int]:
     """Every id that must come out of all attempts together."""
-    return expected_tokens(asked.prompt_ids, asked.sampling, layout)
+    return expected_tokens(
+        asked.prompt_ids, asked.sampling, layout, choice_index=asked.key.choice_index
+    )
 
 
 # -- the gateway's side ----------------------------------------------------------------------
 
 
 class Stream:
-    """What came of one submit."""
+    """What came of one submit, for one of its choices."""
 
     def __init__(self, asked: Generation) -> None:
         self.asked = asked
         self.token_ids: list[int] = []
+        self.cached_tokens: int | None = None
         self.progress = asyncio.Event()  #: set by the first token
         self.ended: asyncio.Future[decode_pb2.Ended] = asyncio.get_running_loop().create_future()
 
@@ -239,6 +245,9 @@ class Stream:
     def take(self, delta: decode_pb2.TokenDelta) -> None:
         expected_index = len(self.asked.generated_ids) + len(self.token_ids)
         assert delta.token_index == expected_index, "tokens lost or repeated"
+        assert delta.HasField("cached_tokens") == (not self.token_ids)
+        if not self.token_ids:
+            self.cached_tokens = delta.cached_tokens
         self.token_ids += delta.token_ids
         self.progress.set()
 
@@ -265,8 +274,9 @@ class SessionDouble:
         **known: float,
     ) -> Stream:
         """``instance_id`` and ``address``: said of the prefill worker in place of its own.
-        ``known``: what else the gateway says of it (PrefillTarget)."""
-        stream = self.streams[asked.key] = Stream(asked)
+        ``known``: what else the gateway says of it (PrefillTarget). Returns what comes of the
+        first choice; the others are in ``streams``."""
+        self.streams |= {part.key: Stream(part) for part in asked.apart}
         submit = decode_pb2.Submit(generation=wire.generation_to_wire(asked))
         if prefill is not None:
             target = decode_pb2.PrefillTarget(
@@ -276,11 +286,13 @@ class SessionDouble:
             )
             submit.prefill.CopyFrom(target)
         self.outgoing.put_nowait(decode_pb2.SessionRequest(submit=submit))
-        return stream
+        return self.streams[asked.key]
 
     def cancel(self, stream: Stream) -> None:
         key = stream.asked.key
-        cancel = decode_pb2.Cancel(request_id=key.request_id, attempt=key.attempt)
+        cancel = decode_pb2.Cancel(
+            request_id=key.request_id, attempt=key.attempt, choice_index=key.choice_index
+        )
         self.outgoing.put_nowait(decode_pb2.SessionRequest(cancel=cancel))
 
     async def read(self, call: Any) -> None:

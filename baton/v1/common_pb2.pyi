@@ -118,7 +118,7 @@ class Deadlines(_message.Message):
     def __init__(self, queue_ms: _Optional[int] = ..., prefill_ms: _Optional[int] = ..., transfer_ms: _Optional[int] = ..., first_token_ms: _Optional[int] = ..., inter_token_ms: _Optional[int] = ..., total_ms: _Optional[int] = ...) -> None: ...
 
 class Generation(_message.Message):
-    __slots__ = ("request_id", "attempt", "choice_index", "prompt_ids", "generated_ids", "sampling", "deadlines", "priority", "cache_salt", "traceparent")
+    __slots__ = ("request_id", "attempt", "choice_index", "prompt_ids", "generated_ids", "sampling", "deadlines", "priority", "cache_salt", "traceparent", "more_choices")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     CHOICE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +129,7 @@ class Generation(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    MORE_CHOICES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     choice_index: int
@@ -139,7 +140,8 @@ class Generation(_message.Message):
     priority: int
     cache_salt: bytes
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., choice_index: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., generated_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., deadlines: _Optional[_Union[Deadlines, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    more_choices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., choice_index: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., generated_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., deadlines: _Optional[_Union[Deadlines, _Mapping]] = ..., priority: _Optional[int] = ..., cache_salt: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., more_choices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_us", "prefill_us", "transfer_us", "transfer_tail_us", "decode_us", "prefill_cached_tokens", "decode_cached_tokens", "prefill_instance_id", "transfer_bytes")

@@ -75,12 +75,14 @@ class LayerReady(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., end_token: _Optional[int] = ...) -> None: ...
 
 class FirstToken(_message.Message):
-    __slots__ = ("token_id", "timings")
+    __slots__ = ("token_id", "timings", "more_token_ids")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    MORE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     token_id: int
     timings: _common_pb2.Timings
-    def __init__(self, token_id: _Optional[int] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ...) -> None: ...
+    more_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_id: _Optional[int] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., more_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefillDone(_message.Message):
     __slots__ = ("timings",)

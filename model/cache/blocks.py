@@ -132,11 +132,11 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Add an owner to blocks found by ``find``, or promised: no eviction until it releases
-        them."""
+        """Add an owner to blocks found by ``find``, promised, or of a sequence that goes on as
+        several: no eviction until it releases them."""
         for block in blocks:
-            if self._keys[block] is None and block not in self.promises:
-                raise RuntimeError(f"block {block} has no key and cannot be shared")
+            if self._keys[block] is None and not self._owners[block]:
+                raise RuntimeError(f"block {block} has no key and no owner: it cannot be shared")
             if not self._owners[block]:
                 if self._holds[block]:
                     self._quarantined -= 1

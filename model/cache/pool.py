@@ -7,6 +7,7 @@ contiguous, so that a hand-off moves it as plain bytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,11 @@ class KvPool:
         flat = self.tensor[layer].view(-1, *k.shape[1:])
         flat.index_copy_(0, rows, both.flatten(0, 1).to(torch.float16))
         return both.abs().amax(dim=(0, 2, 3)).float()
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole blocks, in every layer. No target is a source or named twice."""
+        ids = torch.tensor((sources, targets), device=self.tensor.device)
+        self.tensor.index_copy_(1, ids[1], self.tensor.index_select(1, ids[0]))
 
     def layer(self, index: int) -> Tensor:
         """One layer as it is, no copy: [blocks, 2 (K, V), block_size, kv_heads, head_dim]."""

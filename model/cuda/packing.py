@@ -133,7 +133,7 @@ def pack(
     token_ids[: total - fill] = np.fromiter(ids, dtype=np.int32, count=total - fill)
     positions = np.arange(total) + np.repeat(starts - query_starts[:-1], counts)
     place = np.repeat(page_starts[:-1], counts) + positions // block_size
-    sampled = tuple(i for i, piece in enumerate(slices) if piece.sample is not None)
+    sampled = tuple(i for i, piece in enumerate(slices) if piece.asked)
     picked = np.zeros(len(counts), dtype=np.int64)
     picked[: len(sampled)] = query_starts[1:][list(sampled)] - 1
     return Packed(

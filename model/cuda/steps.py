@@ -27,11 +27,11 @@ from model.cuda.net import CudaNet
 from model.cuda.packing import Ints, Tables, pack
 from model.cuda.paged import PagedAttention
 from model.engine.overflow import overflows
-from model.engine.plan import Sample, Slice
+from model.engine.plan import Slice
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.config import ModelConfig
 from model.nets.transformer import ModelWeights
-from model.sampling.device import HostSampler, Pending, score
+from model.sampling.device import HostSampler, Pending, Scores, score
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,16 @@ class Flight:
     """A step under way."""
 
     slices: Sequence[Slice]
-    asked: Sequence[tuple[int, Sample]]  #: index among the slices
     peaks: Tensor  #: float32 [layers, at least as many as tokens], on the device
     highest: Tensor  #: float32 [as peaks], over all layers, on its way to the host
     pending: Pending | None  #: None: no slice asks for a token
     ended: torch.cuda.Event | None
+
+
+def _pending(scores: Scores, asking: Sequence[Slice]) -> Pending | None:
+    """What slices ask for; row i of ``scores`` is that of slice i."""
+    asked = [(row, sample) for row, piece in enumerate(asking) for _, sample in piece.asked]
+    return Pending(scores, asked) if asked else None
 
 
 class CudaSteps:
@@ -95,13 +100,13 @@ class CudaSteps:
     def _launch(self, slices: Sequence[Slice], on_layer: LayerListener) -> Flight:
         """Enqueue a step; waits for nothing."""
         tables = self._tables.of(slices)
-        asked = [(i, piece.sample) for i, piece in enumerate(slices) if piece.sample is not None]
+        asking = [piece for piece in slices if piece.asked]
         if isinstance(self._store, CudaStore):
             self._store.begin_step(self._exported(slices))
         if self._graphs is not None and self._graphs.holds(slices):
             results = self._graphs.launch(slices, tables)
             peaks = results.peaks
-            pending = Pending(results.scores, asked) if asked else None
+            pending = _pending(results.scores, slices)
             for layer in range(peaks.shape[0]):  # nothing of it is handed over
                 on_layer(layer)
         else:
@@ -109,16 +114,15 @@ class CudaSteps:
             self._attention.prepare(step)
             hidden = self._net.forward(step, lambda layer: self._written(layer, on_layer))
             peaks, pending = hidden.peaks, None
-            if asked:
-                logits = self._net.logits(hidden, step.device.picked[: len(asked)])
-                samples = [(row, sample) for row, (_, sample) in enumerate(asked)]
-                pending = Pending(score(logits), samples)
+            if asking:
+                logits = self._net.logits(hidden, step.device.picked[: len(asking)])
+                pending = _pending(score(logits), asking)
         highest = peaks.amax(0).to("cpu", non_blocking=True)
         ended = None
         if self._device.type == "cuda":
             ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ended.record(torch.cuda.current_stream(self._device))
-        return Flight(slices, asked, peaks, highest, pending, ended)
+        return Flight(slices, peaks, highest, pending, ended)
 
     def _result(self, flight: Flight) -> tuple[dict[int, int], dict[int, BatonError]]:
         if flight.ended is not None:
@@ -130,9 +134,10 @@ class CudaSteps:
             errors = overflows(slices, flight.peaks[:, :count].cpu().numpy())
         tokens: dict[int, int] = {}
         found = flight.pending.tokens(self._sampler) if flight.pending is not None else []
-        for (index, _), token in zip(flight.asked, found, strict=True):
-            seq_id = slices[index].seq_id
-            if seq_id in errors:
+        asked = ((piece.seq_id, seq_id) for piece in slices for seq_id, _ in piece.asked)
+        failed = set(errors)
+        for (stem, seq_id), token in zip(asked, found, strict=True):
+            if stem in failed:
                 continue
             if isinstance(token, BatonError):
                 errors[seq_id] = token

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError, InternalError
@@ -116,6 +116,14 @@ class Engine:
             self._wake()
             return finish
 
+    def fork(self, seq_id: int, first_tokens: Mapping[int, int]) -> None:
+        """As ``activate`` for a sequence of several choices: ``first_tokens`` by the seq_id of
+        each (Reservation.choices). Those without one have ended. From here on each is a sequence
+        by itself."""
+        with self._lock:
+            self._scheduler.fork(seq_id, first_tokens)
+            self._wake()
+
     def compute_here(self, seq_id: int) -> None:
         """KV will not come: prefill here what is not cached. Raises WorkerFull, and nothing
         changes, when blocks under a transfer cannot be replaced."""
@@ -124,7 +132,8 @@ class Engine:
             self._wake()
 
     def cancel(self, seq_id: int) -> None:
-        """End a sequence without an event; idempotent. Blocks that the running step uses are
+        """End a sequence, or one of several choices, without an event; idempotent. The others go
+        on. Blocks that the running step uses are
         quarantined until it ends, held ones until their hold does."""
         with self._lock:
             self._scheduler.cancel(seq_id)

@@ -23,13 +23,14 @@ who lives; here is what a sequence's life and end mean for its blocks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
-from model.engine.plan import StepPlan
+from model.engine.fork import Forks
+from model.engine.plan import Copy, StepPlan
 from model.engine.sequence import Hold, Sequence, SequenceRequest
 
 
@@ -50,6 +51,7 @@ class Memory:
         self._prefix = prefix
         self._block_size = block_size
         self._holds: dict[int, Hold] = {}
+        self._forks = Forks(pool)
         self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
         self._next_hold_id = 1
         #: Sequences of the batch that wait for a block out of quarantine; the next blocks are
@@ -84,10 +86,11 @@ class Memory:
     # -- a sequence's blocks ---------------------------------------------------------------
 
     def reserve(self, request: SequenceRequest, tokens: Ids[int]) -> Table | None:
-        """Pin what is cached or promised of ``tokens`` and take fresh blocks for the rest; all,
-        or None and nothing changes."""
+        """Pin what is cached or promised of ``tokens`` and take fresh blocks for the rest, and for
+        the choices that go on from them (the last blocks of the table); all, or None and nothing
+        changes."""
         keys = self._prefix.keys(self._prefix.root(request.salt), tokens)
-        count = -(-len(tokens) // self._block_size)
+        count = request.blocks(self._block_size)
         if not request.receive:
             return self._to_compute(keys, len(tokens), count, [])
         hit = self._prefix.match(keys)
@@ -197,9 +200,11 @@ class Memory:
             parent = seq.keys[-1] if known else self._prefix.root(seq.request.salt)
             seq.keys += self._prefix.keys(parent, seq.tokens(known * size, full * size))
 
-    def grow(self, seqs: Collection[Sequence]) -> bool:
-        """Append a block to the table of each; False, and nothing changes, when there are too
-        few."""
+    def grow(self, seqs: Ids[Sequence]) -> bool:
+        """Make room for the next token of each; False, and nothing changes, when there are too
+        few blocks, or when one of several is a choice that may have to copy: one by one then."""
+        if any(seq.forked or seq.spare for seq in seqs):
+            return len(seqs) == 1 and self._forks.grow(seqs[0])
         blocks = self._pool.allocate(len(seqs))
         if blocks is None:
             return False
@@ -207,6 +212,14 @@ class Memory:
             seq.blocks.append(block)
             seq.room += self._block_size
         return True
+
+    def fork(self, stem: Sequence, tokens: Mapping[int, int]) -> list[Sequence]:
+        """A sequence for each choice in ``tokens``, in the place of ``stem``: see ``Forks``."""
+        return self._forks.fork(stem, tokens)
+
+    def take_copies(self) -> tuple[Copy, ...]:
+        """What the next step copies before it writes."""
+        return self._forks.take_copies()
 
     def give_up(self, seq: Sequence, in_step: bool) -> None:
         """Take every block from a sequence that has ended. If the running step uses them, they
@@ -217,12 +230,15 @@ class Memory:
             self._pool.hold(blocks)
             self._step_holds.append(blocks)
         self._pool.release(blocks)
+        self._pool.release(seq.spare)
+        seq.spare, seq.forked = [], False
 
     def step_ended(self) -> None:
         """No step uses any block now."""
         for table in self._step_holds:
             self._pool.unhold(table)
         self._step_holds.clear()
+        self._forks.step_ended()
 
     # -- holds -----------------------------------------------------------------------------
 
@@ -243,12 +259,14 @@ class Memory:
 
     def check(self, live: Collection[Sequence], running: StepPlan | None) -> list[str]:
         """Recompute every reference and compare it with the pool; one line per violation."""
-        owners = Counter(b for s in live for b in s.blocks)
+        owners = Counter(b for s in live for b in (*s.blocks, *s.spare))
+        sharers = self._forks.sharers(live)
         holds = Counter(b for h in self._holds.values() for b in h.blocks)
         holds.update(b for table in self._step_holds for b in table)
+        holds.update(self._forks.sources)
         wrong = self._pool.check(owners, holds)
         for seq in live:
-            wrong += self._check_unwritten(seq)
+            wrong += self._check_unwritten(seq, sharers)
         for part in running.slices if running is not None else ():
             if any(not owners[b] and not holds[b] for b in part.block_table):
                 wrong.append(f"the running step uses blocks that {part.seq_id} no longer has")
@@ -257,11 +275,13 @@ class Memory:
                 wrong.append(f"the running step writes finished blocks of {part.seq_id}")
         return wrong
 
-    def _check_unwritten(self, seq: Sequence) -> list[str]:
-        """Blocks that ``seq`` may write: promised ones, and then some that are its alone."""
+    def _check_unwritten(self, seq: Sequence, sharers: Mapping[int, int]) -> list[str]:
+        """Blocks that ``seq`` may write: promised ones, and then some that are its alone, or that
+        all who have them will copy before they write."""
         pool, size, wrong = self._pool, self._block_size, list[str]()
         for index, block in enumerate(seq.blocks[seq.computed // size :], seq.computed // size):
-            alone = pool.key(block) is None and pool.owners(block) == 1
+            owners = sharers[block] if seq.forked else 1
+            alone = pool.key(block) is None and pool.owners(block) == owners
             if index * size >= seq.promised:
                 if not alone or block in pool.promises:
                     wrong.append(f"block {block}, to be written by {seq.seq_id}, is shared")

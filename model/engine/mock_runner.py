@@ -165,6 +165,8 @@ class MockRunner:
     def run(self, plan: StepPlan, on_layer: LayerListener) -> StepResult:
         """See Runner.run. Deterministic whatever the batch."""
         seconds = self._cost.seconds(plan)
+        for copy in plan.copies:
+            self._store.pool[:, copy.target] = self._store.pool[:, copy.source]
         layers = self._compatibility.layers
         for layer in range(layers):
             for part in plan.slices:
@@ -173,9 +175,11 @@ class MockRunner:
                 self._sleep(seconds / layers)
             on_layer(layer)
         tokens = {
-            part.seq_id: self._answers.next_id(self._checksum(part), part.sample)
+            seq_id: self._answers.next_id(checksum, sample)
             for part in plan.slices
-            if part.sample is not None
+            if part.asked
+            for checksum in (self._checksum(part),)
+            for seq_id, sample in part.asked
         }
         return StepResult(plan.step, tokens, compute_s=seconds)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from baton.errors import BatonError
 from baton.sampling import SamplingSpec
@@ -43,19 +44,38 @@ class Slice:
     block_table: Sequence[int]
     sample: Sample | None = None  #: None for a prefill chunk that is not the last
     export: bool = False  #: announce each layer when it is written (a prefill worker's hand-off)
+    #: In place of ``sample``, where several choices go on from here: the first token of each,
+    #: (seq_id, what to draw), all from the same logits.
+    draws: tuple[tuple[int, Sample], ...] = ()
 
     @property
     def end(self) -> int:
         """The position after the last token computed."""
         return self.start + len(self.token_ids)
 
+    @property
+    def asked(self) -> tuple[tuple[int, Sample], ...]:
+        """What to draw from the logits after the last token, each for a sequence."""
+        return self.draws if self.sample is None else ((self.seq_id, self.sample),)
+
+
+class Copy(NamedTuple):
+    """A whole block, in all layers, that two sequences go on from: copy on write."""
+
+    source: int
+    target: int
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What one step runs: every slice packed in one forward pass, without padding."""
+    """What one step runs: every slice packed in one forward pass, without padding.
+
+    Before that all ``copies`` are made, each of what its source was before the step.
+    """
 
     step: int
     slices: tuple[Slice, ...]
+    copies: tuple[Copy, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -69,8 +89,8 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step computed. Every slice with a ``sample`` is in ``tokens`` or in ``errors``;
-    a slice without one is in ``errors`` if it failed."""
+    """What one step computed. Every sequence that a slice has ``asked`` for is in ``tokens`` or in
+    ``errors``; the slice's own is in ``errors`` if it failed as a whole."""
 
     step: int
     tokens: dict[int, int]  #: seq_id -> the sampled token id

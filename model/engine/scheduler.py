@@ -13,7 +13,7 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
 from baton.generation import FinishReason
@@ -28,6 +28,7 @@ from model.engine.events import (
     SequencePreempted,
     TokenSampled,
 )
+from model.engine.fork import Stems, first_tokens
 from model.engine.memory import Memory
 from model.engine.order import arrival
 from model.engine.plan import Slice, StepPlan, StepResult
@@ -57,6 +58,7 @@ class Scheduler:
         self._live: dict[int, Sequence] = {}
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
+        self._stems = Stems()
         self._to_publish: deque[Sequence] = deque()  # of the batch, each with a block to publish
         self._running: StepPlan | None = None
         self._running_load = (0, 0)  # its prompt tokens and its decodes
@@ -80,11 +82,12 @@ class Scheduler:
         table = self._memory.reserve(request, tokens)
         if table is None:
             raise self._full(len(tokens))
+        border = -(-len(tokens) // self.settings.block_size)
         seq = Sequence(
             seq_id=self._next_seq_id,
             request=request,
             block_size=self.settings.block_size,
-            blocks=table.blocks,
+            blocks=table.blocks[:border],
             cached=table.cached,
             computed=table.cached,
             keys=table.keys,
@@ -93,17 +96,39 @@ class Scheduler:
             phase=Phase.AWAITING_KV,
             created_s=self._clock(),
             rank=(arrival(self.computed_tokens, request.priority), self._next_seq_id),
+            spare=table.blocks[border:],
         )
         self._next_seq_id += 1
+        if request.more_choices:
+            self._next_seq_id = self._stems.name(seq, self._next_seq_id)
         self._live[seq.seq_id] = seq
         queued = self.queued_tokens
         if not request.receive:
             self._enqueue(seq)
-        return Reservation(seq.seq_id, seq.cached, len(tokens), tuple(seq.blocks), queued)
+        blocks, choices = tuple(seq.blocks), tuple(seq.choices)
+        return Reservation(seq.seq_id, seq.cached, len(tokens), blocks, queued, choices)
 
     def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
         """All KV of a reserved sequence is in its blocks and verified; ``first_token`` was
         sampled elsewhere. It joins the batch, or ends if that token finishes it."""
+        seq = self._received(seq_id)
+        if seq is None:
+            return None
+        finish = seq.append(first_token)
+        if finish is not None:
+            self._end(seq)
+        else:
+            self._join_batch(seq)
+        return finish
+
+    def fork(self, seq_id: int, first_tokens: Mapping[int, int]) -> None:
+        """As ``activate`` for several choices, each with its first token by its own seq_id; one
+        without, or cancelled, has ended."""
+        stem = self._received(seq_id)
+        if stem is not None:
+            self._part(stem, {i: first_tokens[i] for i in stem.choices if i in first_tokens})
+
+    def _received(self, seq_id: int) -> Sequence | None:
         seq = self._live.get(seq_id)
         if seq is None:
             return None
@@ -111,12 +136,7 @@ class Scheduler:
             raise RuntimeError(f"sequence {seq_id} does not wait for KV: {seq.phase.name}")
         seq.computed = seq.length
         self._memory.publish(seq, adopt=True)
-        finish = seq.append(first_token)
-        if finish is not None:
-            self._end(seq)
-        else:
-            self._join_batch(seq)
-        return finish
+        return seq
 
     def compute_here(self, seq_id: int) -> None:
         """KV of a reserved sequence will not come: prefill here what is not cached.
@@ -137,6 +157,8 @@ class Scheduler:
         seq = self._live.get(seq_id)
         if seq is not None:
             self._end(seq)
+        elif (stem := self._stems.cancel(seq_id)) is not None:
+            self._end(stem)
 
     def hold(self, seq_id: int) -> Hold:
         """Hold the blocks of a sequence.
@@ -189,7 +211,7 @@ class Scheduler:
         chunks = self._queue.chunks(len(slices))
         self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
-        plan = StepPlan(self.steps + 1, tuple(slices))
+        plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
             self._running = plan
         return plan
@@ -224,6 +246,8 @@ class Scheduler:
                 if seq.computed % size == 0:
                     self._to_publish.append(seq)
             if token is None or part.sample is None:
+                if part.draws:
+                    self._drawn(seq, result)
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
@@ -270,6 +294,33 @@ class Scheduler:
         else:
             self._end(seq)
 
+    # -- several choices (see fork.py) -----------------------------------------------------
+
+    def _drawn(self, stem: Sequence, result: StepResult) -> None:
+        """The prompt is computed, and the first token of each choice drawn."""
+        self._queue.remove(stem)
+        stem.phase = Phase.KEPT
+        timings = stem.timings(self.compute_s, self.steps)
+        drawn, events = first_tokens(stem, result, timings)
+        self._events += events
+        if stem.request.keep:
+            self._stems.forget(stem)
+        else:
+            self._part(stem, drawn)
+
+    def _part(self, stem: Sequence, drawn: Mapping[int, int]) -> None:
+        """Every choice goes on by itself from its first token, or ends with it."""
+        children = self._memory.fork(stem, drawn)
+        self._stems.forget(stem)
+        del self._live[stem.seq_id]
+        stem.phase = Phase.ENDED
+        for child in children:
+            self._live[child.seq_id] = child
+            if child.append(drawn[child.seq_id]) is None:
+                self._join_batch(child)
+            else:
+                self._end(child)
+
     # -- phases ----------------------------------------------------------------------------
 
     def _catch_up(self) -> None:
@@ -291,6 +342,8 @@ class Scheduler:
     def _end(self, seq: Sequence, event: Event | None = None) -> None:
         """Give up everything ``seq`` has."""
         del self._live[seq.seq_id]
+        if seq.choices:
+            self._stems.forget(seq)
         if seq.phase is Phase.DECODING:
             del self._decoding[seq.seq_id]
             self._memory.publish(seq)
@@ -309,13 +362,8 @@ class Scheduler:
         if self.draining:
             raise Draining("this worker is leaving and takes no new sequences")
         self.settings.require_fits(request, self._memory.num_blocks)
-        peers = [s for s in self._live.values() if s.request.keep is request.keep]
-        if not request.keep and len(peers) >= self.settings.max_running:
-            raise WorkerFull(f"{len(peers)} sequences are live, as many as max_running allows")
-        if request.keep and self.settings.keep_blocks is not None:
-            taken = sum(len(s.blocks) for s in peers)
-            if taken + -(-tokens // self.settings.block_size) > self.settings.keep_blocks:
-                raise self._full(tokens)
+        if not self.settings.has_room(request, self._live.values()):
+            raise self._full(tokens)
 
     def _full(self, tokens: int) -> WorkerFull:
         free = self._memory.free_tokens

@@ -15,7 +15,8 @@ from model.engine.plan import Sample, Slice
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceRequest:
-    """What a worker asks its engine to do with one choice of one request.
+    """What a worker asks its engine to do with one choice of one request, or with several that
+    begin as one.
 
     Two flags tell the three uses apart:
 
@@ -34,6 +35,7 @@ class SequenceRequest:
     salt: bytes = b""  #: equal salts may share cached blocks
     priority: int = 0  #: larger goes first, until others have waited long (``order.py``)
     choice_index: int = 0
+    more_choices: tuple[int, ...] = ()  #: that begin with it; each becomes a sequence of its own
     keep: bool = False
     export: bool = False  #: emit LayerReady for every slice
     receive: bool = False
@@ -50,16 +52,34 @@ class SequenceRequest:
         if self.receive and (self.keep or self.export):
             raise ValueError("a sequence that receives its KV neither keeps nor exports it")
 
+    @property
+    def choices(self) -> tuple[int, ...]:
+        return (self.choice_index, *self.more_choices)
+
+    def blocks(self, block_size: int) -> int:
+        """Blocks to reserve at once: for prompt and generated ids and, where several choices go
+        on from them here, for the next token of each. One choice takes that when it needs it."""
+        tokens = len(self.prompt_ids) + len(self.generated_ids)
+        if self.more_choices and not self.keep:
+            # One of them goes on in the last, partial block of the tokens, if there is one.
+            return tokens // block_size + len(self.choices)
+        return -(-tokens // block_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What ``add`` set aside. KV of the first ``hit_tokens`` positions is in place."""
+    """What ``add`` set aside. KV of the first ``hit_tokens`` positions is in place.
+
+    Of several choices ``seq_id`` is the stem: what they have in common, until they part. The ids
+    in ``choices`` are those that each goes by from its first token on.
+    """
 
     seq_id: int
     hit_tokens: int  #: a multiple of the block size
     total_tokens: int  #: prompt and generated ids
     block_table: tuple[int, ...]  #: covers ``total_tokens``
     queued_tokens: int  #: tokens in the compute queue before this sequence
+    choices: tuple[int, ...] = ()  #: seq_ids of several choices; empty for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +109,10 @@ class Sequence:
 
     with ``computed == length - 1`` while DECODING and ``computed < length`` while PREFILLING.
     The block table never shrinks while the sequence lives, so a running step may read it, and once
-    it decodes, or from the start if it is handed over, the table only grows.
+    it decodes, or from the start if it is handed over, the table only grows. (A choice that has to
+    copy its last block gets another table.)
+
+    The stem of several choices lives until its prompt is computed; see ``fork.py``.
     """
 
     seq_id: int
@@ -109,6 +132,10 @@ class Sequence:
     sample: Sample = field(init=False)  #: made once: it refers to the lists above
     room: int = field(init=False)  #: tokens that ``blocks`` can take
     shared: int = 0  #: tokens that others have computed for it since it was added
+    choices: dict[int, int] = field(default_factory=dict)  #: a stem's: seq_id -> choice index
+    spare: list[int] = field(default_factory=list)  #: blocks to go on in, not in the table yet
+    #: Other choices may have the last block, a partial one, too: nothing may be written to it.
+    forked: bool = False
     lagging: bool = False  #: what is computed of it is read too slowly: others go first
     started_s: float | None = None  #: when its first step was planned
     prefill_s: float = 0.0
@@ -159,10 +186,16 @@ class Sequence:
     def next_slice(self, count: int) -> Slice:
         """The next ``count`` tokens to compute; it samples if they reach the last token."""
         start, end = self.computed, self.computed + count
-        sample = self.sample if end == self.length else None
-        return Slice(
-            self.seq_id, self.tokens(start, end), start, self.blocks, sample, self.request.export
-        )
+        sample, draws = None, tuple[tuple[int, Sample], ...]()
+        if end == self.length and self.choices:
+            draws = tuple((i, self._first_of(choice)) for i, choice in self.choices.items())
+        elif end == self.length:
+            sample = self.sample
+        tokens, export = self.tokens(start, end), self.request.export
+        return Slice(self.seq_id, tokens, start, self.blocks, sample, export, draws)
+
+    def _first_of(self, choice: int) -> Sample:
+        return Sample(self.request.spec, self.prompt_ids, self.generated_ids, choice)
 
     def timings(self, compute_total_s: float, step: int) -> SequenceTimings:
         """Where its time went, given the engine's counters of compute time and steps."""
@@ -176,6 +209,16 @@ class Sequence:
 
     # -- changes ---------------------------------------------------------------------------
 
+    def share_last(self) -> None:
+        """Others have the last block, a partial one, too: there is no room in it for now."""
+        self.forked, self.room = True, self.computed
+
+    def own_last(self, block: int) -> None:
+        """``block`` is the last one now, a copy if it is another: the sequence's alone."""
+        if block != self.blocks[-1]:
+            self.blocks = [*self.blocks[:-1], block]
+        self.forked, self.room = False, len(self.blocks) * self.block_size
+
     def append(self, token_id: int) -> FinishReason | None:
         """Append a sampled token; says whether, and why, generation ends with it."""
         self.generated_ids.append(token_id)
@@ -186,14 +229,14 @@ class Sequence:
         ordered = (
             0 <= self.cached <= self.computed <= min(self.length, self.room)
             and self.length <= self.limit
-            and self.room == len(self.blocks) * self.block_size
+            and self.room == (self.computed if self.forked else len(self.blocks) * self.block_size)
             and self.published <= self.computed // self.block_size
             and self.promised <= self.length
         )
         missing = {
             Phase.PREFILLING: self.missing >= 1,
             Phase.DECODING: self.missing == 1,
-            Phase.KEPT: self.missing == 1,
+            Phase.KEPT: self.missing == (0 if self.request.more_choices else 1),
             Phase.AWAITING_KV: self.computed == self.cached,
             Phase.ENDED: not self.blocks,
         }[self.phase]

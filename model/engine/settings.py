@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from baton.errors import ContextLengthExceeded
+from baton.errors import ContextLengthExceeded, InvalidRequest, WorkerFull
 from baton.settings import PrefillOrder
-from model.engine.sequence import SequenceRequest
+from model.engine.sequence import Sequence, SequenceRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +48,47 @@ class SchedulerSettings:
         return self.keep_blocks if request.keep else num_blocks - self.keep_blocks
 
     def require_fits(self, request: SequenceRequest, num_blocks: int) -> None:
-        """Raise ContextLengthExceeded, naming both numbers, for what can never be served."""
+        """Raise ContextLengthExceeded, naming both numbers, for what can never be served, and
+        InvalidRequest for more choices than may run at once."""
         prompt, asked = len(request.prompt_ids), request.spec.max_tokens
         if prompt + asked > self.max_model_len:
             raise ContextLengthExceeded(
                 f"a prompt of {prompt} tokens and max_tokens of {asked} make {prompt + asked}, "
                 f"but the context length is {self.max_model_len}"
             )
+        if not request.keep and len(request.choices) > self.max_running:
+            raise InvalidRequest(
+                f"{len(request.choices)} choices are asked for, but this worker runs at most "
+                f"{self.max_running} sequences",
+                param="n",
+            )
         needed = prompt + (len(request.generated_ids) if request.keep else asked)
-        capacity = self.quota(request, num_blocks) * self.block_size
+        quota, blocks = self.quota(request, num_blocks), request.blocks(self.block_size)
+        capacity = quota * self.block_size
         if needed > capacity:
             raise ContextLengthExceeded(
                 f"the sequence needs room for {needed} tokens, "
                 f"but this worker's KV pool has room for {capacity}"
             )
+        if blocks > quota:
+            raise ContextLengthExceeded(
+                f"{len(request.choices)} choices of a prompt of {prompt} tokens begin with "
+                f"{blocks} KV blocks, but this worker's pool has {quota}"
+            )
+
+    def has_room(self, request: SequenceRequest, live: Iterable[Sequence]) -> bool:
+        """Whether the quota of sequences that are kept has room beside those that are ``live``.
+
+        Raises WorkerFull when too many sequences would run at once.
+        """
+        peers = [seq for seq in live if seq.request.keep is request.keep]
+        if request.keep:
+            taken = sum(len(seq.blocks) for seq in peers) + request.blocks(self.block_size)
+            return self.keep_blocks is None or taken <= self.keep_blocks
+        count = sum(max(1, len(seq.choices)) for seq in peers)
+        if count + len(request.choices) > self.max_running:
+            raise WorkerFull(
+                f"{count} sequences are live and {len(request.choices)} more are asked for, but "
+                f"max_running is {self.max_running}"
+            )
+        return True

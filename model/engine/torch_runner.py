@@ -167,6 +167,8 @@ class TorchRunner:
         errors = {s.seq_id: error for s in plan.slices if (error := self._refusal(s)) is not None}
         slices = [s for s in plan.slices if s.seq_id not in errors]
         tokens: dict[int, int] = {}
+        if plan.copies:
+            self._pool.copy([c.source for c in plan.copies], [c.target for c in plan.copies])
         if slices:
             compute = self._compute if self._cuda is None else self._cuda.run
             tokens, failed = compute(slices, on_layer)
@@ -183,16 +185,17 @@ class TorchRunner:
         hidden, peaks = self._forward(step, on_layer)
         errors, tokens = overflows(slices, peaks.numpy()), dict[int, int]()
         asking = [
-            (piece.seq_id, piece.sample, span.first + span.count - 1)
+            (piece.asked, span.first + span.count - 1)
             for piece, span in zip(slices, step.spans, strict=True)
-            if piece.sample is not None and piece.seq_id not in errors
+            if piece.asked and piece.seq_id not in errors
         ]
-        logits = self._logits(hidden, [row for _, _, row in asking])
-        for (seq_id, sample, _), row in zip(asking, logits, strict=True):
-            try:
-                tokens[seq_id] = self._sampler(row, sample)
-            except BatonError as error:
-                errors[seq_id] = error
+        logits = self._logits(hidden, [row for _, row in asking])
+        for (asked, _), row in zip(asking, logits, strict=True):
+            for seq_id, sample in asked:
+                try:
+                    tokens[seq_id] = self._sampler(row, sample)
+                except BatonError as error:
+                    errors[seq_id] = error
         return tokens, errors
 
     def _refusal(self, piece: Slice) -> BatonError | None:

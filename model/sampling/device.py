@@ -47,52 +47,48 @@ class Pending:
     """Tokens on their way to the host."""
 
     def __init__(self, scores: Scores, asked: Sequence[tuple[int, Sample]]) -> None:
-        """Enqueue what it takes to sample the rows named in ``asked``; waits for nothing."""
+        """Enqueue what it takes to answer ``asked``, (row, what to draw); several may be of one
+        row. Waits for nothing."""
         self._scores = scores
         self._asked = asked
-        self._drawn = _Rows(i for i, sample in asked if not sample.spec.greedy and _is_pure(sample))
-        self._bent = _Rows(i for i, sample in asked if not _is_pure(sample))
+        pure = [i for i, (_, sample) in enumerate(asked) if _is_pure(sample)]
+        self._drawn = [i for i in pure if not asked[i][1].spec.greedy]
+        self._bent = sorted({*range(len(asked))} - {*pure})
         finite = scores.low.isfinite() & scores.high.isfinite()
         self._finite = finite.to("cpu", non_blocking=True)
         self._best = scores.best.to("cpu", non_blocking=True)
-        samples = dict(asked)
         if self._drawn:
-            logits = scores.logits[self._drawn.on(scores.logits.device)]
-            ids = _draw(logits, [samples[row] for row in self._drawn])
+            ids = _draw(self._logits_of(self._drawn), [asked[i][1] for i in self._drawn])
             self._ids = ids.to("cpu", non_blocking=True)
         if self._bent:
-            logits = scores.logits[self._bent.on(scores.logits.device)]
-            self._logits = logits.float().to("cpu", non_blocking=True)
+            self._logits = self._logits_of(self._bent).float().to("cpu", non_blocking=True)
 
     def tokens(self, host: HostSampler) -> list[int | BatonError]:
-        """The token of each row asked for, in order, or why it has none.
+        """The token of each of ``asked``, in order, or why it has none.
 
         The device must be through with what was enqueued.
         """
         finite, best = self._finite.tolist(), self._best.tolist()
         ids = dict(zip(self._drawn, self._ids.tolist(), strict=True)) if self._drawn else {}
+        bent = {i: place for place, i in enumerate(self._bent)}
         found: list[int | BatonError] = []
-        for row, sample in self._asked:
+        for i, (row, sample) in enumerate(self._asked):
             try:
                 if not finite[row]:  # the host's sampler says which logit it is
                     found.append(host(self._scores.logits[row].float().cpu().numpy(), sample))
-                elif row in self._bent:
-                    found.append(host(self._logits[self._bent.place(row)].numpy(), sample))
+                elif i in bent:
+                    found.append(host(self._logits[bent[i]].numpy(), sample))
                 else:
-                    found.append(ids[row] if row in ids else best[row])
+                    found.append(ids[i] if i in ids else best[row])
             except BatonError as error:
                 found.append(error)
         return found
 
-
-class _Rows(list[int]):
-    """Some rows, in order."""
-
-    def on(self, device: torch.device) -> Tensor:
-        return _sent(np.array(self, dtype=np.int64), device)
-
-    def place(self, row: int) -> int:
-        return self.index(row)
+    def _logits_of(self, which: Sequence[int]) -> Tensor:
+        """The logits that some of ``asked`` are to be drawn from, [len(which), vocab]."""
+        logits = self._scores.logits
+        rows = np.array([self._asked[i][0] for i in which], dtype=np.int64)
+        return logits[_sent(rows, logits.device)]
 
 
 def _is_pure(sample: Sample) -> bool:

@@ -52,6 +52,7 @@ def to_sequence(
         salt=generation.cache_salt if prefix_cache else secrets.token_bytes(16),
         priority=generation.priority,
         choice_index=generation.key.choice_index,
+        more_choices=generation.more_choices,
         keep=keep,
         export=keep,
         receive=receive,

@@ -24,8 +24,8 @@ from model.engine.settings import SchedulerSettings
 
 log = structlog.get_logger(__name__)
 
-#: (position among all generated ids, token id), called as each token is sampled.
-OnToken = Callable[[int, int], None]
+#: Called as each token is sampled.
+OnToken = Callable[[TokenSampled], None]
 #: (layer, end position, when), called as each layer of each chunk is computed.
 OnLayer = Callable[[int, int, float], None]
 #: (end position, when), called as all layers were computed by another sequence.
@@ -42,28 +42,39 @@ class LiveSequence:
     ``first`` is done with the first token sampled here; ``end`` with the token that finished the
     generation. Both raise what ended the sequence early. The owner sets ``on_token``, ``on_layer``
     and ``on_shared`` before it next awaits, and misses nothing.
+
+    Of several choices this is the stem: ``first`` is done with the first token of any, ``end``
+    only if it ends before they part. ``choices`` are theirs, each with tokens and an end of its
+    own; a single one is the sequence itself.
     """
 
-    def __init__(self, reservation: Reservation) -> None:
+    def __init__(
+        self,
+        reservation: Reservation,
+        seq_id: int,
+        stem: LiveSequence | None,
+        cancel: Callable[[int], None],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.reservation = reservation
+        self.seq_id = seq_id
+        self.choices: list[LiveSequence] = [self]
+        self._stem = stem
+        self._cancel = cancel
         self.on_token: OnToken = _ignore
         self.on_layer: OnLayer = _ignore
         self.on_shared: OnShared = _ignore
         self.first: asyncio.Future[TokenSampled] = loop.create_future()
         self.end: asyncio.Future[TokenSampled] = loop.create_future()
 
-    @property
-    def seq_id(self) -> int:
-        return self.reservation.seq_id
-
     def take(self, event: Event) -> None:
         """Called on the loop with every event of this sequence, in order."""
         match event:
             case TokenSampled():
-                self.on_token(event.index, event.token_id)
+                self.on_token(event)
                 if not self.first.done():
-                    self.first.set_result(event)
+                    for first in self._firsts:
+                        first.set_result(event)
                 if event.finish_reason is not None and not self.end.done():
                     self.end.set_result(event)
             case LayerReady():
@@ -75,16 +86,27 @@ class LiveSequence:
             case SequencePreempted():
                 self._fail(Preempted("the sequence gave its KV blocks to an older one"))
 
+    def cancel(self) -> None:
+        """End it, without another word; idempotent. Other choices go on."""
+        self._cancel(self.seq_id)
+        self.settle()
+
     def settle(self) -> None:
         """Nobody waits any more: no future stays pending, no failure goes unretrieved."""
         for future in (self.first, self.end):
             if not future.cancel() and not future.cancelled():
                 future.exception()
 
+    @property
+    def _firsts(self) -> list[asyncio.Future[TokenSampled]]:
+        """Who waits for its first token, or for that of any choice."""
+        firsts = [self.first] if self._stem is None else [self.first, self._stem.first]
+        return [first for first in firsts if not first.done()]
+
     def _fail(self, error: BatonError) -> None:
         if error.__cause__ is not None:
             log.error("sequence failed", error=error.message, exc_info=error.__cause__)
-        for future in (self.first, self.end):
+        for future in (*self._firsts, self.end):
             if not future.done():
                 future.set_exception(error)
 
@@ -104,18 +126,31 @@ class Sequences:
     def open(self, request: SequenceRequest) -> Iterator[LiveSequence]:
         """Reserve blocks for ``request``; however the body ends, they are given up.
 
-        Raises ContextLengthExceeded, WorkerFull or Draining.
+        Raises ContextLengthExceeded, WorkerFull, Draining, or InvalidRequest for more choices
+        than may run at once.
         """
         reservation = self.engine.add(request)
         # No await since ``add``: its first event cannot have been delivered yet.
-        sequence = LiveSequence(reservation)
-        self._live[reservation.seq_id] = sequence
+        sequence = self._listen(reservation, reservation.seq_id)
+        if reservation.choices:
+            sequence.choices = [
+                self._listen(reservation, seq_id, sequence) for seq_id in reservation.choices
+            ]
         try:
             yield sequence
         finally:
-            del self._live[reservation.seq_id]
-            self.engine.cancel(reservation.seq_id)
-            sequence.settle()
+            for opened in (sequence, *sequence.choices):
+                opened.cancel()
+
+    def _listen(
+        self, reservation: Reservation, seq_id: int, stem: LiveSequence | None = None
+    ) -> LiveSequence:
+        live = self._live[seq_id] = LiveSequence(reservation, seq_id, stem, self._cancel)
+        return live
+
+    def _cancel(self, seq_id: int) -> None:
+        self._live.pop(seq_id, None)
+        self.engine.cancel(seq_id)
 
     @contextmanager
     def hold(self, seq_id: int) -> Iterator[None]:

@@ -19,7 +19,7 @@ class Answer:
     """What came of a stream so far."""
 
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
+    by_choice: dict[int, list[int]] = field(default_factory=dict)
     finish: str | None = None
     error: dict[str, Any] | None = None
     done: bool = False
@@ -29,8 +29,13 @@ class Answer:
             self.error = event["error"]
         for choice in event.get("choices", []):
             self.text += choice.get("text", choice.get("delta", {}).get("content") or "")
-            self.token_ids += choice.get("token_ids", [])
+            self.by_choice.setdefault(choice["index"], []).extend(choice.get("token_ids", []))
             self.finish = choice["finish_reason"] or self.finish
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Those of the first choice, then those of the second, and so on."""
+        return [token_id for index in sorted(self.by_choice) for token_id in self.by_choice[index]]
 
     @property
     def ended(self) -> bool:

@@ -1,9 +1,9 @@
 """Promise B: under ``--deterministic`` nothing but the request decides its tokens.
 
 The reference is a request alone on a colocated worker, nothing cached. Against it, bitwise:
-disaggregated, alone and in a batch of 16, in chunks of 16, 100 and 512, at prompt lengths around
-multiples of the block size, with and without prefix hits, preempted, and with each kind of worker
-killed in mid-stream; greedy and seeded.
+disaggregated, alone and in a batch, with several choices, in chunks of 16, 100 and 512, at prompt
+lengths around multiples of the block size, with and without prefix hits, preempted, and with each
+kind of worker killed in mid-stream; greedy and seeded.
 """
 
 from __future__ import annotations
@@ -36,16 +36,18 @@ class Case:
     length: int
     seed: int | None
     max_tokens: int
+    n: int = 1  #: choices, computed as one
 
     @property
     def body(self) -> dict[str, object]:
         rng = random.Random(f"{self.length} {self.seed}")
         prompt = [rng.randrange(256) for _ in range(self.length)]
         sampled = {} if self.seed is None else {"temperature": 0.9, "top_p": 0.95}
-        return client.body(prompt, self.max_tokens, **sampled, seed=self.seed or 0)
+        return client.body(prompt, self.max_tokens, **sampled, seed=self.seed or 0, n=self.n)
 
 
 SHORT_CASES = [Case(length, seed, TOKENS) for length in LENGTHS for seed in (None, 7)]
+SHORT_CASES += [Case(length, seed, TOKENS, n=3) for length in (32, 50) for seed in (None, 11)]
 LONG_CASES = [Case(length, seed, LONG) for length in (33, 200) for seed in (None, 7, 8, 9)]
 
 Tokens = dict[Case, list[int]]
@@ -80,7 +82,7 @@ def alone_and_together(model: Path, dtype: str, cases: Sequence[Case]) -> Tokens
     with deterministic(model, dtype, "--colocated", "1") as running:
         tokens = asyncio.run(one_by_one(running.url, cases))
         assert asyncio.run(together(running.url, cases)) == tokens
-    assert all(len(tokens[case]) == case.max_tokens for case in cases)
+    assert all(len(tokens[case]) == case.n * case.max_tokens for case in cases)
     assert len({tuple(ids) for ids in tokens.values()}) == len(cases)
     return tokens
 
@@ -144,7 +146,7 @@ async def test_prefilled_where_it_is_cheaper(
 async def test_preempted(
     request: pytest.FixtureRequest, reference: Tokens, tiny_llama: Path
 ) -> None:
-    """Sixteen sequences of 3 to 19 blocks, and eight of 9 to 19, in a pool of 40.
+    """Sixteen sequences of 3 to 19 blocks, four times three, and eight of 9 to 19, in a pool of 40.
 
     Sent again until some did meet: on a busy machine they may come one after another.
     """
@@ -167,6 +169,7 @@ async def test_each_kind_of_worker_killed_in_mid_stream(dtype: str) -> None:
     generates every stream, so that all wait until it is there again.
     """
     cases = [Case(length, seed, 100) for length in (700, 40) for seed in (None, 7, 8)]
+    cases += [Case(41, seed, 100, n=3) for seed in (None, 9)]
     wanted = await asyncio.to_thread(alone_and_together, DEMO, dtype, cases)
     with deterministic(DEMO, dtype, "--prefill", "2") as running:
         running.until_healthy("p0", "p1", "d0")

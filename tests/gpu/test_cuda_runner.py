@@ -55,3 +55,17 @@ def test_bytes_read_at_each_layer_are_complete_and_continue(tmp_path: Path) -> N
     assert np.allclose(found, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
     here.runner.close()
     there.runner.close()
+
+
+def test_a_block_is_copied_before_the_step_writes(tmp_path: Path) -> None:
+    path = make_checkpoint("llama3", tmp_path)
+    here, there = Driver.load(path), Driver.load(path, device="cuda", deterministic=True)
+    for driver in (here, there):
+        driver.prefill(0, PROMPT)
+        driver.fork(1, 0)
+        driver.fork(2, 0)
+    tokens = {0: 5, 1: 6, 2: 7}
+    found, expected = there.decode(tokens), here.decode(tokens)
+    for seq in tokens:
+        assert np.abs(found[seq] - expected[seq]).max() < 1e-4 * np.abs(expected[seq]).max()
+    there.runner.close()

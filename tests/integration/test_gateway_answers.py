@@ -179,8 +179,10 @@ async def test_official_client(checkpoint: Path) -> None:
             assert [model.id async for model in await client.models.list()] == [MODEL]
             with pytest.raises(openai.NotFoundError, match="not served"):
                 await client.chat.completions.create(model="other", messages=messages)
-            with pytest.raises(openai.BadRequestError, match="'n' is 2"):
-                await client.chat.completions.create(model=MODEL, messages=messages, n=2)
+            both = await client.chat.completions.create(model=MODEL, messages=messages, n=2)
+            assert [choice.message.content for choice in both.choices] == [TEXT, TEXT]
+            with pytest.raises(openai.BadRequestError, match="n is 129"):
+                await client.chat.completions.create(model=MODEL, messages=messages, n=129)
 
 
 async def test_official_client_cancels_in_mid_stream(checkpoint: Path) -> None:

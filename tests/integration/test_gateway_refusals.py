@@ -78,7 +78,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], list[str], int]] = [
     ({"priority": 101}, ["priority is 101", "at most 100"], 400),
     ({"priority": -(10**30)}, ["priority is -1000", "at least -100"], 400),
     ({"priority": 1.5}, ["priority", "1.5"], 400),
-    ({"n": 2}, ["'n' is 2", "not supported"], 400),
+    ({"n": 0}, ["n is 0", "at least 1"], 400),
+    ({"n": 129}, ["n is 129", "at most 128"], 400),
+    ({"n": True}, ["'n' is True"], 400),
     ({"best_of": 2}, ["'best_of'", "not supported"], 400),
     ({"logprobs": True}, ["'logprobs' is True", "not supported"], 400),
     ({"tools": []}, ["'tools'", "not supported"], 400),
@@ -252,7 +254,7 @@ async def test_a_protocol_too_old_is_refused(checkpoint: Path) -> None:
         async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
             worker = (await admin.get("/cluster")).json()["workers"][0]
         assert worker["state"] == "refused"
-        assert "protocol version 0 there, 1 to 1 here" in worker["reason"]
+        assert "protocol version 0 there, 1 to 2 here" in worker["reason"]
         ready = (await gateway.client.get("/ready")).json()
         assert any("protocol version 0" in reason for reason in ready["reasons"])
         assert (await gateway.complete()).status_code == 503

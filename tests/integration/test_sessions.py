@@ -56,7 +56,7 @@ async def test_a_protocol_version_that_is_not_spoken(protocol: int) -> None:
     async with cluster(prefill=0) as c, session(c.decode[0], identity=identity) as s:
         assert "FAILED_PRECONDITION" in await s.ended
         assert isinstance(s.error, IncompatiblePeer)
-        assert f"version {protocol} there, 1 to 1 here" in s.error.message
+        assert f"version {protocol} there, 1 to 2 here" in s.error.message
 
 
 async def test_closing_cancels_all_that_was_submitted() -> None:

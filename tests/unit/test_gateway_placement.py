@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.errors import NoWorker
+from baton.errors import ContextLengthExceeded, NoWorker
 from baton.identity import CompatibilityClass, Identity, Role
 from gateway.fleet import SETTLING, Booking, Health, Load, Report, Worker
 from gateway.placement import WIDTH, Need, Placement
@@ -151,14 +151,41 @@ def test_placements_count_until_they_are_reported() -> None:
         assert (each.room_blocks, each.queued_tokens) == (100, 7)
 
 
-@given(st.lists(st.tuples(st.integers(0, 500), st.booleans(), st.booleans()), max_size=20))
-def test_bookings_cancel_out(steps: list[tuple[int, bool, bool]]) -> None:
+def test_choices_take_the_prompt_once_and_a_block_each() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 40, now=1.0, choices=4)
+    assert decode.room_blocks == 100 - 2 - 4, "one of them has the partial block"
+    assert prefill.room_blocks == 100 - 3
+    booking.ended(1.1)
+    assert decode.room_blocks == 100 - 2 - 3
+    for _ in range(3):
+        booking.ended(1.2)
+    assert (decode.room_blocks, prefill.room_blocks) == (100, 100)
+
+
+def test_room_for_every_choice_or_none() -> None:
+    small, large = worker("d1", free=8, local_prefill=True), worker("d2", local_prefill=True)
+    large.refused()
+    assert choose([small, large], need(40, choices=6)) == ("d1", "")
+    assert choose([small, large], need(40, choices=7)) is None, "until the large one has room"
+    with pytest.raises(ContextLengthExceeded, match=r"7 choices of 40 tokens .* 9 .* has 8"):
+        choose([small], need(40, choices=7))
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 500), st.booleans(), st.booleans(), st.integers(1, 5)),
+        max_size=20,
+    )
+)
+def test_bookings_cancel_out(steps: list[tuple[int, bool, bool, int]]) -> None:
     decode, prefill = worker("d", free=10_000), worker("p", free=10_000, roles=PREFILL)
-    for number, (tokens, remote, started) in enumerate(steps):
-        booking = Booking(decode, prefill if remote else None, tokens, now=float(number))
+    for number, (tokens, remote, started, choices) in enumerate(steps):
+        booking = Booking(decode, prefill if remote else None, tokens, float(number), choices)
         if started:
             booking.started(number + 0.1)
-        booking.ended(number + 0.2)
+        for _ in range(choices):
+            booking.ended(number + 0.2)
     for each in (decode, prefill):
         assert (each.room_blocks, each.queued_tokens) == (10_000, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from baton.errors import ContextLengthExceeded, InternalError, InvalidRequest, KvOverflow
+from baton.sampling import SamplingSpec
 from model.engine.plan import Sample, StepPlan
 from model.engine.runner import Runner
 from model.engine.torch_runner import load_runner
@@ -233,3 +235,30 @@ def test_bits_do_not_depend_on_the_thread_that_runs(checkpoint: Path) -> None:
     thread.join()
     assert found[0].tobytes() == expected.tobytes()
     torch.set_num_threads(1)
+
+
+def test_copies_are_made_of_what_was_there_before_the_step(checkpoint: Path) -> None:
+    """One sequence goes on in its last block, two in copies of it, in the same step."""
+    prompt = list(range(20))
+    together = Driver.load(checkpoint, deterministic=True)
+    together.prefill(0, prompt)
+    together.fork(1, 0)
+    together.fork(2, 0)
+    tokens = {0: 5, 1: 6, 2: 7}
+    found = together.decode(tokens)
+    for seq, token in tokens.items():
+        alone = Driver.load(checkpoint, deterministic=True)
+        alone.prefill(0, prompt)
+        assert np.array_equal(found[seq], alone.decode({0: token})[0])
+
+
+def test_choices_are_drawn_from_the_same_logits(checkpoint: Path) -> None:
+    spec = SamplingSpec(temperature=1.0, seed=1)
+    driver = Driver.load(checkpoint)
+    piece = driver.piece(0, [1, 2, 3], sample=True)
+    draws = tuple((9 + choice, Sample(spec, [1, 2, 3], (), choice)) for choice in range(3))
+    runner = load_runner(checkpoint, sampler=draw_next, num_blocks=64, block_size=16, threads=1)
+    plan = StepPlan(1, (replace(piece, sample=None, draws=draws),))
+    found = runner.run(plan, lambda layer: None).tokens
+    logits = driver.step(piece)[0]
+    assert found == {seq_id: draw_next(logits, asked) for seq_id, asked in draws}

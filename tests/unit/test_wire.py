@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from baton import wire
-from baton.deadlines import Deadlines
-from baton.errors import TABLE, BatonError, IncompatiblePeer, UnsupportedParameter, from_code
+from baton.deadlines import UNLIMITED, Deadlines
+from baton.errors import (
+    TABLE,
+    BatonError,
+    IncompatiblePeer,
+    InvalidRequest,
+    UnsupportedParameter,
+    from_code,
+)
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
 from baton.identity import PROTOCOL, CompatibilityClass, Identity
 from baton.sampling import MAX_SEED, SamplingSpec
@@ -47,6 +55,7 @@ specs = st.builds(
 generations = st.builds(
     Generation,
     key=st.builds(AttemptKey, st.text(max_size=20), st.integers(0, 99), st.integers(0, 9)),
+    more_choices=st.lists(st.integers(10, 200), max_size=5, unique=True).map(tuple),
     prompt_ids=ids,
     generated_ids=ids,
     sampling=specs,
@@ -69,6 +78,18 @@ timings = st.builds(
 def test_generation_survives(value: Generation) -> None:
     data = wire.generation_to_wire(value).SerializeToString()
     assert wire.generation_from_wire(common_pb2.Generation.FromString(data)) == value
+
+
+def test_a_choice_named_twice_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"\(3, 1, 3\) name one twice"):
+        wire.generation_from_wire(common_pb2.Generation(choice_index=3, more_choices=[1, 3]))
+
+
+def test_choices_apart_have_nothing_else_changed() -> None:
+    value = Generation(AttemptKey("r", 2, 1), (5,), (), SamplingSpec(), UNLIMITED, 1, b"s")
+    together = replace(value, more_choices=(3,))
+    assert together.keys == (AttemptKey("r", 2, 1), AttemptKey("r", 2, 3))
+    assert together.apart == [value, replace(value, key=AttemptKey("r", 2, 3))]
 
 
 @given(timings)
