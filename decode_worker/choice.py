@@ -6,6 +6,8 @@ from asyncio import Future
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from baton import wire
 from baton.errors import BatonError
 from baton.generation import AttemptKey, FinishReason, Timings
@@ -13,6 +15,8 @@ from baton.v1 import decode_pb2
 from decode_worker.outbox import Outbox
 from model.engine.events import SequenceTimings, TokenSampled
 from model.worker.sequences import LiveSequence
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,13 @@ class Choice:
             assert last.finish_reason is not None and last.timings is not None, "it is the last"
             self.end(Finished(last.finish_reason, phases(last.timings)))
         elif isinstance(error, BatonError):
+            log.info(
+                "choice ended early",
+                request=self.key.request_id,
+                choice=self.key.choice_index,
+                code=error.code,
+                reason=error.message,
+            )
             self.end(error)
 
 
