@@ -20,7 +20,9 @@ from model.nets.quantized import GROUP, ROUNDED, slices, to_int4, to_int8
 
 #: As ``elements.h`` numbers them.
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_PER_THREAD = 1 << 18  # multiplications; below, waking a thread costs more than it brings
+#: Multiplications from which on all threads take part, below it one: waking them has a price, and
+#: libgomp ends those that a smaller team leaves out, to start them anew later.
+_SHARED = 1 << 19
 _MANY_ROWS = 1 << 20  # more than any step has
 
 
@@ -195,7 +197,7 @@ class KernelLinear:
         rows, kernel = x.shape[0], self._kernel
         y = x.new_empty(rows, outputs)
         if rows:
-            threads = max(1, min(kernel.threads, rows * outputs * inputs // _PER_THREAD))
+            threads = kernel.threads if rows * outputs * inputs >= _SHARED else 1
             kernel.library.multiply(
                 self._at,
                 x.data_ptr(),
