@@ -29,7 +29,7 @@ def library(
     if target not in supported():
         pytest.skip(f"this CPU has no {target.name}")
     try:
-        return load_library(target, tmp_path_factory.mktemp("kernels"))
+        return load_library(PagedAttentionLibrary, target, tmp_path_factory.mktemp("kernels"))
     except KernelUnavailable as error:
         pytest.skip(str(error))
 
