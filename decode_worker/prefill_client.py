@@ -26,6 +26,7 @@ from baton.kv.connections import Connections
 from baton.kv.transport import Reader, Terms
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tasks import group
+from baton.tls.names import Party
 from baton.v1 import common_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from decode_worker.routes import Route, Routes
 
@@ -228,7 +229,8 @@ class PrefillClient:
             transports=offers,
         )
         address = route.relay or target.address
-        async with self._connections.to(instance_id, address, "control") as channel:
+        party = Party.RELAY if route.relay else Party.PREFILL
+        async with self._connections.to(instance_id, address, "control", party) as channel:
             checked = [offer.name for offer in offers if offer.checksums]
             call = PrefillCall(target, route, Liveness(self._beat), checked)
             events = prefill_pb2_grpc.PrefillServiceStub(channel).Prefill(

@@ -35,9 +35,13 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections = Connections(settings.grpc_window_bytes)
+        connections = Connections(settings.grpc_window_bytes, runtime.links)
         shm = ShmReader(pin=runtime.store.pin)
-        nixl = NixlReader(runtime.store.region, unchecked=settings.kv_checksums != "on")
+        nixl = NixlReader(
+            runtime.store.region,
+            unchecked=settings.kv_checksums != "on",
+            withheld=settings.unencrypted_kv,
+        )
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),

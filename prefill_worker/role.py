@@ -49,7 +49,11 @@ async def _outlets(
         block_bytes=runtime.runner.compatibility.block_bytes,
         pin=runtime.store.pin,
     )
-    nixl = NixlOutlet(runtime.identity.instance_id, runtime.store.region)
+    nixl = NixlOutlet(
+        runtime.identity.instance_id,
+        runtime.store.region,
+        withheld=runtime.settings.unencrypted_kv,
+    )
     known: dict[str, Outlet] = {
         "grpc": grpc,
         "nixl": nixl,

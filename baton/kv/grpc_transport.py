@@ -25,6 +25,7 @@ from baton.kv.progress import Progress
 from baton.kv.transport import Sink, Source, Terms
 from baton.streams import Writer
 from baton.tasks import group
+from baton.tls.names import Party
 from baton.v1 import kv_pb2
 
 NAME, VERSION = "grpc", 1
@@ -139,10 +140,14 @@ class GrpcReader:
 
     name, version, unavailable, checksums = NAME, VERSION, "", True
 
-    def __init__(self, connections: Connections, stripes: int = 1) -> None:
-        """``stripes``: connections that share one hand-off, each taking its layers."""
+    def __init__(
+        self, connections: Connections, stripes: int = 1, party: Party = Party.PREFILL
+    ) -> None:
+        """``stripes``: connections that share one hand-off, each taking its layers. ``party``: who
+        serves the KV."""
         self._connections = connections
         self._stripes = stripes
+        self._party = party
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         return kv_pb2.TransportOffer(name=NAME, version=VERSION)
@@ -156,7 +161,9 @@ class GrpcReader:
     async def _read_stripe(self, terms: Terms, stripe: int, sink: Sink) -> None:
         address = terms.choice.address or terms.address
         request = kv_pb2.KvReadRequest(kv_token=terms.token, stripe=stripe, stripes=self._stripes)
-        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as channel:
+        async with self._connections.to(
+            terms.instance_id, address, f"kv {stripe}", self._party
+        ) as channel:
             await _read(channel, address, request, sink)
 
 

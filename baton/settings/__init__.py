@@ -22,6 +22,7 @@ from baton.settings.gateway import (
 from baton.settings.process import (
     ModelSettings,
     ProcessSettings,
+    TlsSettings,
 )
 from baton.settings.up import (
     UpSettings,
@@ -60,6 +61,7 @@ __all__ = [
     "Quantize",
     "ReadingSettings",
     "RelaySettings",
+    "TlsSettings",
     "UpSettings",
     "WorkerSettings",
 ]

@@ -10,7 +10,16 @@ from pydantic import BeforeValidator, Field, model_validator
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
 from baton.membership.source import Source
-from baton.settings.process import ModelSettings, Port, ProcessSettings, Seconds, Tokens, split
+from baton.settings.process import (
+    ModelSettings,
+    Port,
+    ProcessSettings,
+    Seconds,
+    TlsSettings,
+    Tokens,
+    split,
+)
+from baton.tls.names import Party
 
 Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
 
@@ -68,7 +77,7 @@ class FrontSettings(ModelSettings, HealthSettings):
         )
 
 
-class FleetSettings(HealthSettings):
+class FleetSettings(HealthSettings, TlsSettings):
     """Which workers there are."""
 
     section: ClassVar[str] = "fleet"
@@ -112,6 +121,8 @@ class FleetSettings(HealthSettings):
 class GatewaySettings(FrontSettings, FleetSettings):
     """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
 
+    party: ClassVar[Party] = Party.GATEWAY
+
 
 class RelaySettings(FleetSettings):
     """The relay: carries Prefill calls and KV between workers that cannot reach one another.
@@ -121,6 +132,7 @@ class RelaySettings(FleetSettings):
     """
 
     section: ClassVar[str] = "relay"
+    party: ClassVar[Party] = Party.RELAY
 
     host: Annotated[str, Placeholder("HOST")] = Field(
         "127.0.0.1", description="address to listen on"

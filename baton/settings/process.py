@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from baton.flags import Placeholder
 from baton.liveness import Beat
+from baton.tls.names import Party
 
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
@@ -49,6 +50,37 @@ class ProcessSettings(BaseSettings):
     @property
     def beat(self) -> Beat:
         return Beat(self.heartbeat_interval, self.heartbeats_missed)
+
+
+class TlsSettings(ProcessSettings):
+    """How processes prove to one another who they are."""
+
+    section: ClassVar[str] = "TLS between processes"
+    party: ClassVar[Party] = Party.ADMIN  #: what the certificate must name
+
+    tls_cert: Path | None = Field(
+        None,
+        description="certificate of this process for all gRPC connections, PEM; replaced, it is "
+        "used without a restart (see `baton certs`); without it the network is trusted",
+    )
+    tls_key: Path | None = Field(None, description="its private key, PEM, without a password")
+    tls_ca: Path | None = Field(
+        None, description="authorities whose certificates are accepted, PEM"
+    )
+
+    @property
+    def tls_files(self) -> tuple[Path, Path, Path] | None:
+        """Certificate, key, authorities; None: no TLS."""
+        if self.tls_cert is None or self.tls_key is None or self.tls_ca is None:
+            return None
+        return self.tls_cert, self.tls_key, self.tls_ca
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [self.tls_cert, self.tls_key, self.tls_ca]
+        if any(given) and not all(given):
+            raise ValueError("--tls-cert, --tls-key and --tls-ca go together: give all three")
+        return self
 
 
 class ModelSettings(ProcessSettings):

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from baton.flags import Placeholder
 from baton.membership.source import Source
-from baton.settings.process import ModelSettings, Port, Tokens, split
+from baton.settings.process import ModelSettings, Port, TlsSettings, Tokens, split
+from baton.tls.names import Party
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "kernel", "torch"]
@@ -100,6 +101,10 @@ class HandoffSettings(ModelSettings):
         description="a prompt of which more KV than this is computed but not taken yet lets "
         "others be computed first, bytes",
     )
+    kv_allow_unencrypted: bool = Field(
+        False,
+        description="with TLS, let transports that cannot encrypt (nixl) be used all the same",
+    )
     kv_trace: Path | None = Field(
         None, description="append each hand-off's course, piece by piece, to this file"
     )
@@ -132,7 +137,7 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings):
+class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
@@ -158,9 +163,22 @@ class WorkerSettings(ComputeSettings, HandoffSettings):
     )
 
     @property
+    def unencrypted_kv(self) -> str:
+        """Why transports that cannot encrypt are not used; empty when they may be."""
+        if self.tls_files is None or self.kv_allow_unencrypted:
+            return ""
+        return "it cannot encrypt, and there is TLS (see --kv-allow-unencrypted)"
+
+    @property
     def posts(self) -> Source | None:
         """Where to register, if anywhere."""
         return None if self.join is None else Source.parse_posts(self.join)
+
+    @model_validator(mode="after")
+    def _some_transport(self) -> Self:
+        if self.unencrypted_kv and self.kv_transports == ["nixl"]:
+            raise ValueError(f"--kv-transports nixl: {self.unencrypted_kv}")
+        return self
 
     @model_validator(mode="after")
     def _can_be_found(self) -> Self:
@@ -183,6 +201,8 @@ class WorkerSettings(ComputeSettings, HandoffSettings):
 
 class PrefillSettings(WorkerSettings):
     """A prefill worker: turns prompts into KV and hands it over, layer by layer."""
+
+    party: ClassVar[Party] = Party.PREFILL
 
 
 class LocalPrefillSettings(ModelSettings):
@@ -208,6 +228,7 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
     """A decode worker: generates tokens from KV that it is handed, or computes itself."""
 
     section: ClassVar[str] = "decode worker"
+    party: ClassVar[Party] = Party.DECODE
 
     local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
     session_queue: Tokens = Field(

@@ -17,6 +17,7 @@ from baton.kv.connections import Connections
 from baton.kv.relay import TARGET
 from baton.streams import Writer
 from baton.tasks import group
+from baton.tls.links import Links
 from baton.v1 import kv_pb2, prefill_pb2
 from gateway.fleet import Worker
 from gateway.registry import Registry
@@ -42,6 +43,7 @@ class Relay:
         self,
         registry: Registry,
         metrics: Metrics,
+        links: Links,
         *,
         patience: float,
         max_calls: int,
@@ -53,7 +55,7 @@ class Relay:
         self._patience = patience
         self._max_calls = max_calls
         self._max_reads = max_reads
-        self._connections = Connections(WINDOW)
+        self._connections = Connections(WINDOW, links)
         self._by_token: dict[bytes, _Call] = {}
         self.calls = 0  #: Prefill calls under way
         self.reads = 0  #: KV streams under way
