@@ -39,6 +39,10 @@ class UpSettings(
         min_length=1,
         description="cpu (if unset), or cuda:0,cuda:1,...; dealt round robin to the workers",
     )
+    tls: bool = Field(
+        False,
+        description="TLS between the processes, by an authority that ends with them; needs openssl",
+    )
     restart: bool = Field(True, description="start a process again that dies after it was ready")
     grace: Seconds = Field(10.0, description="seconds to stop before a process is killed")
 
