@@ -105,7 +105,7 @@ class MembershipService(membership_pb2_grpc.MembershipServiceServicer):
             raise NotTheirs(WRONG_ID, ids, "names several ids")
         holder = self._embedded.holder(address)
         if holder not in (None, ids[0]):
-            raise NotTheirs(WRONG_ID, ids, f"is not {holder!r}'s, who is registered at {address}")
+            raise NotTheirs(WRONG_ID, ids, f"is not that of {holder!r}, registered at {address}")
         return ids[0]
 
     async def _refuse(self, error: NotTheirs, context: Context) -> NoReturn:

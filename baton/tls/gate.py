@@ -42,7 +42,7 @@ RULES: Mapping[str, frozenset[Party]] = {
 NO_CALL, NO_NAME, WRONG_ROLE, WRONG_ID = "no_call", "no_name", "wrong_role", "wrong_id"
 
 #: Seconds from the start of a handshake to the first call on its connection, at most.
-_HANDSHAKE = 5.0
+HANDSHAKE = 5.0
 #: Connections that have made a call, remembered by address and port.
 _REMEMBERED = 4096
 
@@ -77,7 +77,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
             begun = self._handshakes
         with suppress(RuntimeError):  # the loop is closed: nobody counts any more
             self._loop.call_soon_threadsafe(
-                self._loop.call_later, _HANDSHAKE, self._count_silent, begun
+                self._loop.call_later, HANDSHAKE, self._count_silent, begun
             )
 
     def _count_silent(self, begun: int) -> None:
