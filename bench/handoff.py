@@ -24,7 +24,7 @@ from baton.v1 import kv_pb2
 from bench.job import Job, Memory, Receiver, Sender, Where
 
 _SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
-_WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
+WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
 
 
 class OutletSender:
@@ -108,7 +108,7 @@ async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
 
 @asynccontextmanager
 async def grpc_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
-    connections = Connections(_WINDOW_BYTES)
+    connections = Connections(WINDOW_BYTES)
     try:
         yield ReaderReceiver(GrpcReader(connections), memory)
     finally:

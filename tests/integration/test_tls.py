@@ -187,7 +187,7 @@ async def test_only_the_role_that_was_meant_is_talked_to(fleet: Fleet) -> None:
 
 async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
     """Authority and certificates: the stream goes on, and what is new uses the new ones only."""
-    async with cluster(tls=fleet, cost=CostModel(step_s=0.02), local_prefill_queue=0) as c:
+    async with cluster(tls=fleet, cost=CostModel(step_s=0.03), local_prefill_queue=0) as c:
         links, old = fleet.gateway(), (fleet.directory / "ca.pem").read_bytes()
         before = credentials("g0", fleet.directory, fleet.directory / "ca.pem")
         running = generation(prompt(20, 3), request_id="long", max_tokens=200)
