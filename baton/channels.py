@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import grpc
 
 #: Prompts of 100k tokens and KV frames of a few MiB must pass; gRPC's own default is 4 MiB.
@@ -33,10 +36,23 @@ def _window(nbytes: int | None) -> list[tuple[str, int]]:
     return [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", nbytes)]
 
 
-def connect(address: str, *, shared: bool = True, window: int | None = None) -> grpc.aio.Channel:
+def called(host: str) -> tuple[str, str]:
+    """The option by which a server's certificate must be for ``host``, wherever it was dialled."""
+    return ("grpc.ssl_target_name_override", host)
+
+
+def connect(
+    address: str,
+    *,
+    shared: bool = True,
+    window: int | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    host: str = "",
+) -> grpc.aio.Channel:
     """A channel to ``address`` (host:port). ``shared=False`` gives it a connection of its own,
     so that bulk data on it cannot hold up control messages on another. ``window``: bytes that
-    may arrive on a stream before they are read; gRPC's choice if None."""
+    may arrive on a stream before they are read; gRPC's choice if None. With ``credentials`` the
+    server's certificate must be for ``host``."""
     options = [
         *_KEEPALIVE,
         *_SIZES,
@@ -46,27 +62,42 @@ def connect(address: str, *, shared: bool = True, window: int | None = None) -> 
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
     ]
-    return grpc.aio.insecure_channel(address, options=options)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, credentials, options=[*options, called(host)])
 
 
-def server(*, window: int | None = None) -> grpc.aio.Server:
+def server(
+    *, window: int | None = None, interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = ()
+) -> grpc.aio.Server:
     """A server that allows its peers' keepalive pings. Two servers never share a port.
     ``window`` as in ``connect``."""
     return grpc.aio.server(
+        interceptors=interceptors,
         options=[
             *_KEEPALIVE,
             *_SIZES,
             *_window(window),
             ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ("grpc.so_reuseport", 0),
-        ]
+        ],
     )
 
 
-def bind(target: grpc.aio.Server, host: str, port: int) -> int:
+def bind(
+    target: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+) -> int:
     """Listen on host:port (0 picks one) and return the port. Raises OSError when it is taken."""
+    address = f"{host}:{port}"
     try:
-        bound: int = target.add_insecure_port(f"{host}:{port}")
+        bound: int = (
+            target.add_insecure_port(address)
+            if credentials is None
+            else target.add_secure_port(address, credentials)
+        )
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error}") from error
     if bound == 0:

@@ -25,8 +25,8 @@ from bench.job import Job, Memory, Receiver, Sender, Where
 
 _SHM_BYTES: int = HandoffSettings.model_fields["shm_bytes"].default
 #: Seconds that a reader gets to take the last piece of a hand-off that is over.
-_PATIENCE = 3.0
-_WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
+PATIENCE = 3.0
+WINDOW_BYTES: int = ReadingSettings.model_fields["grpc_window_bytes"].default
 
 
 class OutletSender:
@@ -98,7 +98,7 @@ class ReaderReceiver:
 
 @asynccontextmanager
 async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
-    outlet, server = GrpcOutlet(_PATIENCE), channels.server()
+    outlet, server = GrpcOutlet(PATIENCE), channels.server()
     server.add_generic_rpc_handlers((outlet.handler(),))
     port = channels.bind(server, "127.0.0.1", 0)
     await server.start()
@@ -110,7 +110,7 @@ async def grpc_sender(_: Job, memory: Memory) -> AsyncIterator[Sender]:
 
 @asynccontextmanager
 async def grpc_receiver(_: Job, memory: Memory) -> AsyncIterator[Receiver]:
-    connections = Connections(_WINDOW_BYTES)
+    connections = Connections(WINDOW_BYTES)
     try:
         yield ReaderReceiver(GrpcReader(connections), memory)
     finally:

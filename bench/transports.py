@@ -19,6 +19,7 @@ _GB = 1e9
 
 #: Transport, and the limit that it is compared with.
 COMPARED = (
+    ("grpc tls", "grpc"),
     ("grpc", "bare grpc"),
     ("grpc", "tcp"),
     ("shm", "tcp"),

@@ -25,6 +25,7 @@ from baton.kv.connections import Connections
 from baton.kv.transport import Reader, Terms
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tasks import group
+from baton.tls.names import Party
 from baton.v1 import common_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from decode_worker.routes import Route, Routes
 
@@ -231,7 +232,9 @@ class PrefillClient:
             transports=offers,
         )
         address = route.relay or target.address
-        async with self._connections.to(route.relay or instance_id, address, "control") as line:
+        party = Party.RELAY if route.relay else Party.PREFILL
+        peer = route.relay or instance_id
+        async with self._connections.to(peer, address, "control", party) as line:
             checked = [offer.name for offer in offers if offer.checksums]
             call = PrefillCall(target, route, Liveness(self._beat), checked)
             events = prefill_pb2_grpc.PrefillServiceStub(line.channel).Prefill(

@@ -35,11 +35,15 @@ def decode_role(settings: DecodeSettings) -> Role:
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
-        connections = Connections(settings.grpc_window_bytes)
+        connections = Connections(settings.grpc_window_bytes, runtime.links)
         stripes = settings.kv_stripes
         known: dict[str, Reader] = {
             "grpc": GrpcReader(connections, stripes),
-            "nixl": NixlReader(runtime.store.region, unchecked=settings.kv_checksums != "on"),
+            "nixl": NixlReader(
+                runtime.store.region,
+                unchecked=settings.kv_checksums != "on",
+                withheld=settings.unencrypted_kv,
+            ),
             "relay": RelayReader(connections, settings.relay),
             "shm": ShmReader(pin=runtime.store.pin),
         }

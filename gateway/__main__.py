@@ -16,6 +16,7 @@ from baton.configure import load
 from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
+from baton.tls.files import BadCertificate
 from gateway.http_server import HttpServer, listen, url
 from gateway.service import running
 from gateway.tokenizer import CheckpointError, ModelTokenizer
@@ -63,7 +64,7 @@ def main() -> int:
         public = listen(settings.host, settings.port)
         admin = listen(settings.host, settings.admin_port)
         uvloop.run(serve(settings, tokenizer, public, admin))
-    except (CheckpointError, OSError, MembershipUnavailable) as error:
+    except (CheckpointError, OSError, MembershipUnavailable, BadCertificate) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     return 0

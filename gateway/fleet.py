@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -93,6 +94,8 @@ class Report:
     failing: bool = False  #: its engine's steps keep failing
     prefill_decisions: tuple[PrefillDecision, ...] = ()
     kv_pairings: tuple[KvPairing, ...] = ()
+    tls: bool = False  #: on its gRPC connections
+    refused: Mapping[str, int] = field(default_factory=dict)  #: by its server, by reason
 
     @property
     def compatibility(self) -> CompatibilityClass:
@@ -148,6 +151,8 @@ class Report:
                 for d in status.prefill_decisions
             ),
             kv_pairings=tuple(_pairing(p) for p in status.kv_pairings),
+            tls=status.tls,
+            refused={refusal.reason: refusal.count for refusal in status.refused},
         )
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import grpc
 import structlog
 
-from baton import channels, tasks, wire
+from baton import tasks, wire
 from baton.backoff import Backoff
 from baton.errors import IncompatiblePeer
 from baton.identity import Identity
 from baton.latest import Latest
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.membership import Entry, Membership
+from baton.tls.links import Links
+from baton.tls.names import Party
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from gateway.fleet import Health, Report, Worker
 from gateway.progress import Progress
@@ -90,6 +92,7 @@ class Registry:
         membership: Membership,
         identity: Identity,
         beat: Beat,
+        links: Links,
         *,
         stall_timeout: float,
         changed: Callable[[], None] = lambda: None,
@@ -99,6 +102,7 @@ class Registry:
         self._membership = membership
         self._identity = identity
         self._beat = beat
+        self._links = links
         self._stall_timeout = stall_timeout
         self._changed = changed
         self._news = news
@@ -178,7 +182,7 @@ class Registry:
     async def _listen(self, member: Member, ended: Ended) -> str:
         """Take in reports until the stream ends; returns why. Raises IncompatiblePeer."""
         liveness = Liveness(self._beat)
-        async with channels.connect(member.address) as channel:
+        async with self._links.connect(member.address, Party.WORKER) as channel:
             call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(
                 worker_pb2.WatchRequest(identity=wire.identity_to_wire(self._identity))
             )

@@ -15,11 +15,13 @@ from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
 from baton.membership.embedded import EmbeddedMembership
 from baton.settings import GatewaySettings
+from baton.tls.links import Links
 from gateway import sources
 from gateway.admission import Admission
 from gateway.app import admin_app, public_app
 from gateway.endpoints import Generation
 from gateway.kv_metrics import KvCounters, KvPairs
+from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
@@ -53,19 +55,22 @@ async def running(
     """Follow the workers, let them join and serve requests inside the block; end every session
     after it.
 
-    Raises OSError when the gRPC port is taken, MembershipUnavailable.
+    Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate.
     """
     identity = Identity(new_instance_id(), compatibility=None)
+    links = Links.of(settings)
     metrics = Metrics(CollectorRegistry())
+    metrics.registry.register(LinkMetrics(links))
     waiting = WaitingRoom()
     admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
     placement = Placement(rng or random.Random())
-    sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
-    membership = membership or sources.membership(settings, identity)
+    sessions = Sessions(identity, settings.beat, metrics.stale_tokens, links)
+    membership = membership or sources.membership(settings, identity, links)
     registry = Registry(
         membership,
         identity,
         settings.beat,
+        links,
         stall_timeout=settings.stall_timeout,
         changed=waiting.changed,
         news=KvCounters(metrics.registry).count,
@@ -90,7 +95,7 @@ async def running(
         validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
     )
     status = Status(
-        settings.served_name, identity, registry, placement, waiting, admission, metrics
+        settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     public = public_app(
         generation,
@@ -99,10 +104,10 @@ async def running(
         body_timeout=settings.body_timeout,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
-    members = MembershipService(registry, embedded)
+    members = MembershipService(registry, embedded, links)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with (
-        serving(settings.host, settings.rpc_port, members) as rpc,
+        serving(settings.host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
         following = [beside.create_task(registry.run(), name="registry")]

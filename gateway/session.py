@@ -10,11 +10,13 @@ import grpc
 import structlog
 from prometheus_client import Counter
 
-from baton import channels, tasks, wire
+from baton import tasks, wire
 from baton.errors import BatonError, DecodeLost, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
 from gateway.attempt import Attempt, Finished
 from gateway.fleet import Worker
@@ -40,6 +42,7 @@ class Session:
         beat: Beat,
         stale_tokens: Counter,
         on_end: Callable[[], None],
+        links: Links = PLAIN,
     ) -> None:
         self._address = worker.address
         self._instance_id = worker.instance_id
@@ -48,6 +51,7 @@ class Session:
         self._liveness = Liveness(beat)
         self._stale_tokens = stale_tokens
         self._on_end = on_end
+        self._links = links
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._disowned: OrderedDict[AttemptKey, None] = OrderedDict()
         self._outgoing: asyncio.Queue[decode_pb2.SessionRequest | None] = asyncio.Queue()
@@ -112,7 +116,7 @@ class Session:
     async def _run(self) -> None:
         error: BatonError = DecodeLost(f"the session with {self._address} was closed")
         try:
-            async with channels.connect(self._address) as channel:
+            async with self._links.connect(self._address, Party.DECODE) as channel:
                 error = await self._converse(decode_pb2_grpc.DecodeServiceStub(channel))
         finally:
             self._on_end()
@@ -209,10 +213,11 @@ def _how(ended: decode_pb2.Ended) -> Finished | BatonError:
 class Sessions:
     """At most one live session per decode worker instance, opened when first needed."""
 
-    def __init__(self, identity: Identity, beat: Beat, stale_tokens: Counter) -> None:
+    def __init__(self, identity: Identity, beat: Beat, stale_tokens: Counter, links: Links) -> None:
         self._identity = identity
         self._beat = beat
         self._stale_tokens = stale_tokens
+        self._links = links
         self._live: dict[str, Session] = {}
 
     def to(self, worker: Worker) -> Session:
@@ -226,6 +231,7 @@ class Sessions:
                 self._beat,
                 self._stale_tokens,
                 on_end=lambda: self._forget(instance),
+                links=self._links,
             )
         return session
 

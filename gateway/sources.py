@@ -9,9 +9,10 @@ from baton.membership.dns import DnsMembership
 from baton.membership.embedded import EmbeddedMembership
 from baton.membership.static import StaticMembership
 from baton.settings import FleetSettings
+from baton.tls.links import Links
 
 
-def membership(settings: FleetSettings, identity: Identity) -> Membership:
+def membership(settings: FleetSettings, identity: Identity, links: Links) -> Membership:
     """The one that ``settings`` ask for; ``identity`` is who asks for members.
 
     Raises MembershipUnavailable when a package that it needs is not installed.
@@ -25,7 +26,7 @@ def membership(settings: FleetSettings, identity: Identity) -> Membership:
         case "dns":
             return DnsMembership(source.addresses, settings.dns_interval)
         case "gateway":
-            return Discovery(source.addresses, identity)
+            return Discovery(source.addresses, identity, links)
         case "etcd":
             # Its package is an extra, needed here alone.
             from baton.membership.etcd import EtcdMembership

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import ModelNotFound, NoWorker
 from baton.identity import Identity
+from baton.tls.links import Links
 from gateway.admission import Admission
 from gateway.metrics import Metrics
 from gateway.placement import Need, Placement
@@ -31,6 +32,7 @@ class Status:
         waiting: WaitingRoom,
         admission: Admission,
         metrics: Metrics,
+        links: Links,
     ) -> None:
         self._served_model = served_model
         self._identity = identity
@@ -39,6 +41,7 @@ class Status:
         self._waiting = waiting
         self._admission = admission
         self._metrics = metrics
+        self._links = links
         self._started = int(time.time())
 
     async def health(self, _: Request) -> Response:
@@ -84,6 +87,8 @@ class Status:
                     "instance_id": self._identity.instance_id,
                     "protocol": self._identity.protocol,
                     "model": self._served_model,
+                    "tls": self._links.encrypted,
+                    "refused": self._links.refused,
                     "queued_tokens": self._admission.tokens,
                     "waiting_requests": len(self._waiting),
                 },
@@ -119,6 +124,8 @@ def describe(member: Member) -> dict[str, Any]:
         "local_prefill": report.local_prefill,
         "draining": report.draining,
         "breaker": member.worker.breaker.state.value,
+        "tls": report.tls,
+        "refused": report.refused,
         "model": report.model,
         "max_model_len": report.max_model_len,
         "compatibility": asdict(report.compatibility),

@@ -43,7 +43,11 @@ def _outlets(runtime: Runtime, services: LateHandlers, kv_address: str) -> list[
     grpc = GrpcOutlet(runtime.beat.patience, kv_address)
     known: dict[str, Outlet] = {
         "grpc": grpc,
-        "nixl": NixlOutlet(runtime.identity.instance_id, runtime.store.region),
+        "nixl": NixlOutlet(
+            runtime.identity.instance_id,
+            runtime.store.region,
+            withheld=runtime.settings.unencrypted_kv,
+        ),
         "relay": RelayOutlet(grpc),
         "shm": ShmOutlet(
             runtime.identity.instance_id,

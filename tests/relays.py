@@ -19,10 +19,12 @@ from baton import channels
 from baton.cli import ports
 from baton.kv.relay import TARGET
 from baton.settings import RelaySettings
+from baton.tls.names import Party
 from baton.v1 import kv_pb2, kv_pb2_grpc, prefill_pb2, prefill_pb2_grpc, worker_pb2
 from gateway.fleet import Health
 from gateway.relay.server import Service, running
 from tests.fakes import FakeWorker, eventually
+from tests.tls import Fleet
 from tests.workers import BEAT, Cluster, cluster
 
 #: Refuses connections at once.
@@ -44,14 +46,15 @@ async def relay(
 
 @asynccontextmanager
 async def relayed(
-    prefill: int = 1, decode: int = 1, **settings: Any
+    prefill: int = 1, decode: int = 1, *, tls: Fleet | None = None, **settings: Any
 ) -> AsyncIterator[tuple[Cluster, Service]]:
     """Workers and a relay between them that the decode workers know. At the end nothing is left
     of any call."""
     port = next(ports.free("127.0.0.1"))
+    own = tls.settings("r0", Party.RELAY) if tls else {}
     async with (
-        cluster(prefill, decode, relay=f"127.0.0.1:{port}", **settings) as c,
-        relay([w.address for w in c.prefill], [w.address for w in c.decode], port) as r,
+        cluster(prefill, decode, relay=f"127.0.0.1:{port}", tls=tls, **settings) as c,
+        relay([w.address for w in c.prefill], [w.address for w in c.decode], port, **own) as r,
     ):
         yield c, r
         await c.settle()

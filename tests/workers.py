@@ -25,6 +25,8 @@ from baton.generation import AttemptKey, FinishReason, Generation, Timings
 from baton.identity import CompatibilityClass, Identity, new_instance_id
 from baton.sampling import SamplingSpec
 from baton.settings import DecodeSettings, PrefillSettings, WorkerSettings
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 from baton.v1 import (
     common_pb2,
     decode_pb2,
@@ -43,6 +45,7 @@ from model.worker.runtime import Runtime
 from model.worker.server import Server
 from model.worker.service import check
 from prefill_worker.role import prefill_role
+from tests.tls import Fleet
 
 BLOCK = 4
 VOCAB = 512
@@ -120,9 +123,11 @@ async def cluster(
     kv_address: str = "",
     max_running: int = 16,
     chunk_tokens: int = 16,
+    tls: Fleet | None = None,
     **settings: Any,
 ) -> AsyncIterator[Cluster]:
-    """So many workers of each role. ``settings`` go to those who know them."""
+    """So many workers of each role: p0, p1, ... and d0, d1, ... in certificates. ``settings`` go to
+    those who know them."""
     census = Census()
 
     async def start(stack: AsyncExitStack, settings: WorkerSettings, role: Role) -> Worker:
@@ -136,7 +141,7 @@ async def cluster(
             local_prefill_share=settings.prefill_share,
         )
         own = await stack.enter_async_context(AsyncExitStack())
-        server = Server("127.0.0.1", 0)
+        server = Server("127.0.0.1", 0, Links.of(settings))
         await server.start()
         own.push_async_callback(server.stop, 0)
         loaded = LoadedModel(runner, VOCAB, limits)
@@ -147,24 +152,29 @@ async def cluster(
     relayed = {"kv_transports": ["grpc"]} if kv_address else {}
     common = {"model": "mock"} | BEAT | relayed | settings
     decoding = DecodeSettings.model_fields.keys() - PrefillSettings.model_fields.keys()
+
+    def own(id: str, party: Party) -> dict[str, Any]:
+        return common | (tls.settings(id, party) if tls else {})
+
     async with AsyncExitStack() as stack:
         made = Cluster(layout)
-        for _ in range(prefill):
-            known = {k: v for k, v in common.items() if k not in decoding}
+        for number in range(prefill):
+            given = own(f"p{number}", Party.PREFILL)
+            known = {k: v for k, v in given.items() if k not in decoding}
             made.prefill.append(
                 await start(stack, PrefillSettings(**known), prefill_role(kv_address))
             )
-        for _ in range(decode):
-            decode_settings = DecodeSettings(**common)
+        for number in range(decode):
+            decode_settings = DecodeSettings(**own(f"d{number}", Party.DECODE))
             made.decode.append(await start(stack, decode_settings, decode_role(decode_settings)))
         yield made
         await made.settle_wholly()
 
 
-async def status(worker: Worker) -> worker_pb2.WorkerStatus:
+async def status(worker: Worker, links: Links = PLAIN) -> worker_pb2.WorkerStatus:
     """What it says first to whoever watches."""
     request = worker_pb2.WatchRequest(identity=wire.identity_to_wire(gateway_identity()))
-    async with channels.connect(worker.address, shared=False) as channel:
+    async with links.connect(worker.address, Party.WORKER, shared=False) as channel:
         call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(request)
         said: worker_pb2.WorkerStatus = await call.read()
         call.cancel()
@@ -331,7 +341,11 @@ def gateway_identity(**changes: Any) -> Identity:
 
 @asynccontextmanager
 async def session(
-    decode: Worker, *, beats: bool = True, identity: Identity | None = None
+    decode: Worker,
+    *,
+    beats: bool = True,
+    identity: Identity | None = None,
+    links: Links = PLAIN,
 ) -> AsyncIterator[SessionDouble]:
     """A session with a decode worker; without ``beats`` it gives no signs of life."""
     double = SessionDouble()
@@ -351,7 +365,7 @@ async def session(
             await asyncio.sleep(BEAT["heartbeat_interval"])
 
     # The window: what one who does not read is sent all the same.
-    async with channels.connect(decode.address, shared=False, window=2**16) as channel:
+    async with links.connect(decode.address, Party.DECODE, shared=False, window=2**16) as channel:
         call = decode_pb2_grpc.DecodeServiceStub(channel).Session(requests())
         tasks = [asyncio.create_task(double.read(call)), asyncio.create_task(beat())]
         try:

@@ -9,15 +9,16 @@ import urllib.request
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from baton.channels import connect
 from baton.cli.display import Phase
+from baton.tls.links import Links
+from baton.tls.names import Party
 
 _PATIENCE = 2.0
 
 
-async def worker(address: str) -> Phase:
+async def worker(links: Links, address: str) -> Phase:
     """A worker that listens but does not serve yet is loading weights (standard gRPC health)."""
-    async with connect(address, shared=False) as channel:
+    async with links.connect(address, Party.WORKER, shared=False) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=_PATIENCE)

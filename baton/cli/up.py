@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -26,8 +28,13 @@ from baton.settings import (
     GatewaySettings,
     PrefillSettings,
     ProcessSettings,
+    TlsSettings,
     UpSettings,
 )
+from baton.tls.authority import Authority, NoAuthority
+from baton.tls.files import Files
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 
 _WORKER_HOST = "127.0.0.1"
 _DEFAULT_QUESTION = "What is prefill?"
@@ -50,7 +57,30 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"baton up: {error}", file=sys.stderr)
         return 1
-    return asyncio.run(_run(settings, listening))
+    if not settings.tls:
+        return asyncio.run(_run(settings, plan(settings, listening), listening, None))
+    with TemporaryDirectory(prefix="baton-") as directory:
+        try:
+            keys = Keys(Path(directory))
+            specs = plan(settings, listening, keys)
+        except (NoAuthority, OSError) as error:
+            print(f"baton up: --tls: {error}", file=sys.stderr)
+            return 1
+        return asyncio.run(_run(settings, specs, listening, keys))
+
+
+class Keys:
+    """A certificate for each process, by an authority that ends with us."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises NoAuthority, OSError."""
+        self._authority = Authority(directory)
+        own = self.own = self._authority.issue("admin", [Party.ADMIN])
+        self.links = Links(Files(own.certificate, own.key, own.authorities, Party.ADMIN))
+
+    def flags(self, id: str, party: Party) -> list[str]:
+        """For a process to be started. Raises NoAuthority, OSError."""
+        return self._authority.issue(id, [party]).flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +109,9 @@ def front_ports(settings: UpSettings) -> FrontPorts:
     return FrontPorts(*chosen)
 
 
-async def _run(settings: UpSettings, front: FrontPorts) -> int:
-    specs = plan(settings, front)
+async def _run(
+    settings: UpSettings, specs: Sequence[Spec], front: FrontPorts, keys: Keys | None
+) -> int:
     display = Display(Console(), [spec.name for spec in specs])
     _greet(settings, display, specs)
     supervisor = Supervisor(specs, display, grace=settings.grace, restart=settings.restart)
@@ -89,7 +120,7 @@ async def _run(settings: UpSettings, front: FrontPorts) -> int:
         loop.add_signal_handler(number, supervisor.stop)
     display.start()
     try:
-        await supervisor.run(lambda: _invite(settings, display, front))
+        await supervisor.run(lambda: _invite(settings, display, front, keys))
     except (StartFailed, GaveUp) as error:
         display.stop()
         print(f"baton up: {error}", file=sys.stderr)
@@ -100,7 +131,7 @@ async def _run(settings: UpSettings, front: FrontPorts) -> int:
     return 0
 
 
-def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
+def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> list[Spec]:
     """Every process to start: the workers, then the gateway, which they join."""
     prefill, decode, colocated = settings.counts
     taken = astuple(front)
@@ -109,9 +140,13 @@ def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
     parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
     devices = itertools.cycle(settings.device)
     environment = _environment()
+    links = keys.links if keys else PLAIN
+
+    def tls(id: str, kind: type[TlsSettings]) -> list[str]:
+        return keys.flags(id, kind.party) if keys else []
 
     def workers(
-        count: int, letter: str, module: str, kind: type[ProcessSettings], *extra: str
+        count: int, letter: str, module: str, kind: type[TlsSettings], *extra: str
     ) -> Iterator[Spec]:
         for index in range(count):
             number, share, device = next(unused), next(parts), next(devices)
@@ -123,12 +158,13 @@ def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
                     *("--host", _WORKER_HOST, "--port", str(number), "--device", device),
                     *("--join", join, "--threads", str(share.threads), *extra),
                     "--exit-with-parent",
+                    *tls(f"{letter}{index}", kind),
                     *_passed_on(settings, kind),
                 ),
                 environment=_openmp(share.threads, environment),
                 address=address,
                 cores=_pin(share, device),
-                probe=partial(probes.worker, address),
+                probe=partial(probes.worker, links, address),
             )
 
     p = list(workers(prefill, "p", "prefill_worker", PrefillSettings))
@@ -141,6 +177,7 @@ def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
             *("--host", settings.host, "--port", str(front.api)),
             *("--admin-port", str(front.admin), "--rpc-port", str(front.rpc)),
             *("--membership", "embedded", "--exit-with-parent"),
+            *tls("gateway", GatewaySettings),
             *_passed_on(settings, GatewaySettings),
         ),
         environment=environment,
@@ -212,7 +249,7 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host
 
 
-def _invite(settings: UpSettings, display: Display, front: FrontPorts) -> None:
+def _invite(settings: UpSettings, display: Display, front: FrontPorts, keys: Keys | None) -> None:
     """Say how to talk to it, in lines that can be copied."""
     url = _url(settings.host, front.api)
     body = {
@@ -223,6 +260,8 @@ def _invite(settings: UpSettings, display: Display, front: FrontPorts) -> None:
     display.note(f"the workers' state: {_url(settings.host, front.admin)}/cluster")
     joining = join_address(_reachable(settings.host), front.rpc)
     display.note(f"more workers: --join {joining}; who is there: baton workers --gateway {joining}")
+    if keys is not None:
+        display.note(f"between processes there is TLS; commands need {' '.join(keys.own.flags)}")
     display.note(f"ready at {url}/v1; Ctrl-C stops everything. Try:", "bold green")
     display.plain("")
     display.plain(

@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from baton.cli import tls
 from baton.settings import FrontSettings, WorkerSettings
+from baton.tls.files import BadCertificate
+from baton.tls.names import Party
 from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 _PATIENCE = 5.0  # seconds that a process gets to answer
@@ -30,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         default=f"127.0.0.1:{port}",
         help="the gateway's --rpc-port (default: %(default)s)",
     )
-    gateway = parser.parse_args(argv).gateway
+    tls.add_options(parser)
+    options = parser.parse_args(argv)
 
     def ask(channel: grpc.Channel) -> int:
         stub = membership_pb2_grpc.MembershipServiceStub(channel)
@@ -40,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         Console(width=None if console.is_terminal else 250).print(table(reply.workers))
         return 0
 
-    return _call("baton workers", gateway, ask)
+    return _call("baton workers", options.gateway, Party.GATEWAY, options, ask)
 
 
 def drain(argv: Sequence[str]) -> int:
@@ -58,6 +62,7 @@ def drain(argv: Sequence[str]) -> int:
         default=WorkerSettings.model_fields["drain_grace"].default,
         help="seconds that running sequences get to finish (default: %(default)s)",
     )
+    tls.add_options(parser)
     options = parser.parse_args(argv)
 
     def ask(channel: grpc.Channel) -> int:
@@ -67,7 +72,7 @@ def drain(argv: Sequence[str]) -> int:
         print(f"{options.worker} is drained; sequences handed back: {reply.handed_back}")
         return 0
 
-    return _call("baton drain", options.worker, ask)
+    return _call("baton drain", options.worker, Party.WORKER, options, ask)
 
 
 def _seconds(text: str) -> float:
@@ -77,9 +82,21 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _call(prog: str, address: str, ask: Callable[[grpc.Channel], int]) -> int:
-    """``ask`` over a channel to ``address``; one line and status 1 when it fails."""
-    with grpc.insecure_channel(address) as channel:
+def _call(
+    prog: str,
+    address: str,
+    to: Party,
+    options: argparse.Namespace,
+    ask: Callable[[grpc.Channel], int],
+) -> int:
+    """``ask`` over a channel to ``address``, where ``to`` listens; one line and status 1 when it
+    fails."""
+    try:
+        links = tls.links(options)
+    except (BadCertificate, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    with links.blocking(address, to) as channel:
         try:
             return ask(channel)
         except grpc.RpcError as error:

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from baton import channels
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 
 #: Seconds between looks for channels that lead nowhere any more.
 _LOOK_S = 10.0
@@ -17,9 +18,10 @@ _LOOK_S = 10.0
 class Connection:
     """One channel to a peer, for as long as somebody uses it and it is not lost."""
 
-    def __init__(self, peer: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, peer: str, channel: grpc.aio.Channel, generation: int) -> None:
         self.peer = peer
         self.channel = channel
+        self.generation = generation  #: of the certificate that it was made with
         self.users = 0
         self.lost = False  #: whoever is meant does not answer over it: for new users no more
 
@@ -38,31 +40,40 @@ class Connections:
     """At most one channel per (peer, address, purpose), each a connection of its own.
 
     Peers are known by instance, not by address alone: a restarted worker is a new peer. Once a
-    user of any channel to a peer finds it lost, new users dial afresh, and each old channel is
-    closed with its last user. Channels that nobody uses and whose connection is gone are closed
-    when somebody dials or, now and then, uses another.
+    user of any channel to a peer finds it lost, or our certificate was replaced, new users dial
+    afresh, and each old channel is closed with its last user. Channels that nobody uses and whose
+    connection is gone are closed when somebody dials or, now and then, uses another.
 
     A closed channel dials on until its last call object is gone (grpcio 1.85), and the traceback
     of what broke a call would keep it for long: users drop theirs, and the error of gRPC that
     refers to it, before they raise.
     """
 
-    def __init__(self, window: int | None = None, *, look_s: float = _LOOK_S) -> None:
+    def __init__(
+        self, window: int | None = None, links: Links = PLAIN, *, look_s: float = _LOOK_S
+    ) -> None:
         """``window``: see ``channels.connect``."""
         self._window = window
+        self._links = links
         self._look_s = look_s
         self._looked = 0.0  # loop time
         self._open: dict[tuple[str, str, str], Connection] = {}
 
     @asynccontextmanager
-    async def to(self, peer: str, address: str, purpose: str) -> AsyncIterator[Connection]:
-        """A connection to ``address`` for the body, which says when it finds it lost."""
+    async def to(
+        self, peer: str, address: str, purpose: str, party: Party = Party.PREFILL
+    ) -> AsyncIterator[Connection]:
+        """A connection to ``address``, where ``party`` listens, for the body, which says when it
+        finds it lost."""
         await self._close_gone()
-        key = (peer, address, purpose)
+        key, generation = (peer, address, purpose), self._links.generation
         connection = self._open.get(key)
+        if connection is not None and connection.generation != generation:
+            await self._drop(lambda each: each.peer == peer and each.generation != generation)
+            connection = None
         if connection is None:
-            channel = channels.connect(address, shared=False, window=self._window)
-            connection = self._open[key] = Connection(peer, channel)
+            channel = self._links.connect(address, party, shared=False, window=self._window)
+            connection = self._open[key] = Connection(peer, channel, generation)
         connection.users += 1
         try:
             yield connection

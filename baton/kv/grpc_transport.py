@@ -26,6 +26,7 @@ from baton.kv.transport import Sink, Source, Terms
 from baton.settings import MAX_STRIPES
 from baton.streams import Writer
 from baton.tasks import group
+from baton.tls.names import Party
 from baton.v1 import kv_pb2
 
 NAME, VERSION = "grpc", 1
@@ -152,10 +153,14 @@ class GrpcReader:
 
     name, version, unavailable, checksums = NAME, VERSION, "", True
 
-    def __init__(self, connections: Connections, stripes: int = 1) -> None:
-        """``stripes``: connections that share one hand-off, each taking its layers."""
+    def __init__(
+        self, connections: Connections, stripes: int = 1, party: Party = Party.PREFILL
+    ) -> None:
+        """``stripes``: connections that share one hand-off, each taking its layers. ``party``: who
+        serves the KV."""
         self._connections = connections
         self._stripes = stripes
+        self._party = party
 
     async def start(self) -> None:
         """It dials when it reads."""
@@ -175,7 +180,9 @@ class GrpcReader:
     async def _read_stripe(self, terms: Terms, stripe: int, sink: Sink) -> None:
         address = terms.choice.address or terms.address
         request = kv_pb2.KvReadRequest(kv_token=terms.token, stripe=stripe, stripes=self._stripes)
-        async with self._connections.to(terms.instance_id, address, f"kv {stripe}") as connection:
+        async with self._connections.to(
+            terms.instance_id, address, f"kv {stripe}", self._party
+        ) as connection:
             await _read(connection, address, request, sink)
 
 

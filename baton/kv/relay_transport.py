@@ -8,6 +8,7 @@ from baton.kv.connections import Connections
 from baton.kv.grpc_transport import VERSION, GrpcOffer, GrpcOutlet, GrpcReader
 from baton.kv.relay import NAME
 from baton.kv.transport import Sink, Source, Terms
+from baton.tls.names import Party
 from baton.v1 import kv_pb2
 
 
@@ -41,7 +42,7 @@ class RelayReader:
         """``address`` (host:port) of the relay; None where there is none."""
         self.unavailable = "" if address else "no --relay is given"
         self._address = address or ""
-        self._frames = GrpcReader(connections)
+        self._frames = GrpcReader(connections, party=Party.RELAY)
 
     async def start(self) -> None:
         """It dials when it reads."""

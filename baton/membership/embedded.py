@@ -26,21 +26,27 @@ class Roll:
         self._missed = missed
         self._members: dict[str, Entry] = {}
         self._silent: dict[str, int] = {}
+        self._holders: dict[str, str] = {}
 
     @property
     def entries(self) -> frozenset[Entry]:
         return frozenset(self._members.values())
 
-    def join(self, entry: Entry) -> None:
+    def holder(self, address: str) -> str | None:
+        """Who has registered the member at that address; None when there is none."""
+        return self._holders.get(address)
+
+    def join(self, entry: Entry, holder: str = "") -> None:
         """Enter or renew; whoever was at that address is replaced."""
         self._members[entry.address] = entry
         self._silent[entry.address] = 0
+        self._holders[entry.address] = holder
 
     def leave(self, address: str, instance_id: str) -> None:
         """Nothing happens unless that instance is there."""
         member = self._members.get(address)
         if member is not None and member.instance_id == instance_id:
-            del self._members[address], self._silent[address]
+            del self._members[address], self._silent[address], self._holders[address]
 
     def tick(self) -> list[Entry]:
         """Count one beat; returns those who have thereby missed too many."""
@@ -65,8 +71,13 @@ class EmbeddedMembership:
         """Seconds after which a member should join again."""
         return self._beat.interval
 
-    def join(self, entry: Entry) -> None:
-        self._roll.join(entry)
+    def holder(self, address: str) -> str | None:
+        """Whose certificate the registration at that address came with ("": none, without TLS);
+        None when nobody is registered there."""
+        return self._roll.holder(address)
+
+    def join(self, entry: Entry, holder: str = "") -> None:
+        self._roll.join(entry, holder)
         self._entries.set(self._roll.entries)
 
     def leave(self, address: str, instance_id: str) -> None:

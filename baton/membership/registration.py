@@ -9,11 +9,12 @@ from typing import Protocol
 import grpc
 import structlog
 
-from baton import channels
 from baton.backoff import Backoff
 from baton.liveness import Beat
 from baton.membership import Entry
 from baton.membership.source import Source
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 from baton.v1 import membership_pb2, membership_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -46,12 +47,13 @@ class PostLost(Exception):
 class GatewayPost:
     """One gateway."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, links: Links = PLAIN) -> None:
         self.name = address
+        self._links = links
 
     async def keep(self, entry: Callable[[], Entry], registered: Callable[[], None]) -> None:
         # A channel of its own, new at every attempt: gRPC's pauses between dials are not ours.
-        async with channels.connect(self.name, shared=False) as channel:
+        async with self._links.connect(self.name, Party.GATEWAY, shared=False) as channel:
             stub = membership_pb2_grpc.MembershipServiceStub(channel)
             while True:
                 request = membership_pb2.JoinRequest(entry=entry().to_wire())
@@ -64,7 +66,7 @@ class GatewayPost:
 
     async def leave(self, entry: Entry) -> None:
         request = membership_pb2.LeaveRequest(address=entry.address, instance_id=entry.instance_id)
-        async with channels.connect(self.name, shared=False) as channel:
+        async with self._links.connect(self.name, Party.GATEWAY, shared=False) as channel:
             stub = membership_pb2_grpc.MembershipServiceStub(channel)
             try:
                 await stub.Leave(request, timeout=_FAREWELL)
@@ -124,7 +126,7 @@ class Registration:
             await asyncio.sleep(backoff.pause())
 
 
-def posts(source: Source | None, beat: Beat) -> list[Post]:
+def posts(source: Source | None, beat: Beat, links: Links = PLAIN) -> list[Post]:
     """Where ``source`` says to register. Raises MembershipUnavailable."""
     if source is None:
         return []
@@ -133,4 +135,4 @@ def posts(source: Source | None, beat: Beat) -> list[Post]:
         from baton.membership.etcd import EtcdPost
 
         return [EtcdPost(source.addresses, beat)]
-    return [GatewayPost(address) for address in source.addresses]
+    return [GatewayPost(address, links) for address in source.addresses]

@@ -24,7 +24,7 @@ class WatchRequest(_message.Message):
     def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions", "kv_pairings", "failing")
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions", "kv_pairings", "failing", "tls", "refused")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,8 @@ class WorkerStatus(_message.Message):
     PREFILL_DECISIONS_FIELD_NUMBER: _ClassVar[int]
     KV_PAIRINGS_FIELD_NUMBER: _ClassVar[int]
     FAILING_FIELD_NUMBER: _ClassVar[int]
+    TLS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     roles: _containers.RepeatedScalarFieldContainer[Role]
     local_prefill: bool
@@ -53,7 +55,17 @@ class WorkerStatus(_message.Message):
     prefill_decisions: _containers.RepeatedCompositeFieldContainer[PrefillDecision]
     kv_pairings: _containers.RepeatedCompositeFieldContainer[KvPairing]
     failing: bool
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ...) -> None: ...
+    tls: bool
+    refused: _containers.RepeatedCompositeFieldContainer[Refusals]
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ..., tls: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+
+class Refusals(_message.Message):
+    __slots__ = ("reason", "count")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    count: int
+    def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token")

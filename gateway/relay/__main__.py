@@ -17,6 +17,7 @@ from baton.kv.heap import keep_freed_memory
 from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import RelaySettings
+from baton.tls.files import BadCertificate
 from gateway.http_server import SHUTDOWN_GRACE, HttpServer, listen, url
 from gateway.relay.server import running
 
@@ -47,7 +48,7 @@ def main() -> int:
     try:
         admin = listen(settings.host, settings.admin_port)
         uvloop.run(serve(settings, admin))
-    except (OSError, MembershipUnavailable) as error:
+    except (OSError, MembershipUnavailable, BadCertificate) as error:
         sys.stderr.write(f"relay: {error}\n")
         return 2
     return 0

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from baton.identity import Identity, Role
+from baton.tls.links import Links
 from gateway.app import application
 from gateway.registry import Registry
 from gateway.status import describe
@@ -38,14 +39,19 @@ class Metrics:
         )
 
 
-def admin_app(identity: Identity, registry: Registry, metrics: Metrics) -> Starlette:
+def admin_app(identity: Identity, registry: Registry, metrics: Metrics, links: Links) -> Starlette:
     """/cluster, /health, /ready and /metrics."""
 
     async def cluster(_: Request) -> Response:
         """Every worker as this relay sees it."""
         return JSONResponse(
             {
-                "relay": {"instance_id": identity.instance_id, "protocol": identity.protocol},
+                "relay": {
+                    "instance_id": identity.instance_id,
+                    "protocol": identity.protocol,
+                    "tls": links.encrypted,
+                    "refused": links.refused,
+                },
                 "workers": [describe(member) for member in registry.members],
             }
         )

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from starlette.applications import Starlette
 
-from baton import channels, tasks
+from baton import tasks
 from baton.identity import Identity, new_instance_id
 from baton.settings import RelaySettings
+from baton.tls.links import Links
 from gateway import sources
+from gateway.link_metrics import LinkMetrics
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics, admin_app
 from gateway.relay.forwarding import WINDOW, handlers
@@ -45,31 +47,36 @@ class Service:
 async def running(settings: RelaySettings) -> AsyncIterator[Service]:
     """Watch the workers and forward between them inside the block; end every call after it.
 
-    Raises OSError when the address is taken, MembershipUnavailable.
+    Raises OSError when the address is taken, MembershipUnavailable, BadCertificate.
     """
     identity = Identity(new_instance_id(), compatibility=None)
-    membership = sources.membership(settings, identity)
-    registry = Registry(membership, identity, settings.beat, stall_timeout=settings.stall_timeout)
+    links = Links.of(settings)
+    membership = sources.membership(settings, identity, links)
+    registry = Registry(
+        membership, identity, settings.beat, links, stall_timeout=settings.stall_timeout
+    )
     metrics = Metrics()
+    metrics.registry.register(LinkMetrics(links))
     relay = Relay(
         registry,
         metrics,
+        links,
         patience=settings.beat.patience,
         max_calls=settings.max_calls,
         max_reads=settings.max_reads,
     )
-    server = channels.server(window=WINDOW)
+    server = links.server(window=WINDOW)
     server.add_generic_rpc_handlers(handlers(relay.prefill, relay.read))
     answering = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(answering, server)
-    address = f"{settings.host}:{channels.bind(server, settings.host, settings.port)}"
+    address = f"{settings.host}:{links.bind(server, settings.host, settings.port)}"
     # A relay that no longer follows its workers serves nobody: a defect there ends the block.
     async with tasks.group() as beside:
         following = beside.create_task(registry.run(), name="registry")
         await answering.set("", health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         try:
-            admin = admin_app(identity, registry, metrics)
+            admin = admin_app(identity, registry, metrics, links)
             yield Service(address, admin, registry, relay, metrics)
         finally:
             await answering.enter_graceful_shutdown()

@@ -18,6 +18,7 @@ from baton.kv.relay import TARGET
 from baton.settings import MAX_STRIPES
 from baton.streams import Writer
 from baton.tasks import group
+from baton.tls.links import Links
 from baton.v1 import kv_pb2, prefill_pb2
 from gateway.fleet import Worker
 from gateway.registry import Registry
@@ -44,6 +45,7 @@ class Relay:
         self,
         registry: Registry,
         metrics: Metrics,
+        links: Links,
         *,
         patience: float,
         max_calls: int,
@@ -55,7 +57,7 @@ class Relay:
         self._patience = patience
         self._max_calls = max_calls
         self._max_reads = max_reads
-        self._connections = Connections(WINDOW)
+        self._connections = Connections(WINDOW, links)
         self._by_token: dict[bytes, _Call] = {}
         self.calls = 0  #: Prefill calls under way
         self.reads = 0  #: KV streams under way

@@ -27,6 +27,7 @@ from baton.membership import Entry, MembershipUnavailable
 from baton.membership.registration import Registration, posts
 from baton.parent import exit_with_parent
 from baton.settings import WorkerSettings
+from baton.tls.links import Links
 from baton.v1 import worker_pb2_grpc
 from model.weights.errors import CheckpointError
 from model.worker.census import Census
@@ -70,7 +71,7 @@ def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model
 
 
 async def _live(settings: WorkerSettings, role: Role, load: Load) -> int:
-    server = Server(settings.host, settings.port)
+    server = Server(settings.host, settings.port, Links.of(settings))
     await server.start()
     try:
         log.info("loading", model=settings.model, device=settings.device, mock=settings.mock)
@@ -106,7 +107,7 @@ async def worker(
     census: Census | None = None,
 ) -> AsyncIterator[Runtime]:
     """A serving worker on a started server; at the end its calls are over and it is freed."""
-    runtime = Runtime(loaded, settings, census)
+    runtime = Runtime(loaded, settings, server.links, census)
     try:
         async with role(runtime, server.services) as profile:
 
@@ -126,7 +127,8 @@ async def worker(
                 wire.roles_from_wire(profile.roles),
                 profile.served_name,
             )
-            registration = Registration(posts(settings.posts, settings.beat), lambda: entry)
+            where = posts(settings.posts, settings.beat, server.links)
+            registration = Registration(where, lambda: entry)
             for task in registration.tasks:
                 runtime.census.stand(task)
             try:

@@ -12,6 +12,7 @@ from baton.identity import Identity, new_instance_id
 from baton.kv.trace import Tracer
 from baton.kv.transport import Store
 from baton.settings import WorkerSettings
+from baton.tls.links import Links
 from baton.v1 import worker_pb2
 from model.engine.engine import Engine
 from model.worker.census import Census
@@ -40,9 +41,14 @@ class Runtime:
     """
 
     def __init__(
-        self, loaded: LoadedModel, settings: WorkerSettings, census: Census | None = None
+        self,
+        loaded: LoadedModel,
+        settings: WorkerSettings,
+        links: Links,
+        census: Census | None = None,
     ) -> None:
         self.settings = settings
+        self.links = links
         self.runner = loaded.runner
         self.vocab_size = loaded.vocab_size
         self.max_model_len = loaded.max_model_len

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from baton import channels
+from baton.tls.links import PLAIN, Links
 
 T = TypeVar("T")
 Handler: TypeAlias = "grpc.GenericRpcHandler[Any, Any]"
@@ -45,14 +45,15 @@ class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # not gen
 class Server:
     """Listens as soon as it is made; ``open`` lets it serve."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, links: Links = PLAIN) -> None:
         """Raises OSError when the address is taken."""
+        self.links = links
         self.services = LateHandlers()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
-        self._server = channels.server()
+        self._server = links.server()
         self._server.add_generic_rpc_handlers((self.services,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.address = f"{host}:{channels.bind(self._server, host, port)}"
+        self.address = f"{host}:{links.bind(self._server, host, port)}"
 
     async def start(self) -> None:
         """Answer health with NOT_SERVING."""

@@ -91,6 +91,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             prefill_decisions=profile.prefill_decisions(),
             kv_pairings=profile.kv_pairings(),
             failing=load.failed,
+            tls=runtime.links.encrypted,
+            refused=[
+                worker_pb2.Refusals(reason=reason, count=count)
+                for reason, count in runtime.links.refused.items()
+            ],
         )
 
 

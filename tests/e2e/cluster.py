@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 
+from baton.tls.files import Files
+from baton.tls.links import PLAIN, Links
+from baton.tls.names import Party
 from baton.v1 import worker_pb2, worker_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +34,7 @@ SETTLE_SECONDS = 10.0
 _WORKER = re.compile(r"baton \| (\w+) ready on (\S+), pid (\d+)")
 _ADMIN = re.compile(r"workers' state: (\S+)/cluster")
 _RPC = re.compile(r"more workers: --join (\S+);")
+_KEYS = re.compile(r"commands need (--tls-cert .*)")
 _URL = re.compile(r"ready at (\S+)/v1;")
 
 
@@ -125,6 +128,20 @@ class Cluster:
         return found[1]
 
     @property
+    def keys(self) -> list[str]:
+        """What a command is told to speak TLS to it; nothing without --tls."""
+        found = _KEYS.search(self.output)
+        return found[1].split() if found else []
+
+    @property
+    def links(self) -> Links:
+        """Ours, with that certificate."""
+        if not self.keys:
+            return PLAIN
+        certificate, key, authorities = map(Path, self.keys[1::2])
+        return Links(Files(certificate, key, authorities, Party.ADMIN))
+
+    @property
     def processes(self) -> dict[str, Process]:
         """Every process by name, as it was last found ready: a restarted one is a new one."""
         found = [Process(m[1], m[2], int(m[3])) for m in _WORKER.finditer(self.output)]
@@ -148,7 +165,7 @@ class Cluster:
         """The worker of a kind ("p", "d", "c") that has most to do, as they say themselves."""
 
         def work(process: Process) -> tuple[int, int]:
-            load = report(process.address, idle=False).load
+            load = report(process.address, idle=False, links=self.links).load
             return load.running + load.waiting, load.blocks_owned
 
         living = [each for each in self.workers if each.name.startswith(letter) and each.alive]
@@ -195,21 +212,21 @@ class Cluster:
         """Every living worker's books balance, nothing is owned, nothing is left open."""
         for process in self.workers:
             if process.alive:
-                until_idle(process)
+                until_idle(process, self.links)
 
 
-def report(address: str, *, idle: bool) -> worker_pb2.IntegrityReport:
+def report(address: str, *, idle: bool, links: Links = PLAIN) -> worker_pb2.IntegrityReport:
     """A worker's own account."""
-    with grpc.insecure_channel(address) as channel:
+    with links.blocking(address, Party.WORKER) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)
         request = worker_pb2.CheckIntegrityRequest(idle=idle)
         return stub.CheckIntegrity(request, timeout=10.0, wait_for_ready=True)
 
 
-def until_idle(process: Process) -> None:
+def until_idle(process: Process, links: Links = PLAIN) -> None:
     """Wait until the worker's idle check passes; fails with its violations."""
     deadline = time.monotonic() + SETTLE_SECONDS
-    while violations := list(report(process.address, idle=True).violations):
+    while violations := list(report(process.address, idle=True, links=links).violations):
         assert time.monotonic() < deadline, f"{process.name}: {violations}"
         time.sleep(0.2)
 

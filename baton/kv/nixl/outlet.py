@@ -64,16 +64,21 @@ class NixlOutlet:
 
     name, version = NAME, VERSION
 
-    def __init__(self, instance_id: str, pool: Region) -> None:
+    def __init__(self, instance_id: str, pool: Region, withheld: str = "") -> None:
+        """``withheld``: why it is not to be used, whatever is installed; empty when it may be."""
         self._pool = pool
+        self._withheld = withheld
         self._agent = Agent(load, instance_id, pool)
 
     @property
     def unavailable(self) -> str:
-        return self._agent.ended
+        return self._withheld or self._agent.ended
 
     async def start(self) -> None:
         """Register the pool; where that cannot be, ``unavailable`` says why."""
+        if self._withheld:
+            log.warning("nixl transport unavailable", reason=self._withheld)
+            return
         try:
             await self._agent.start()
         except Unusable as error:

@@ -45,11 +45,13 @@ class NixlReader:
 
     name, version, checksums = NAME, VERSION, False
 
-    def __init__(self, pool: Region, *, unchecked: bool = True) -> None:
-        """``unchecked``: KV may come without checksums, as it does."""
+    def __init__(self, pool: Region, *, unchecked: bool = True, withheld: str = "") -> None:
+        """``unchecked``: KV may come without checksums, as it does. ``withheld``: why it is not to
+        be used, whatever is installed; empty when it may be."""
         self.unavailable = "not started"
         self._pool = pool
         self._unchecked = unchecked
+        self._withheld = withheld
         self._agent = Agent(load, new_instance_id(), pool)
         self._renewing: asyncio.Task[None] | None = None
         self._peers: dict[str, _Peer] = {}
@@ -58,6 +60,8 @@ class NixlReader:
     async def start(self) -> None:
         """Register the pool; where that cannot be, ``unavailable`` says why."""
         try:
+            if self._withheld:
+                raise Unusable(self._withheld)
             if not self._unchecked:
                 raise Unusable("it carries no checksums, and --kv-checksums is on")
             await self._agent.start()

@@ -1,0 +1,69 @@
+"""Every setting of every process, defined once: flag, environment variable and YAML key.
+
+``--max-queue-tokens 5``, ``BATON_MAX_QUEUE_TOKENS=5`` and ``max_queue_tokens: 5`` in the file
+named by ``--config`` (or ``BATON_CONFIG``) are the same setting; the earlier wins. A default
+stands here and nowhere else.
+
+    process.py   what every process has
+    worker.py    prefill and decode workers
+    gateway.py   the gateway and the relay
+    up.py        ``baton up``
+"""
+
+from __future__ import annotations
+
+from baton.settings.gateway import (
+    FleetSettings,
+    FrontSettings,
+    GatewaySettings,
+    HealthSettings,
+    RelaySettings,
+)
+from baton.settings.process import (
+    ModelSettings,
+    ProcessSettings,
+    TlsSettings,
+)
+from baton.settings.up import (
+    UpSettings,
+)
+from baton.settings.worker import (
+    MAX_STRIPES,
+    AttentionChoice,
+    ComputeSettings,
+    DecodeSettings,
+    Dtype,
+    HandoffSettings,
+    KvChecksums,
+    LocalPrefillSettings,
+    PrefillOrder,
+    PrefillSettings,
+    Quantize,
+    ReadingSettings,
+    WorkerSettings,
+)
+
+__all__ = [
+    "MAX_STRIPES",
+    "AttentionChoice",
+    "ComputeSettings",
+    "DecodeSettings",
+    "Dtype",
+    "FleetSettings",
+    "FrontSettings",
+    "GatewaySettings",
+    "HandoffSettings",
+    "HealthSettings",
+    "KvChecksums",
+    "LocalPrefillSettings",
+    "ModelSettings",
+    "PrefillOrder",
+    "PrefillSettings",
+    "ProcessSettings",
+    "Quantize",
+    "ReadingSettings",
+    "RelaySettings",
+    "TlsSettings",
+    "UpSettings",
+    "WorkerSettings",
+]

@@ -1,0 +1,154 @@
+"""What gateways and relays are told: what clients see, and which workers there are."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from baton.deadlines import Deadlines
+from baton.flags import Placeholder
+from baton.membership.source import Source
+from baton.settings.process import (
+    ModelSettings,
+    Port,
+    ProcessSettings,
+    Seconds,
+    TlsSettings,
+    Tokens,
+    split,
+)
+from baton.tls.names import Party
+
+Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
+
+
+class HealthSettings(ProcessSettings):
+    """When a worker is out."""
+
+    section: ClassVar[str] = "health of workers"
+
+    stall_timeout: Seconds = Field(
+        30.0,
+        description="seconds without an engine step after which a worker with work to do is out; "
+        "longer than any step",
+    )
+
+
+class FrontSettings(ModelSettings, HealthSettings):
+    """What clients see of a fleet: addresses, limits, deadlines."""
+
+    section: ClassVar[str] = "gateway"
+
+    host: Annotated[str, Placeholder("HOST")] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
+    port: Port = Field(8000, description="HTTP port of the API; 0 picks a free one")
+    admin_port: Port = Field(8001, description="HTTP port of /cluster and /metrics; 0 likewise")
+    rpc_port: Port = Field(
+        8002, description="gRPC port where workers join and `baton workers` asks; 0 likewise"
+    )
+    max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
+    max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        8 * 2**20, ge=1, description="longest HTTP body, bytes"
+    )
+    body_timeout: Seconds = Field(30.0, description="seconds to receive an HTTP body")
+    write_timeout: Seconds = Field(30.0, description="seconds a client may stall its stream")
+    retry_initial: Seconds = Field(0.05, description="seconds before the second attempt")
+    retry_max: Seconds = Field(1.0, description="longest pause between attempts, seconds")
+    retry_budget: Seconds = Field(30.0, description="seconds without a token before giving up")
+    queue_timeout: Seconds = Field(30.0, description="deadline: waiting for a place, seconds")
+    prefill_timeout: Seconds = Field(120.0, description="deadline: computing the prompt, seconds")
+    transfer_timeout: Seconds = Field(60.0, description="deadline: KV hand-off, seconds")
+    first_token_timeout: Seconds = Field(180.0, description="deadline: first token, seconds")
+    inter_token_timeout: Seconds = Field(60.0, description="deadline: between tokens, seconds")
+    total_timeout: Seconds = Field(math.inf, description="deadline: whole request, seconds")
+
+    @property
+    def deadlines(self) -> Deadlines:
+        return Deadlines(
+            queue=self.queue_timeout,
+            prefill=self.prefill_timeout,
+            transfer=self.transfer_timeout,
+            first_token=self.first_token_timeout,
+            inter_token=self.inter_token_timeout,
+            total=self.total_timeout,
+        )
+
+
+class FleetSettings(HealthSettings, TlsSettings):
+    """Which workers there are."""
+
+    section: ClassVar[str] = "fleet"
+
+    membership: Annotated[str, Placeholder("SOURCE")] = Field(
+        "static",
+        description="where workers are found: static (--prefill and --decode), embedded (they "
+        "--join), dns:NAME:PORT,... (each of a name's addresses), etcd:HOST:PORT,..., or "
+        "gateway:HOST:PORT,... (as one of these gateways has them)",
+    )
+    prefill: Addresses = Field(
+        default_factory=list, description="prefill workers, with --membership static"
+    )
+    decode: Addresses = Field(
+        default_factory=list, description="decode workers, likewise; at least one is required"
+    )
+    dns_interval: Seconds = Field(
+        5.0, description="seconds between lookups, with --membership dns:..."
+    )
+    exit_with_parent: bool = Field(
+        False, description="stop when the process that started this one ends"
+    )
+
+    @property
+    def source(self) -> Source:
+        return Source.parse(self.membership)
+
+    @model_validator(mode="after")
+    def _some_worker(self) -> Self:
+        try:
+            kind = self.source.kind
+        except ValueError as error:
+            raise ValueError(f"--membership: {error}") from None
+        if kind != "static" and (self.prefill or self.decode):
+            raise ValueError(f"--prefill and --decode say nothing with --membership {kind}")
+        if kind == "static" and not self.decode:
+            raise ValueError("--decode names no worker; at least one is needed")
+        return self
+
+
+class GatewaySettings(FrontSettings, FleetSettings):
+    """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
+
+    party: ClassVar[Party] = Party.GATEWAY
+
+
+class RelaySettings(FleetSettings):
+    """The relay: carries Prefill calls and KV between workers that cannot reach one another.
+
+    It forwards only between the workers of its --membership; decode workers find it by their
+    --relay.
+    """
+
+    section: ClassVar[str] = "relay"
+    party: ClassVar[Party] = Party.RELAY
+
+    host: Annotated[str, Placeholder("HOST")] = Field(
+        "127.0.0.1", description="address to listen on"
+    )
+    port: Port = Field(8100, description="gRPC port; 0 picks a free one")
+    admin_port: Port = Field(8101, description="HTTP port of /cluster and /metrics; 0 likewise")
+    max_calls: int = Field(128, ge=1, description="Prefill calls at once; more are refused")
+    max_reads: int = Field(
+        128, ge=1, description="KV streams at once, each of up to 5 MiB in memory; more are refused"
+    )
+
+    @model_validator(mode="after")
+    def _some_prefill(self) -> RelaySettings:
+        kind = self.source.kind
+        if kind == "embedded":
+            raise ValueError("--membership embedded is for gateways; a relay asks one: gateway:...")
+        if kind == "static" and not self.prefill:
+            raise ValueError("--prefill names no worker; at least one is needed")
+        return self
