@@ -27,6 +27,7 @@ from baton.errors import (
 from baton.generation import FinishReason, Timings
 from gateway.admission import Admission
 from gateway.course import Course, Run
+from gateway.explanation import Trail
 from gateway.fleet import Booking
 from gateway.metrics import Metrics
 from gateway.patience import Patience
@@ -79,14 +80,18 @@ class Orchestrator:
         self._metrics = metrics
         self._arrivals = itertools.count()
 
-    async def generate(self, request: ValidRequest) -> AsyncGenerator[Delta, None]:
+    async def generate(
+        self, request: ValidRequest, trail: Trail | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """Yield every token once. Closing the iterator cancels the request down the tree.
+
+        ``trail`` is told where each attempt was placed, and why.
 
         Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
         an error that no other attempt could mend, as it came; one that it could, when the retry
         budget is spent.
         """
-        course = Course(request, next(self._arrivals), Patience(request.deadlines))
+        course = Course(request, next(self._arrivals), Patience(request.deadlines), trail)
         finish: FinishReason | None = None
         with (
             self._metrics.open_streams.track_inprogress(),
@@ -167,7 +172,8 @@ class Orchestrator:
             return None
         attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
         now = asyncio.get_running_loop().time()
-        course.started(Run(attempt, place, Booking(place.decode, place.prefill, need.tokens, now)))
+        booking = Booking(place.decode, place.prefill, need.tokens, now, place.cached)
+        course.started(Run(attempt, place, booking))
         return course.run
 
     def _received(self, course: Course, tokens: list[int]) -> None:

@@ -24,6 +24,7 @@ from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
+from gateway.policies import Weights, policies
 from gateway.registry import Registry
 from gateway.requests import Validator
 from gateway.session import Sessions
@@ -59,7 +60,8 @@ async def running(
     metrics = Metrics(CollectorRegistry())
     waiting = WaitingRoom()
     admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
-    placement = Placement(rng or random.Random())
+    chosen = policies(settings.placement, Weights(**settings.weights))
+    placement = Placement(rng or random.Random(), chosen)
     sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
     membership = membership or sources.membership(settings, identity)
     registry = Registry(
@@ -67,6 +69,7 @@ async def running(
         identity,
         settings.beat,
         stall_timeout=settings.stall_timeout,
+        caches=chosen.caches,
         changed=waiting.changed,
         news=KvCounters(metrics.registry).count,
         stalled=sessions.give_up,

@@ -86,6 +86,8 @@ class Status:
                     "model": self._served_model,
                     "queued_tokens": self._admission.tokens,
                     "waiting_requests": len(self._waiting),
+                    "placement": self._placement.policy,
+                    "known_cached_blocks": self._placement.known_blocks,
                 },
                 "workers": [describe(member) for member in self._registry.members],
             }
