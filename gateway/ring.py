@@ -36,8 +36,8 @@ class Ring(Generic[T]):
         self._members = [member for _, _, member in placed]
 
     def nearest(self, key: bytes) -> list[T]:
-        """Up to ``PROBES`` different members: whose the key is, then who has it when that one is
-        gone, and so on."""
+        """Up to ``PROBES`` different members: whose the key is, then others, in one order while
+        they stay the same."""
         points = self._points
         if not points:
             return []
