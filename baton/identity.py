@@ -43,6 +43,11 @@ class CompatibilityClass:
         """Bytes of one KV block of one layer: K then V, each [block_size, kv_heads, head_size]."""
         return 2 * self.block_size * self.kv_heads * self.head_size * 2
 
+    @property
+    def layout(self) -> str:
+        """What the keys of KV blocks are rooted in: equal for equal classes, in any process."""
+        return repr(self)
+
     def require_same(self, other: CompatibilityClass) -> None:
         """Raise IncompatiblePeer naming every differing field with both values."""
         differing = [

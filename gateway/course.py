@@ -19,6 +19,8 @@ from baton.errors import (
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
 from baton.identity import Family
 from gateway.attempt import Attempt
+from gateway.caches import Prefix
+from gateway.explanation import Trail
 from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
@@ -42,6 +44,7 @@ class Course:
     choice: int
     arrival: int  #: order among this gateway's requests and their choices
     patience: Patience
+    trail: Trail | None = None  #: wants to know where attempts were placed, and why
     #: Every token received, those not yet shown included: what the next attempt continues.
     generated: list[int] = field(default_factory=list)
     #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
@@ -57,6 +60,7 @@ class Course:
     avoid: set[str] = field(default_factory=set)
     #: Decode workers whose session broke once since then; they may live.
     lost: set[str] = field(default_factory=set)
+    _prefix: Prefix | None = None
 
     @property
     def need(self) -> Need:
@@ -70,7 +74,18 @@ class Course:
             avoid=frozenset(self.avoid),
             prefer=self.last.decode.instance_id if self.last is not None else "",
             local_prefill=self.attempts > 0,
+            prefix=self.prefix,
+            explain=self.trail is not None,
         )
+
+    @property
+    def prefix(self) -> Prefix:
+        """Prompt and generated ids, as caches know them; kept, as placing may take many tries."""
+        ids = self.request.prompt_ids
+        if self._prefix is None or len(self._prefix) != len(ids) + len(self.generated):
+            known = (*ids, *self.generated) if self.generated else ids
+            self._prefix = Prefix(known, self.request.cache_salt, self.request.session)
+        return self._prefix
 
     def next_generation(self, others: Sequence[Course] = ()) -> Generation:
         """The attempt to submit now. No attempt number is used twice.
@@ -97,6 +112,8 @@ class Course:
         """From now on the request stays in this class: only there is a replay exact."""
         self.run = run
         self.last, self.booking = run.place, run.booking
+        if self.trail is not None:
+            self.trail.add(run.place.explanation)
         self.family = run.place.decode.report.identity.family
 
     def received(self, tokens: list[int]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import replace
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from baton.errors import BatonError, ClientGone, InternalError
+from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
 from gateway import openai_api
 from gateway.disconnect import unless_gone
+from gateway.explanation import ASK, PLACEMENT, Trail
 from gateway.metrics import Metrics
 from gateway.orchestrator import Deltas, Orchestrator
 from gateway.registry import Registry
@@ -23,6 +25,8 @@ from gateway.transcript import Piece, Transcript, transcribe
 
 log = structlog.get_logger(__name__)
 
+#: Requests with the same value may go to one worker (--placement affinity).
+_SESSION = "x-baton-session"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -64,7 +68,8 @@ class Generation:
     ) -> Response:
         """Every request is counted once: here, unless its stream begins and counts itself."""
         try:
-            return await self._answer(http, await validate(http))
+            trail = _trail(http)
+            return await self._answer(http, _in_session(http, await validate(http)), trail)
         except ClientDisconnect:
             self._count(ClientGone.http_status)
             raise ClientGone("the client closed the connection within the body") from None
@@ -75,20 +80,21 @@ class Generation:
             self._count(InternalError.http_status)
             raise
 
-    async def _answer(self, http: Request, request: ValidRequest) -> Response:
+    async def _answer(self, http: Request, request: ValidRequest, trail: Trail | None) -> Response:
 
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
             detokenizer = self._tokenizer.detokenizer()
             return transcribe(deltas, Transcript(request, detokenizer, choice))
 
-        pieces = self._orchestrator.generate(request, render)
+        pieces = self._orchestrator.generate(request, render, trail)
         if not request.stream:
             body = await unless_gone(http.receive, openai_api.whole(request, pieces))
             self._count(200)
-            return JSONResponse(body, headers={"X-Request-Id": request.request_id})
+            return JSONResponse(body, headers=_headers(request, trail))
         # Until the first token is here, what goes wrong still has an HTTP status.
         first = await unless_gone(http.receive, _first(pieces))
-        return AnswerStream(request, first, pieces, self._write_timeout, self._count)
+        headers = _headers(request, trail)
+        return AnswerStream(request, first, pieces, self._write_timeout, self._count, headers)
 
     def _limits(self) -> Limits:
         roster = self._registry.roster
@@ -104,6 +110,25 @@ class Generation:
 
 async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
     return await anext(pieces)
+
+
+def _headers(request: ValidRequest, trail: Trail | None) -> dict[str, str]:
+    explained = trail.headers if trail is not None else {}
+    return {"X-Request-Id": request.request_id, **explained}
+
+
+def _trail(http: Request) -> Trail | None:
+    """Raises InvalidRequest."""
+    asked = http.headers.get(ASK)
+    if asked not in (None, PLACEMENT):
+        raise InvalidRequest(f"header {ASK} is {asked!r}, but only {PLACEMENT!r} can be explained")
+    return None if asked is None else Trail()
+
+
+def _in_session(http: Request, request: ValidRequest) -> ValidRequest:
+    """Named by the header, which goes before the body's ``user``."""
+    session = http.headers.get(_SESSION)
+    return replace(request, session=session) if session else request
 
 
 def _traceparent(http: Request) -> str:

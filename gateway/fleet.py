@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -78,6 +78,23 @@ class KvPairing:
     bytes_per_s: float = 0.0  #: while KV was there to be read; 0 when not measured
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """How fast KV came to a decode worker, in payload bytes per second."""
+
+    measured: Mapping[str, float]  #: by prefill instance
+    mean: float  #: of these; 0 without any
+
+    @classmethod
+    def of(cls, pairings: Iterable[KvPairing]) -> Links:
+        measured = {p.instance_id: p.bytes_per_s for p in pairings if p.bytes_per_s}
+        return cls(measured, sum(measured.values()) / max(1, len(measured)))
+
+    def bytes_per_s(self, instance_id: str) -> float:
+        """From one prefill instance: as from the others where it is not measured."""
+        return self.measured.get(instance_id, self.mean)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """A worker's status message as a value."""
@@ -96,6 +113,7 @@ class Report:
     kv_pairings: tuple[KvPairing, ...] = ()
     tls: bool = False  #: on its gRPC connections
     refused: Mapping[str, int] = field(default_factory=dict)  #: by its server, by reason
+    links: Links = Links({}, 0.0)  #: of these pairings
 
     @property
     def compatibility(self) -> CompatibilityClass:
@@ -121,6 +139,7 @@ class Report:
         if identity.compatibility is None:
             raise IncompatiblePeer("the status names no compatibility class: not a worker")
         load = status.load
+        pairings = tuple(_pairing(p) for p in status.kv_pairings)
         return cls(
             identity=identity,
             roles=wire.roles_from_wire(status.roles),
@@ -150,7 +169,8 @@ class Report:
                 PrefillDecision(local=d.local, reason=d.reason, count=d.count)
                 for d in status.prefill_decisions
             ),
-            kv_pairings=tuple(_pairing(p) for p in status.kv_pairings),
+            kv_pairings=pairings,
+            links=Links.of(pairings),
             tls=status.tls,
             refused={refusal.reason: refusal.count for refusal in status.refused},
         )
@@ -197,6 +217,8 @@ class Worker:
     queued_tokens: int = field(init=False)
     #: KV blocks a new sequence could take, less what was placed and is not yet reported.
     room_blocks: int = field(init=False)
+    #: KV tokens of sequences that live there, likewise.
+    live_tokens: int = field(init=False)
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
     _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
@@ -207,6 +229,10 @@ class Worker:
     @property
     def instance_id(self) -> str:
         return self.report.identity.instance_id
+
+    @property
+    def decodes(self) -> bool:
+        return Role.DECODE in self.report.roles
 
     @property
     def all_blocks(self) -> int:
@@ -249,6 +275,8 @@ class Worker:
         load = self.report.load
         self.queued_tokens = max(0, load.queued_tokens + self._unseen_tokens)
         self.room_blocks = load.blocks_free + load.blocks_cached - self._unseen_blocks
+        live_blocks = max(0, load.blocks_owned + self._unseen_blocks)
+        self.live_tokens = live_blocks * self.report.compatibility.block_size
 
     def refused(self) -> None:
         """It answered that it is full."""
@@ -273,10 +301,12 @@ class Booking:
         tokens: int,
         now: float,
         choices: int = 1,
+        cached: int = 0,
     ) -> None:
+        """``tokens`` of prompt and generated ids, of which ``cached`` need not be computed."""
         self._decode = decode
         self._prefill = prefill
-        self._tokens = tokens
+        self._tokens = tokens - cached
         self._choices = choices
         self._blocks = decode.blocks(tokens, choices)
         self._computed = False

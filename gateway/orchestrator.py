@@ -31,6 +31,7 @@ from baton.errors import (
 from baton.generation import FinishReason
 from gateway.admission import Admission
 from gateway.course import Course, Run
+from gateway.explanation import Trail
 from gateway.fleet import Booking
 from gateway.merge import merge
 from gateway.metrics import Metrics
@@ -92,9 +93,13 @@ class Orchestrator:
         self._metrics = metrics
         self._arrivals = itertools.count()
 
-    async def generate(self, request: ValidRequest, render: Render[T]) -> AsyncGenerator[T, None]:
+    async def generate(
+        self, request: ValidRequest, render: Render[T], trail: Trail | None = None
+    ) -> AsyncGenerator[T, None]:
         """Yield what ``render`` makes of each choice, in which every token is seen once. Closing
         the iterator cancels the request down the tree.
+
+        ``trail`` is told where each attempt was placed, and why.
 
         Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
         an error that no other attempt could mend, as it came; one that it could, when the retry
@@ -104,6 +109,7 @@ class Orchestrator:
             Course(request, choice, next(self._arrivals), Patience(request.deadlines))
             for choice in range(request.n)
         ]
+        courses[0].trail = trail
         with (
             self._metrics.open_streams.track_inprogress(),
             self._admission.admit(len(request.prompt_ids)) as ticket,
@@ -214,7 +220,8 @@ class Orchestrator:
         generation = first.next_generation(others)
         attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
         now = asyncio.get_running_loop().time()
-        booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses))
+        cached = place.cached
+        booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses), cached)
         runs = [Run(attempt, place, booking) for attempt in attempts]
         for course, run in zip(courses, runs, strict=True):
             course.started(run)

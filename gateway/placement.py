@@ -1,29 +1,25 @@
-"""Which workers take a request: small scores over the fleet's state, lowest first.
+"""Which workers take a request: of those that can, the one with the lowest score of a policy.
 
 Everything here is plain computation over ``Worker`` values: no clock, no I/O, randomness passed
-in. A new policy is a new ``Score``.
+in. What is compared, and by what score, is in ``policies.py``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from statistics import fmean
+from typing import NamedTuple
 
 from baton.errors import ContextLengthExceeded, IncompatiblePeer, NoWorker
 from baton.identity import Family, Role
+from gateway.caches import Hits, Prefix
+from gateway.explanation import Explanation, Pick, explain
 from gateway.fleet import Health, Worker
-from gateway.roster import Pool, Roster
-
-#: Workers with room that are compared for one side of a request. Up to so many the choice is the
-#: best of all. Beyond, the best of so many, from a random one on: next to no worse (two would
-#: nearly do: Mitzenmacher, "The power of two choices in randomized load balancing"), bounded in
-#: time, and several gateways with the same reports do not all run to one worker.
-WIDTH = 16
-
-#: The lowest score takes the request; equal ones are drawn from.
-Score = Callable[[Worker], tuple[float, ...]]
+from gateway.policies import WIDTH, Asked, Policies, Policy
+from gateway.roster import Pool, Roster, Workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +38,10 @@ class Need:
     prefer: str = ""
     #: Without a prefill worker the decode worker may compute the prompt itself.
     local_prefill: bool = False
+    #: What prefix caches may know of it; None for a request of which only that matters which
+    #: workers there are.
+    prefix: Prefix | None = None
+    explain: bool = False  #: ``Place.explanation`` is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,8 @@ class Place:
 
     decode: Worker
     prefill: Worker | None
-
-
-def most_room(worker: Worker) -> tuple[float, ...]:
-    """Fewest prompt tokens to compute there, then most free KV, then fewest sequences."""
-    load = worker.report.load
-    return (worker.queued_tokens, -worker.room_blocks, load.running + load.waiting)
-
-
-def least_queued(worker: Worker) -> tuple[float, ...]:
-    """Fewest prompt tokens waiting for compute."""
-    return (worker.queued_tokens,)
+    cached: int = 0  #: tokens that whoever computes the prompt caches, as far as is known
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +60,33 @@ class Found:
 
     able: bool  #: some could take it, whether they have room now or not
     roomy: Sequence[Worker]  #: some of those that have room now
+    asked: Asked  #: by which their scores are
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """Decode workers with room, and the prefill workers that go with any of them."""
 
-    decode: Sequence[Worker]
-    prefill: Sequence[Worker]  #: empty: the decode worker computes the prompt itself
+    decode: Found
+    prefill: Found | None  #: None: the decode worker computes the prompt itself
 
 
 class Placement:
-    """Chooses by one score per role, among all that have room or, in a large fleet, ``WIDTH``."""
+    """Chooses by one policy per role, among all that have room or, in a large fleet, some."""
 
-    def __init__(
-        self,
-        rng: random.Random,
-        *,
-        decode: Score = most_room,
-        prefill: Score = least_queued,
-    ) -> None:
+    def __init__(self, rng: random.Random, policies: Policies) -> None:
         self._rng = rng
-        self._decode = decode
-        self._prefill = prefill
+        self._policies = policies
+
+    @property
+    def policy(self) -> str:
+        """By name."""
+        return self._policies.prefill.name
+
+    @property
+    def known_blocks(self) -> int:
+        """Different blocks that workers are known to cache."""
+        return len(self._policies.caches or ())
 
     def choose(self, roster: Roster, need: Need) -> Place | None:
         """A decode worker, and a prefill worker of its class unless it prefills itself.
@@ -100,91 +95,164 @@ class Placement:
         NoWorker, saying why, when none could take it however long it waits, and
         ContextLengthExceeded when no pool is large enough for all its choices.
         """
-        pools = roster.pools(need.model, need.family)
+        pools = [(pool, self._hits(pool, need)) for pool in roster.pools(need.model, need.family)]
         prefer = roster.instance(need.prefer)
         # Who failed is avoided, unless there is nobody else: a worker may have recovered.
         for avoid in (need.avoid, ()):
-            sought = [(pool, self._decodes(pool, need, avoid, prefer)) for pool in pools]
-            if any(found.able for _, sides in sought for found in sides):
+            sought = [(*pool, self._decodes(*pool, need, avoid, prefer)) for pool in pools]
+            if any(found.able for *_, sides in sought for found in sides):
                 break
         else:
-            _require_large_enough(pools, need)
+            _require_large_enough((pool for pool, _ in pools), need)
             raise NoWorker(_why_no_decode(roster.workers, need))
-        offers = [offer for pool, sides in sought for offer in self._offers(pool, sides, need)]
+        offers = [offer for one in sought for offer in self._offers(*one, need)]
         if not offers:
-            raise NoWorker(_why_unpaired(pools, roster.workers))
-        return self._best([offer for offer in offers if offer.decode], need)
+            raise NoWorker(_why_unpaired((pool for pool, _ in pools), roster.workers))
+        return self._best([offer for offer in offers if offer.decode.roomy], need, prefer)
+
+    def _hits(self, pool: Pool, need: Need) -> Hits | None:
+        """What of the request is cached in a pool."""
+        caches, layout = self._policies.caches, pool.family.compatibility
+        if caches is None or need.prefix is None or layout is None:
+            return None
+        return caches.look_up(need.prefix.chain(layout))
 
     def _decodes(
-        self, pool: Pool, need: Need, avoid: Collection[str], prefer: Worker | None
+        self,
+        pool: Pool,
+        hits: Hits | None,
+        need: Need,
+        avoid: Collection[str],
+        prefer: Worker | None,
     ) -> tuple[Found, Found]:
         """Decode workers that need a prefill worker, and those that do not."""
-        blocks = pool.blocks(need.tokens, need.choices)
+        policy, blocks = self._policies.decode, pool.blocks(need.tokens, need.choices)
         # One choice fits where its longest does.
         least = blocks if need.choices > 1 else 0
-        return (
-            self._look(pool.decode, need.longest, blocks, avoid, prefer, least),
-            self._look(pool.colocated, need.longest, blocks, avoid, prefer, least),
-        )
 
-    def _offers(self, pool: Pool, sides: tuple[Found, Found], need: Need) -> Iterator[Offer]:
+        def look(workers: Workers) -> Found:
+            asked = _ask(need, hits)
+            return self._look(workers, policy, need.longest, blocks, avoid, asked, prefer, least)
+
+        return look(pool.decode), look(pool.colocated)
+
+    def _offers(
+        self, pool: Pool, hits: Hits | None, sides: tuple[Found, Found], need: Need
+    ) -> Iterator[Offer]:
         """What a pool has for the request; without decode workers where all are full."""
         pairing, colocated = sides
         if colocated.able:
-            yield Offer(colocated.roomy, ())
+            yield Offer(colocated, None)
         if not pairing.able:
             return
         # Without room on this side only whether the other could take it matters, not its room.
         blocks = pool.blocks(need.tokens) if pairing.roomy else 0
-        prefills = self._look(pool.prefill, need.tokens, blocks, need.avoid)
+        policy, asked = self._policies.prefill, _ask(need, hits)
+        prefills = self._look(pool.prefill, policy, need.tokens, blocks, need.avoid, asked)
         if not prefills.able and need.local_prefill:
-            yield Offer(pairing.roomy, ())
+            yield Offer(pairing, None)
             return
         if not prefills.able and need.avoid:
-            prefills = self._look(pool.prefill, need.tokens, blocks, ())
+            prefills = self._look(pool.prefill, policy, need.tokens, blocks, (), asked)
         if prefills.able:
-            yield Offer(pairing.roomy if prefills.roomy else (), prefills.roomy)
+            yield Offer(pairing if prefills.roomy else Found(True, (), asked), prefills)
 
-    def _best(self, offers: Sequence[Offer], need: Need) -> Place | None:
+    def _best(self, offers: Sequence[Offer], need: Need, prefer: Worker | None) -> Place | None:
         if not offers:
             return None
-        partners = {worker: offer.prefill for offer in offers for worker in offer.decode}
-        decodes = [worker for offer in offers for worker in offer.decode]
-        preferred = [w for w in decodes if w.instance_id == need.prefer] if need.prefer else []
-        decode = preferred[0] if preferred else self._lowest(decodes, self._decode)
-        prefills = partners[decode]
-        return Place(decode, self._lowest(prefills, self._prefill) if prefills else None)
+        policies = self._policies
+        partners = {worker: offer.prefill for offer in offers for worker in offer.decode.roomy}
+        decode = self._lowest([offer.decode for offer in offers], policies.decode, prefer)
+        prefill, found = None, partners[decode.worker]
+        if found is not None:
+            found.asked.hand_to(decode.worker)
+            prefill = self._lowest([found], policies.prefill)
+        computing = prefill or decode
+        return Place(
+            decode.worker,
+            None if prefill is None else prefill.worker,
+            computing.asked.cached(computing.worker),
+            explain(self.policy, decode, prefill) if need.explain else None,
+        )
 
     def _look(
         self,
-        workers: Sequence[Worker],
+        workers: Workers,
+        policy: Policy,
         tokens: int,
         blocks: int,
         avoid: Collection[str],
+        asked: Asked,
         prefer: Worker | None = None,
         least: int = 0,
     ) -> Found:
-        """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them up to
-        WIDTH with room for ``blocks``: from a random one on, the preferred one first."""
+        """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them some
+        with room for ``blocks``: the preferred one, those that the policy proposes, others from a
+        random one on."""
+        size = _Size(tokens, blocks, least)
         start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
-        first = (prefer,) if prefer is not None and prefer in workers else ()
-        able, roomy = False, []
-        for worker in chain(first, islice(workers, start, None), islice(workers, start)):
-            if worker.report.max_model_len < tokens or worker.all_blocks < least:
-                continue
-            if avoid and worker.instance_id in avoid:
-                continue
-            able = True
-            if worker.has_room(blocks):
-                roomy.append(worker)
-                if len(roomy) == WIDTH:
-                    break
-        return Found(able, roomy)
+        first = () if prefer is None else (prefer,)
+        named = dict.fromkeys(chain(first, policy.propose(workers, asked, self._rng)))
+        mine = [worker for worker in named if worker in workers.members]
+        able, roomy = _fit(mine, size, avoid, len(mine))
+        asked.proposed = tuple(roomy)
+        beside = policy.beside if roomy else WIDTH
+        if beside:
+            others: Iterable[Worker] = chain(islice(workers, start, None), islice(workers, start))
+            if roomy:
+                others = (worker for worker in others if worker not in asked.proposed)
+            also, more = _fit(others, size, avoid, beside)
+            able, roomy = able or also, roomy + more
+        return Found(able, roomy, asked)
 
-    def _lowest(self, workers: Sequence[Worker], score: Score) -> Worker:
-        scores = [(worker.health is Health.SUSPECT, score(worker)) for worker in workers]
+    def _lowest(self, sides: Sequence[Found], policy: Policy, prefer: Worker | None = None) -> Pick:
+        """Of all workers found; suspects are a last resort."""
+        compared = [(worker, found.asked) for found in sides for worker in found.roomy]
+        for worker, asked in compared:
+            if worker is prefer:
+                return Pick(worker, asked, "its cache holds what came before", [], compared)
+        known = [t for worker, _ in compared if (t := worker.report.load.prefill_token)]
+        for found in sides if known else ():
+            found.asked.token_s = fmean(known)
+        scores = [
+            (worker.health is Health.SUSPECT, policy.score(worker, asked))
+            for worker, asked in compared
+        ]
         lowest = min(scores)
-        return self._rng.choice([w for w, s in zip(workers, scores, strict=True) if s == lowest])
+        equal = [one for one, score in zip(compared, scores, strict=True) if score == lowest]
+        worker, asked = self._rng.choice(equal)
+        why = "lowest score" if len(equal) == 1 else f"drawn from {len(equal)} equal ones"
+        return Pick(worker, asked, why, scores, compared)
+
+
+def _ask(need: Need, hits: Hits | None) -> Asked:
+    return Asked(tokens=need.tokens, prefix=need.prefix, hits=hits)
+
+
+class _Size(NamedTuple):
+    """What a worker must have."""
+
+    tokens: int  #: that a sequence there may have
+    blocks: int  #: free, now
+    least: int  #: blocks in all
+
+
+def _fit(
+    workers: Iterable[Worker], size: _Size, avoid: Collection[str], most: int
+) -> tuple[bool, list[Worker]]:
+    """Whether some could ever take it; of these, up to ``most`` that have room now."""
+    able, roomy = False, []
+    for worker in workers:
+        if worker.report.max_model_len < size.tokens or worker.all_blocks < size.least:
+            continue
+        if avoid and worker.instance_id in avoid:
+            continue
+        able = True
+        if worker.has_room(size.blocks):
+            roomy.append(worker)
+            if len(roomy) == most:
+                break
+    return able, roomy
 
 
 def _require_large_enough(pools: Iterable[Pool], need: Need) -> None:

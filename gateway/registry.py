@@ -19,6 +19,7 @@ from baton.membership import Entry, Membership
 from baton.tls.links import Links
 from baton.tls.names import Party
 from baton.v1 import worker_pb2, worker_pb2_grpc
+from gateway.caches import CacheGap, CacheIndex
 from gateway.fleet import Health, Report, Worker
 from gateway.progress import Progress
 from gateway.roster import Roster
@@ -82,6 +83,7 @@ class Member:
 class Registry:
     """Every member's state.
 
+    ``caches`` gets what workers tell of their caches; without it they are not asked.
     ``changed`` is called after each change that placement may use, ``news`` with two reports of
     one instance that follow one another, ``stalled`` with a worker whose engine has work and takes
     no step, and why.
@@ -95,6 +97,7 @@ class Registry:
         links: Links,
         *,
         stall_timeout: float,
+        caches: CacheIndex | None = None,
         changed: Callable[[], None] = lambda: None,
         news: Callable[[Report, Report], None] = lambda before, now: None,
         stalled: Callable[[Worker, str], None] = lambda worker, why: None,
@@ -104,6 +107,7 @@ class Registry:
         self._beat = beat
         self._links = links
         self._stall_timeout = stall_timeout
+        self._caches = caches
         self._changed = changed
         self._news = news
         self._stalled = stalled
@@ -174,6 +178,8 @@ class Registry:
             ended.reason = await self._listen(member, ended)
         except IncompatiblePeer as error:
             member.turn(Health.REFUSED, error.message)
+        except CacheGap as gap:
+            log.warning("watching anew", address=member.address, reason=str(gap))
         else:
             member.turn(Health.CONNECTING if member.worker is None else Health.OUT, ended.reason)
         self._update()
@@ -184,7 +190,10 @@ class Registry:
         liveness = Liveness(self._beat)
         async with self._links.connect(member.address, Party.WORKER) as channel:
             call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(
-                worker_pb2.WatchRequest(identity=wire.identity_to_wire(self._identity))
+                worker_pb2.WatchRequest(
+                    identity=wire.identity_to_wire(self._identity),
+                    cache_changes=self._caches is not None,
+                )
             )
             try:
                 async with tasks.group() as beside:
@@ -196,13 +205,15 @@ class Registry:
             except grpc.aio.AioRpcError as error:
                 ended.loading = error.code() is grpc.StatusCode.UNIMPLEMENTED
                 return f"{error.code().name.lower()}: {error.details()}"
-            except IncompatiblePeer:
+            except (IncompatiblePeer, CacheGap):
                 raise
             except Exception as error:
                 log.exception("status not understood", address=member.address)
                 return repr(error)
             finally:
                 call.cancel()
+                if self._caches is not None and member.worker is not None:
+                    self._caches.forget(member.worker)  # the next stream tells all again
 
     async def _read(
         self,
@@ -221,14 +232,22 @@ class Registry:
                 self._replace(member, report)
             else:
                 self._take_in(member.worker, report)
+            self._account(member.worker, status)
             self._judge(member, report, progress)
             self._changed()
 
     def _replace(self, member: Member, report: Report) -> None:
         if member.worker is not None:
             member.worker.health = Health.OUT
+            if self._caches is not None:
+                self._caches.forget(member.worker)
         member.worker = Worker(member.address, report)
         self._roster = None
+
+    def _account(self, worker: Worker | None, status: worker_pb2.WorkerStatus) -> None:
+        """Take in what it tells of its cache. Raises CacheGap."""
+        if self._caches is not None and worker is not None and status.HasField("cache"):
+            self._caches.apply(worker, status.cache)
 
     def _take_in(self, worker: Worker, report: Report) -> None:
         before = worker.report

@@ -55,6 +55,7 @@ class ValidRequest:
     return_token_ids: bool = False
     priority: int = 0  #: larger goes first, as between workers; on the wire it is smaller
     cache_salt: bytes = b""
+    session: str = ""  #: what the client calls the conversation, or itself; for placement alone
     traceparent: str = ""
 
     @property
@@ -181,6 +182,7 @@ class Validator:
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
             priority=-_priority(wire.priority or 0),
+            session=wire.user or "",
             traceparent=traceparent,
         )
 

@@ -8,9 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from baton.identity import Family, Role
 from gateway.fleet import Worker, kv_blocks
+from gateway.ring import Ring
+
+
+class Workers(list[Worker]):
+    """Those of a pool that do the same."""
+
+    @cached_property
+    def members(self) -> frozenset[Worker]:
+        """Made when first asked for, once all are in; so is ``ring``."""
+        return frozenset(self)
+
+    @cached_property
+    def ring(self) -> Ring[Worker]:
+        return Ring((worker.instance_id, worker) for worker in self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +34,9 @@ class Pool:
 
     family: Family
     block_size: int  #: tokens
-    decode: list[Worker] = field(default_factory=list)  #: need a prefill worker
-    colocated: list[Worker] = field(default_factory=list)  #: decode, and prefill by themselves
-    prefill: list[Worker] = field(default_factory=list)
+    decode: Workers = field(default_factory=Workers)  #: need a prefill worker
+    colocated: Workers = field(default_factory=Workers)  #: decode, and prefill by themselves
+    prefill: Workers = field(default_factory=Workers)
 
     def blocks(self, tokens: int, choices: int = 0) -> int:
         """See ``kv_blocks``."""

@@ -90,7 +90,7 @@ class GenerationRequest(_Wire):
     return_token_ids: bool = False
     #: As in vLLM's API: smaller goes first.
     priority: int | None = None
-    #: Taken note of by no one: an end-user's name for the caller's own books.
+    #: An end-user's name: requests of one may go to one worker (--placement affinity).
     user: str | None = None
     n: int | None = None
 

@@ -26,6 +26,7 @@ from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
+from gateway.policies import Weights, policies
 from gateway.registry import Registry
 from gateway.requests import Validator
 from gateway.session import Sessions
@@ -63,7 +64,8 @@ async def running(
     metrics.registry.register(LinkMetrics(links))
     waiting = WaitingRoom()
     admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
-    placement = Placement(rng or random.Random())
+    chosen = policies(settings.placement, Weights(**settings.weights))
+    placement = Placement(rng or random.Random(), chosen)
     sessions = Sessions(identity, settings.beat, metrics.stale_tokens, links)
     membership = membership or sources.membership(settings, identity, links)
     registry = Registry(
@@ -72,6 +74,7 @@ async def running(
         settings.beat,
         links,
         stall_timeout=settings.stall_timeout,
+        caches=chosen.caches,
         changed=waiting.changed,
         news=KvCounters(metrics.registry).count,
         stalled=sessions.give_up,

@@ -91,6 +91,8 @@ class Status:
                     "refused": self._links.refused,
                     "queued_tokens": self._admission.tokens,
                     "waiting_requests": len(self._waiting),
+                    "placement": self._placement.policy,
+                    "known_cached_blocks": self._placement.known_blocks,
                 },
                 "workers": [describe(member) for member in self._registry.members],
             }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import structlog
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
@@ -33,6 +33,7 @@ class AnswerStream(EventSourceResponse):
         rest: AsyncGenerator[Piece, None],
         write_timeout: float,
         on_end: Callable[[int], None],
+        headers: Mapping[str, str],
     ) -> None:
         self._request = request
         self._rest = rest
@@ -40,7 +41,7 @@ class AnswerStream(EventSourceResponse):
         self._status = ClientGone.http_status
         super().__init__(
             self._events(first),
-            headers={"X-Request-Id": request.request_id},
+            headers=headers,
             sep="\n",
             ping=PING_INTERVAL,
             send_timeout=write_timeout,

@@ -4,6 +4,7 @@ checkpoint directory with a byte-level tokenizer, all that the gateway needs of 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -210,11 +211,14 @@ class FakeWorker:
     draining: bool = False
     beat: float = 0.05
     kv_pairings: Sequence[worker_pb2.KvPairing] = ()
+    #: What each status of a stream tells of its cache, one after the other, then nothing more.
+    cache: Sequence[worker_pb2.CacheChanges] = ()
     port: int = 0
     silent: bool = False  #: sends nothing more, as a stopped process would
 
     def __post_init__(self) -> None:
         self.instance_id = new_instance_id()
+        self.watches: list[worker_pb2.WatchRequest] = []
         self.submits: list[Submitted] = []
         self.cancels: list[AttemptKey] = []
         self.sessions: list[FakeSession] = []
@@ -269,7 +273,8 @@ class FakeWorker:
         mine = Identity(self.instance_id, self.compatibility, "fake", self.protocol)
         return wire.identity_to_wire(mine)
 
-    def status(self) -> worker_pb2.WorkerStatus:
+    def status(self, number: int = -1) -> worker_pb2.WorkerStatus:
+        """``number``: of the status in its stream, from 0."""
         return worker_pb2.WorkerStatus(
             identity=self.identity(),
             roles=list(self.roles),  # type: ignore[arg-type]
@@ -288,6 +293,7 @@ class FakeWorker:
             ),
             transports=[worker_pb2.TransportCapability(name="grpc", version=1)],
             kv_pairings=self.kv_pairings,
+            cache=self.cache[number] if 0 <= number < len(self.cache) else None,
         )
 
 
@@ -298,9 +304,10 @@ class _Status(worker_pb2_grpc.WorkerServiceServicer):
     async def Watch(  # noqa: N802
         self, request: worker_pb2.WatchRequest, context: Any
     ) -> AsyncIterator[worker_pb2.WorkerStatus]:
-        while True:
+        self._worker.watches.append(request)
+        for number in itertools.count():
             if not self._worker.silent:
-                yield self._worker.status()
+                yield self._worker.status(number)
             await asyncio.sleep(self._worker.beat)
 
 

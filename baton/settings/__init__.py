@@ -17,6 +17,7 @@ from baton.settings.gateway import (
     FrontSettings,
     GatewaySettings,
     HealthSettings,
+    PlacementName,
     RelaySettings,
 )
 from baton.settings.process import (
@@ -57,6 +58,7 @@ __all__ = [
     "KvChecksums",
     "LocalPrefillSettings",
     "ModelSettings",
+    "PlacementName",
     "PrefillOrder",
     "PrefillSettings",
     "ProcessSettings",

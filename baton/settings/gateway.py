@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,6 +22,24 @@ from baton.settings.process import (
 from baton.tls.names import Party
 
 Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
+
+PlacementName = Literal["least-queued", "prefix", "two-choices", "affinity", "score"]
+
+
+def _weights(text: str) -> dict[str, float]:
+    """``cache=1,load=2,transfer=0.5``. Raises ValueError naming what is wrong."""
+    parts = [part.partition("=") for part in text.split(",")]
+    if sorted(name for name, _, _ in parts) != ["cache", "load", "transfer"]:
+        raise ValueError(f"{text!r} must name cache, load and transfer once each")
+    found = dict[str, float]()
+    for name, _, value in parts:
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"{name} is {value!r}, but must be a number") from None
+        if not 0 <= found[name] < math.inf:
+            raise ValueError(f"{name} is {value}, but must be finite and at least 0")
+    return found
 
 
 class HealthSettings(ProcessSettings):
@@ -49,6 +67,18 @@ class FrontSettings(ModelSettings, HealthSettings):
     rpc_port: Port = Field(
         8002, description="gRPC port where workers join and `baton workers` asks; 0 likewise"
     )
+    placement: PlacementName = Field(
+        "least-queued",
+        description="which workers take a request: those with the fewest prompt tokens waiting "
+        "(and most room); prefix: those less what they cache of the prompt; two-choices: the "
+        "better of two at random; affinity: always the same for a session; score: by "
+        "--placement-weights",
+    )
+    placement_weights: Annotated[str, Placeholder("NAME=X,...")] = Field(
+        "cache=1,load=1,transfer=1",
+        description="--placement score takes the workers with the least of load less cache plus "
+        "transfer, in seconds each, times these",
+    )
     max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         8 * 2**20, ge=1, description="longest HTTP body, bytes"
@@ -64,6 +94,19 @@ class FrontSettings(ModelSettings, HealthSettings):
     first_token_timeout: Seconds = Field(180.0, description="deadline: first token, seconds")
     inter_token_timeout: Seconds = Field(60.0, description="deadline: between tokens, seconds")
     total_timeout: Seconds = Field(math.inf, description="deadline: whole request, seconds")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of --placement score. Raises ValueError."""
+        return _weights(self.placement_weights)
+
+    @model_validator(mode="after")
+    def _weights_are_numbers(self) -> Self:
+        try:
+            _weights(self.placement_weights)
+        except ValueError as error:
+            raise ValueError(f"--placement-weights: {error}") from None
+        return self
 
     @property
     def deadlines(self) -> Deadlines:

@@ -18,13 +18,15 @@ ROLE_PREFILL: Role
 ROLE_DECODE: Role
 
 class WatchRequest(_message.Message):
-    __slots__ = ("identity",)
+    __slots__ = ("identity", "cache_changes")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_CHANGES_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ...) -> None: ...
+    cache_changes: bool
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., cache_changes: _Optional[bool] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "cache_events", "sequence", "prefill_decisions", "kv_pairings", "failing", "tls", "refused")
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "sequence", "prefill_decisions", "kv_pairings", "failing", "tls", "refused", "cache")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -34,13 +36,13 @@ class WorkerStatus(_message.Message):
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
-    CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PREFILL_DECISIONS_FIELD_NUMBER: _ClassVar[int]
     KV_PAIRINGS_FIELD_NUMBER: _ClassVar[int]
     FAILING_FIELD_NUMBER: _ClassVar[int]
     TLS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     roles: _containers.RepeatedScalarFieldContainer[Role]
     local_prefill: bool
@@ -50,14 +52,14 @@ class WorkerStatus(_message.Message):
     transports: _containers.RepeatedCompositeFieldContainer[TransportCapability]
     draining: bool
     vocab_size: int
-    cache_events: _containers.RepeatedCompositeFieldContainer[CacheEvent]
     sequence: int
     prefill_decisions: _containers.RepeatedCompositeFieldContainer[PrefillDecision]
     kv_pairings: _containers.RepeatedCompositeFieldContainer[KvPairing]
     failing: bool
     tls: bool
     refused: _containers.RepeatedCompositeFieldContainer[Refusals]
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., cache_events: _Optional[_Iterable[_Union[CacheEvent, _Mapping]]] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ..., tls: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ...) -> None: ...
+    cache: CacheChanges
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ..., tls: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., cache: _Optional[_Union[CacheChanges, _Mapping]] = ...) -> None: ...
 
 class Refusals(_message.Message):
     __slots__ = ("reason", "count")
@@ -135,13 +137,19 @@ class TransportCapability(_message.Message):
     unavailable: str
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., unavailable: _Optional[str] = ...) -> None: ...
 
-class CacheEvent(_message.Message):
-    __slots__ = ("key", "added")
-    KEY_FIELD_NUMBER: _ClassVar[int]
-    ADDED_FIELD_NUMBER: _ClassVar[int]
-    key: bytes
-    added: bool
-    def __init__(self, key: _Optional[bytes] = ..., added: _Optional[bool] = ...) -> None: ...
+class CacheChanges(_message.Message):
+    __slots__ = ("position", "since", "whole", "entered", "left")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    ENTERED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    since: int
+    whole: bool
+    entered: bytes
+    left: bytes
+    def __init__(self, position: _Optional[int] = ..., since: _Optional[int] = ..., whole: _Optional[bool] = ..., entered: _Optional[bytes] = ..., left: _Optional[bytes] = ...) -> None: ...
 
 class CheckIntegrityRequest(_message.Message):
     __slots__ = ("idle",)

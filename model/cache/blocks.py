@@ -37,6 +37,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from model.cache.journal import Changes, Journal
 from model.cache.promises import Promises
 
 
@@ -75,6 +76,7 @@ class BlockPool:
         self._free = list(reversed(range(num_blocks)))  # a stack: warm blocks are reused first
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently released first
         self._quarantined = 0
+        self._journal = Journal(num_blocks)
         self.promises = Promises()
 
     # -- what is there ---------------------------------------------------------------------
@@ -111,6 +113,16 @@ class BlockPool:
     def key(self, block: int) -> bytes | None:
         """The key of the block's contents, or None while they are private to their writer."""
         return self._keys[block]
+
+    @property
+    def changed(self) -> int:
+        """How often a key has come or gone so far."""
+        return self._journal.position
+
+    def changes(self, since: int | None) -> Changes:
+        """The keys that came and went after change number ``since``; all that are there where that
+        is None, or too long ago."""
+        return self._journal.since(since, self._by_key)
 
     # -- owners ----------------------------------------------------------------------------
 
@@ -205,6 +217,7 @@ class BlockPool:
         self.promises.end(block)
         self._keys[block] = key
         self._by_key[key] = block
+        self._journal.note(key, entered=True)
         return True
 
     def _require_private(self, block: int) -> None:
@@ -225,6 +238,7 @@ class BlockPool:
         assert key is not None, f"cached block {block} has no key"
         del self._by_key[key]
         self._keys[block] = None
+        self._journal.note(key, entered=False)
         self._free.append(block)
 
     # -- the books -------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from baton.errors import BatonError, InternalError
 from baton.generation import FinishReason
 from model.cache.blocks import BlockCounts, BlockPool
+from model.cache.journal import Changes
 from model.cache.prefix import PrefixCache
 from model.engine.costs import Costs
 from model.engine.events import Event, LayerReady
@@ -81,7 +82,7 @@ class Engine:
         self._emit = emit
         self._clock = clock
         self._pool = BlockPool(runner.num_blocks)
-        prefix = PrefixCache(self._pool, settings.block_size, repr(runner.compatibility))
+        prefix = PrefixCache(self._pool, settings.block_size, runner.compatibility.layout)
         self._scheduler = Scheduler(settings, self._pool, prefix, clock)
         self._lock = threading.Condition(threading.Lock())
         self._woken = False  # a command changed something since the thread last looked
@@ -194,6 +195,12 @@ class Engine:
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
             )
+
+    def cache_changes(self, since: int | None) -> Changes | None:
+        """What entered and left the prefix cache after change number ``since``, or all there is
+        where that is None or too long ago; None when nothing did. O(changes), at most O(pool)."""
+        with self._lock:
+            return None if since == self._pool.changed else self._pool.changes(since)
 
     def check_integrity(self, idle: bool = False) -> list[str]:
         """Recompute every block's references from live sequences, holds and the running step,

@@ -12,6 +12,7 @@ from baton import wire
 from baton.errors import BatonError
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.engine import Load
+from model.worker.cache_watch import CacheWatch
 from model.worker.runtime import Profile, Runtime
 
 #: Seconds between looks at the load: how late a change is reported, and how much is coalesced.
@@ -43,15 +44,17 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             wire.identity_from_wire(request.identity)
         except BatonError as error:
             await context.abort(error.grpc_code, error.message)
+        cache = CacheWatch(self._runtime.engine) if self._tells_cache(request) else None
         sequence, last, sent_at = 0, None, 0.0
         while not self._runtime.leaving.is_set():
             load = self._runtime.engine.load()
+            changes = cache.news() if cache is not None else None
             now = time.monotonic()
             # A look early rather than late: a beat that comes late may count as missed.
             due = now - sent_at >= self._runtime.beat.interval - _LOOK
-            if _news(load) != last or due:
+            if _news(load) != last or changes is not None or due:
                 sequence, last, sent_at = sequence + 1, _news(load), now
-                yield self._status(load, sequence)
+                yield self._status(load, sequence, changes)
             await asyncio.sleep(_LOOK)
 
     async def CheckIntegrity(  # noqa: N802
@@ -75,7 +78,13 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """Returns when every sequence has finished or was handed back."""
         return worker_pb2.DrainReply(handed_back=await self._drain(request.grace_ms / 1000))
 
-    def _status(self, load: Load, sequence: int) -> worker_pb2.WorkerStatus:
+    def _tells_cache(self, request: worker_pb2.WatchRequest) -> bool:
+        """Without a prefix cache every sequence has a salt that no other knows."""
+        return request.cache_changes and self._runtime.settings.prefix_cache
+
+    def _status(
+        self, load: Load, sequence: int, cache: worker_pb2.CacheChanges | None
+    ) -> worker_pb2.WorkerStatus:
         runtime, profile = self._runtime, self._profile
         return worker_pb2.WorkerStatus(
             identity=wire.identity_to_wire(runtime.identity),
@@ -96,6 +105,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 worker_pb2.Refusals(reason=reason, count=count)
                 for reason, count in runtime.links.refused.items()
             ],
+            cache=cache,
         )
 
 

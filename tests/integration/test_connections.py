@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from baton import channels
 from baton.errors import HandoffFailed, PrefillLost, RelayRefused
 from baton.kv.connections import Connections
+from baton.tls.links import Links
 from model.engine.mock_runner import CostModel
 from tests.fakes import eventually
 from tests.relays import relayed
@@ -24,13 +24,15 @@ from tests.workers import cluster, expected, generation, kv_relay, prompt, sessi
 def dialled(monkeypatch: pytest.MonkeyPatch) -> list[grpc.aio.Channel]:
     """Every channel that ``Connections`` opens."""
     made: list[grpc.aio.Channel] = []
-    connect: Callable[..., grpc.aio.Channel] = channels.connect
+    connect: Callable[..., grpc.aio.Channel] = Links.connect
 
     def remember(*arguments: object, **named: object) -> grpc.aio.Channel:
-        made.append(connect(*arguments, **named))
-        return made[-1]
+        channel = connect(*arguments, **named)
+        if named.get("shared") is False:  # sessions share theirs
+            made.append(channel)
+        return channel
 
-    monkeypatch.setattr("baton.kv.connections.channels", SimpleNamespace(connect=remember))
+    monkeypatch.setattr(Links, "connect", remember)
     return made
 
 

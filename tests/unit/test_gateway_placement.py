@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from baton.errors import ContextLengthExceeded, NoWorker
 from baton.identity import CompatibilityClass, Identity, Role
 from gateway.fleet import SETTLING, Booking, Health, Load, Report, Worker
-from gateway.placement import WIDTH, Need, Placement
+from gateway.placement import Need, Placement
+from gateway.policies import WIDTH, Weights, policies
 from gateway.roster import Roster
 
 CLASS = CompatibilityClass("m", layers=2, kv_heads=1, head_size=8, block_size=16)
@@ -44,8 +45,13 @@ def need(tokens: int = 20, **fields: Any) -> Need:
     return Need(**{"model": "m", "tokens": tokens, "longest": tokens + 10, **fields})
 
 
+def placement(seed: int = 0, policy: str = "least-queued") -> Placement:
+    weights = Weights(cache=1.0, load=1.0, transfer=1.0)
+    return Placement(random.Random(seed), policies(policy, weights))
+
+
 def choose(workers: list[Worker], wanted: Need, seed: int = 0) -> tuple[str, str] | None:
-    place = Placement(random.Random(seed)).choose(Roster(workers), wanted)
+    place = placement(seed).choose(Roster(workers), wanted)
     if place is None:
         return None
     return place.decode.instance_id, place.prefill.instance_id if place.prefill else ""
@@ -220,26 +226,26 @@ def thousand(**fields: Any) -> list[Worker]:
 def test_choosing_among_a_thousand_is_quick(fields: dict[str, Any]) -> None:
     """100 us is the goal (`python -m bench.placement`); a busy machine is slower, looking at
     every pair of workers was a thousand times as slow."""
-    roster, placement, took = Roster(thousand(**fields)), Placement(random.Random(0)), []
+    roster, placed, took = Roster(thousand(**fields)), placement(), []
     for _ in range(20):
         started = time.perf_counter()
-        placement.choose(roster, need())
+        placed.choose(roster, need())
         took.append(time.perf_counter() - started)
     assert min(took) < 2e-3
 
 
 def test_in_a_large_fleet_everyone_gets_work_and_no_room_is_overlooked() -> None:
     workers = thousand()
-    roster, placement = Roster(workers), Placement(random.Random(0))
+    roster, placed = Roster(workers), placement()
     for number in range(5 * 500):
-        place = placement.choose(roster, need())
+        place = placed.choose(roster, need())
         assert place is not None and place.prefill is not None
         Booking(place.decode, place.prefill, 20, now=float(number))
     taken = [100 - w.room_blocks for w in workers]
     assert max(taken) - min(taken) <= 10, "five requests of two blocks each, give or take five"
     for each in workers[:500]:
         each.full = each is not workers[250]
-    place = placement.choose(roster, need())
+    place = placed.choose(roster, need())
     assert place is not None and place.decode is workers[250]
 
 

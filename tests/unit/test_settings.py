@@ -54,6 +54,26 @@ def test_mistakes_are_one_line_each(
     assert re.search(said, printed)
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--placement-weights", "cache=1,load=2"], "name cache, load and transfer once"),
+        (["--placement-weights", "cache=x,load=1,transfer=1"], "cache is 'x', but must"),
+        (
+            ["--placement-weights", "cache=1,load=-1,transfer=1"],
+            "load is -1, but must be",
+        ),
+        (["--placement", "random"], "--placement: .*'least-queued'.*random"),
+    ],
+)
+def test_mistakes_in_placement(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        load(GatewaySettings, [*GATEWAY, *argv], "gateway")
+    assert re.search(said, capsys.readouterr().err)
+
+
 def test_a_gateway_without_workers_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(GatewaySettings, ["--model", "m"], "gateway")
