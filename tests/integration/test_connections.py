@@ -14,6 +14,7 @@ from baton import channels
 from baton.errors import HandoffFailed, PrefillLost, RelayRefused
 from baton.kv.connections import Connections
 from baton.tls.links import Links
+from baton.tls.names import Party
 from model.engine.mock_runner import CostModel
 from tests.fakes import eventually
 from tests.relays import relayed
@@ -28,7 +29,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[grpc.aio.Channel]:
 
     def remember(*arguments: object, **named: object) -> grpc.aio.Channel:
         channel = connect(*arguments, **named)
-        if named.get("shared") is False:  # sessions share theirs
+        if Party.DECODE not in arguments:  # the gateway's sessions
             made.append(channel)
         return channel
 
