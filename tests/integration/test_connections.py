@@ -29,7 +29,7 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> list[grpc.aio.Channel]:
 
     def remember(*arguments: object, **named: object) -> grpc.aio.Channel:
         channel = connect(*arguments, **named)
-        if Party.DECODE not in arguments:  # the gateway's sessions
+        if named.get("shared") is False and Party.DECODE not in arguments:  # no session, no status
             made.append(channel)
         return channel
 
