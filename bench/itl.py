@@ -30,7 +30,7 @@ from gateway.session import Session
 #: Seconds that a hand-off goes on before it is watched, and after.
 _SETTLE, _MARGIN = 0.25, 0.25
 #: Tokens that each sequence of the batch may reach: more than a round has steps.
-_LONGEST = 2048
+_LONGEST = 8192
 _GB, _MS = 1e9, 1e3
 
 
