@@ -157,6 +157,14 @@ def test_placements_count_until_they_are_reported() -> None:
         assert (each.room_blocks, each.queued_tokens) == (100, 7)
 
 
+def test_what_is_cached_is_not_queued() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 30, now=10.0, cached=16)
+    assert (prefill.queued_tokens, prefill.room_blocks) == (14, 98)
+    booking.ended(10.1)
+    assert (prefill.queued_tokens, prefill.room_blocks) == (0, 100)
+
+
 @given(st.lists(st.tuples(st.integers(0, 500), st.booleans(), st.booleans()), max_size=20))
 def test_bookings_cancel_out(steps: list[tuple[int, bool, bool]]) -> None:
     decode, prefill = worker("d", free=10_000), worker("p", free=10_000, roles=PREFILL)
