@@ -157,6 +157,14 @@ def test_placements_count_until_they_are_reported() -> None:
         assert (each.room_blocks, each.queued_tokens) == (100, 7)
 
 
+def test_what_is_cached_is_not_queued() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 30, now=10.0, cached=16)
+    assert (prefill.queued_tokens, prefill.room_blocks) == (14, 98)
+    booking.ended(10.1)
+    assert (prefill.queued_tokens, prefill.room_blocks) == (0, 100)
+
+
 def test_choices_take_the_prompt_once_and_a_block_each() -> None:
     decode, prefill = worker("d"), worker("p", roles=PREFILL)
     booking = Booking(decode, prefill, 40, now=1.0, choices=4)
