@@ -306,7 +306,8 @@ class Booking:
         """``tokens`` of prompt and generated ids, of which ``cached`` need not be computed."""
         self._decode = decode
         self._prefill = prefill
-        self._tokens = tokens - cached
+        self._tokens = tokens
+        self._missing = tokens - cached
         self._choices = choices
         self._blocks = decode.blocks(tokens, choices)
         self._computed = False
@@ -344,7 +345,7 @@ class Booking:
 
     def _count_compute(self, sign: int, now: float) -> None:
         if self._prefill is None:
-            self._decode.placed(sign * self._tokens, 0, now)
+            self._decode.placed(sign * self._missing, 0, now)
         else:
             blocks = self._prefill.blocks(self._tokens)
-            self._prefill.placed(sign * self._tokens, sign * blocks, now)
+            self._prefill.placed(sign * self._missing, sign * blocks, now)
