@@ -85,7 +85,8 @@ class PagedAttentionLibrary(Library):
         self.has_pairs = bool(library.has_pairs())  #: it can multiply pairs of bfloat16
 
     def queries_at_once(self, shape: Shape) -> int:
-        """Queries of one span that are one item of work, for each KV head."""
+        """Queries of one span that are one item of work, of one KV head. A span that has this
+        many over all its KV heads, or fewer, may be one item in all."""
         return int(self._library.queries_at_once(byref(shape)))
 
     def scratch_bytes(self, shape: Shape) -> int:

@@ -44,8 +44,9 @@ INLINE float largest(vec x) { return _mm512_reduce_max_ps(x); }
 INLINE float total(vec x) { return _mm512_reduce_add_ps(x); }
 
 INLINE vec from_halves(const uint16_t *from, int64_t count) {
-    __mmask16 mask = count < WIDTH ? (1u << count) - 1 : 0xffff;
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, from));
+    /* Not by a mask of ones, which gcc does not see through. */
+    if (count >= WIDTH) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1u << count) - 1, from));
 }
 
 INLINE void transpose(vec r[WIDTH]) {
@@ -193,6 +194,14 @@ INLINE uint16_t to_bf16(float x) {
 
 /* Two vectors as bfloat16, one after the other. */
 INLINE __m512i to_pairs(vec low, vec high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+/* What lies in one half and what lies in the other by turns. */
+INLINE __m512i alternate(__m512i x) {
+    const __m512i order = _mm512_set_epi16(
+        31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+        3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(order, x);
+}
 
 INLINE vec add_pairs(vec sum, vec a, vec b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);

@@ -21,7 +21,11 @@ from model.nets.config import ModelConfig
 
 Ints = npt.NDArray[np.int64]
 
-_PER_THREAD = 1 << 20  # multiplications; below, waking a thread costs more than it brings
+#: Multiplications from which on all threads take part, below it one: see kernel_linear.py.
+_SHARED = 1 << 20
+#: Sequences for each thread from which on one of few queries is not cut by KV heads: fewer would
+#: not spread evenly.
+_SPREAD = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class _Laid:
     """The spans of one step as the kernel reads them."""
 
     spans: Sequence[Span]
-    rows: Ints  #: [len(spans) + 1, 5], ``struct span`` each
+    rows: Ints  #: [len(spans) + 1, 6], ``struct span`` each
     tables: Ints  #: all block ids, one table after another
     threads: int
     addresses: tuple[int, int]  #: of rows and tables
@@ -109,10 +113,13 @@ class KernelAttention:
         tables = np.concatenate([span.table.numpy() for span in spans])
         if len(tables) and (tables.min() < 0 or tables.max() >= num_blocks):
             raise IndexError(f"a block is outside 0 .. {num_blocks - 1}: {tables.tolist()}")
-        items = -(-count // self._at_once) * self._shape.kv_heads
-        rows = np.zeros((len(spans) + 1, 5), dtype=np.int64)
-        rows[:-1, :3] = np.stack((first, count, start), axis=1)
-        rows[1:, 3:] = np.stack((blocks.cumsum(), items.cumsum()), axis=1)
         work = int((count * end).sum()) * 2 * self._shape.heads * self._shape.head_dim
-        threads = max(1, min(self._threads, int(rows[-1, 4]), work // _PER_THREAD))
+        threads = self._threads if work >= _SHARED else 1
+        heads = np.ones_like(count)
+        if threads == 1 or len(spans) >= _SPREAD * threads:
+            heads[count * self._shape.kv_heads <= self._at_once] = self._shape.kv_heads
+        items = -(-count // self._at_once) * (self._shape.kv_heads // heads)
+        rows = np.zeros((len(spans) + 1, 6), dtype=np.int64)
+        rows[:-1, :4] = np.stack((first, count, start, heads), axis=1)
+        rows[1:, 4:] = np.stack((blocks.cumsum(), items.cumsum()), axis=1)
         return _Laid(spans, rows, tables, threads, (rows.ctypes.data, tables.ctypes.data))

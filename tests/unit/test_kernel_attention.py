@@ -190,6 +190,18 @@ def halved(library: PagedAttentionLibrary, case: Case, dtype: torch.dtype, cache
     return attention(0, cache.q.to(dtype), one, spans_of(small, one), case.window)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_how_work_is_cut_does_not_show(library: PagedAttentionLibrary, dtype: torch.dtype) -> None:
+    """One thread takes all KV heads at once, two share a few long sequences head by head."""
+    case = Case(3, 2, 64, 16, None, ((3000, 1), (70, 2), (1900, 1)), seed=8)
+    cache = Cache(case)
+    q, spans = cache.q.to(dtype), spans_of(case, cache)
+    one, two = (
+        kernel(library, case, dtype, threads)(0, q, cache, spans, None) for threads in (1, 2)
+    )
+    assert torch.equal(one, two)
+
+
 def test_long_contexts_and_scores_far_apart(library: PagedAttentionLibrary) -> None:
     """Scores of hundreds: weights underflow, and the maximum moves from tile to tile."""
     case = Case(3, 2, 64, 16, None, ((3000, 1), (700, 60)), seed=3)
