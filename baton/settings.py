@@ -19,12 +19,14 @@ from pydantic_settings import (
 
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
+from baton.head_limits import HeadLimits
 from baton.liveness import Beat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 PrefillOrder = Literal["fcfs", "srpt"]
+CacheScope = Literal["key", "global"]
 
 
 def _split(value: object) -> object:
@@ -39,6 +41,7 @@ KvTransports = Annotated[
     list[Literal["shm", "grpc", "nixl", "relay"]], BeforeValidator(_split), Placeholder("NAME,...")
 ]
 KvChecksums = Literal["auto", "on", "off"]
+Origins = Annotated[list[str], BeforeValidator(_split), Placeholder("ORIGIN,...")]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
 Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
@@ -277,7 +280,49 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
         return None if colocated else self.local_prefill_share
 
 
-class FrontSettings(ModelSettings):
+class HttpSettings(ProcessSettings):
+    """How much a connection may take up before it has asked for anything."""
+
+    section: ClassVar[str] = "HTTP"
+
+    head_timeout: Seconds = Field(
+        10.0, description="seconds to receive an HTTP request line and header"
+    )
+    max_head_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        32_768, ge=1024, description="longest HTTP request line and header, bytes"
+    )
+    max_header_fields: int = Field(100, ge=10, description="most fields of an HTTP header")
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        return HeadLimits(
+            seconds=self.head_timeout, bytes=self.max_head_bytes, fields=self.max_header_fields
+        )
+
+
+class AccessSettings(ProcessSettings):
+    """Who may ask a gateway."""
+
+    section: ClassVar[str] = "access"
+
+    api_keys: Path | None = Field(
+        None,
+        description="file of API keys and their limits, made by `baton keys new`, read again when "
+        "it changes; without one everybody may ask",
+    )
+    cache_scope: CacheScope = Field(
+        "key",
+        description="who shares cached prompts: requests under one API key's name, or all; sharing "
+        "tells each of what others have asked",
+    )
+    cors_origin: Origins = Field(
+        default_factory=list,
+        description="web pages that may ask from a browser, such as https://chat.example; * for "
+        "all, none if unset",
+    )
+
+
+class FrontSettings(ModelSettings, AccessSettings, HttpSettings):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -287,7 +332,18 @@ class FrontSettings(ModelSettings):
     )
     port: Port = Field(8000, description="HTTP port of the API; 0 picks a free one")
     admin_port: Port = Field(8001, description="HTTP port of /cluster and /metrics; 0 likewise")
-    max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
+    max_queue_tokens: Tokens = Field(
+        1_000_000, description="prompt tokens that may wait for their first token"
+    )
+    max_queue_requests: int = Field(
+        4096, ge=1, description="requests that may wait for their first token"
+    )
+    worker_grace: Annotated[float, Placeholder("SECONDS")] = Field(
+        5.0,
+        ge=0,
+        description="seconds that new requests wait for workers that were there a moment ago; "
+        "without any for longer they are refused at once",
+    )
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         8 * 2**20, ge=1, description="longest HTTP body, bytes"
     )
@@ -339,7 +395,7 @@ class GatewaySettings(FrontSettings, FleetSettings):
     """The gateway: OpenAI's HTTP API in front of prefill and decode workers."""
 
 
-class RelaySettings(FleetSettings):
+class RelaySettings(FleetSettings, HttpSettings):
     """The relay: carries Prefill calls and KV between workers that cannot reach one another.
 
     It forwards only between the workers named by --prefill and --decode; decode workers find it

@@ -16,6 +16,7 @@ from baton.configure import load
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from gateway.http_server import HttpServer, listen, url
+from gateway.keys import KeyFileError
 from gateway.service import running
 from gateway.tokenizer import CheckpointError, ModelTokenizer
 from gateway.tokenizer import load as load_tokenizer
@@ -31,7 +32,10 @@ async def serve(
 ) -> None:
     """Serve on two listening sockets until SIGTERM or SIGINT."""
     async with running(settings, tokenizer) as service:
-        servers = {HttpServer(service.public): public, HttpServer(service.admin): admin}
+        servers = {
+            HttpServer(app, settings.head_limits): listening
+            for app, listening in ((service.public, public), (service.admin, admin))
+        }
 
         def stop() -> None:
             for server in servers:
@@ -55,10 +59,10 @@ def main() -> int:
         tokenizer = load_tokenizer(settings.model)
         public = listen(settings.host, settings.port)
         admin = listen(settings.host, settings.admin_port)
-    except (CheckpointError, OSError) as error:
+        uvloop.run(serve(settings, tokenizer, public, admin))
+    except (CheckpointError, KeyFileError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
-    uvloop.run(serve(settings, tokenizer, public, admin))
     return 0
 
 

@@ -21,6 +21,7 @@ from gateway.fleet import Booking
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
+from gateway.waiting import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Course:
     """One request over all its attempts."""
 
     request: ValidRequest
-    arrival: int  #: order among this gateway's requests
+    turn: Turn  #: in the waiting room
     patience: Patience
     #: Every token received, those not yet shown included: what the next attempt continues.
     generated: list[int] = field(default_factory=list)
@@ -75,9 +76,9 @@ class Course:
             prompt_ids=request.prompt_ids,
             generated_ids=tuple(self.generated),
             sampling=request.sampling,
-            deadlines=request.deadlines.after(self.patience.elapsed),
+            deadlines=request.deadlines.after(self.patience.elapsed, started=self.patience.started),
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=request.caller.cache_salt,
             traceparent=request.traceparent,
         )
 

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError
 from gateway import openai_api
+from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator
@@ -54,11 +55,15 @@ class Generation:
 
     async def _validate_chat(self, http: Request) -> ValidRequest:
         wire = parse(ChatRequest, await http.body())
-        return await self._validator.chat(wire, self._limits(), _traceparent(http))
+        return await self._validator.chat(
+            wire, self._limits(), caller_of(http.scope), _traceparent(http)
+        )
 
     async def _validate_completion(self, http: Request) -> ValidRequest:
         wire = parse(CompletionRequest, await http.body())
-        return await self._validator.completion(wire, self._limits(), _traceparent(http))
+        return await self._validator.completion(
+            wire, self._limits(), caller_of(http.scope), _traceparent(http)
+        )
 
     async def _counted(
         self, http: Request, validate: Callable[[Request], Awaitable[ValidRequest]]
@@ -71,6 +76,7 @@ class Generation:
             raise ClientGone("the client closed the connection within the body") from None
         except BatonError as error:
             self._count(error.http_status)
+            self._metrics.refusals.labels(reason=error.code).inc()
             raise
         except Exception:
             self._count(InternalError.http_status)

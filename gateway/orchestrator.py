@@ -8,7 +8,6 @@ request again with the tokens received so far.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from gateway.fleet import Booking
 from gateway.metrics import Metrics
 from gateway.patience import Patience
 from gateway.placement import Placement
+from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
 from gateway.session import Sessions
@@ -67,6 +67,7 @@ class Orchestrator:
         placement: Placement,
         waiting: WaitingRoom,
         admission: Admission,
+        presence: Presence,
         retry: RetryPolicy,
         metrics: Metrics,
     ) -> None:
@@ -75,22 +76,23 @@ class Orchestrator:
         self._placement = placement
         self._waiting = waiting
         self._admission = admission
+        self._presence = presence
         self._retry = retry
         self._metrics = metrics
-        self._arrivals = itertools.count()
 
     async def generate(self, request: ValidRequest) -> AsyncGenerator[Delta, None]:
         """Yield every token once. Closing the iterator cancels the request down the tree.
 
-        Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
-        an error that no other attempt could mend, as it came; one that it could, when the retry
-        budget is spent.
+        Raises QueueFull, DeadlineOutOfReach, RateLimited or NoWorker before anything is placed;
+        DeadlineExceeded naming the phase; an error that no other attempt could mend, as it came;
+        one that it could, when the retry budget is spent.
         """
-        course = Course(request, next(self._arrivals), Patience(request.deadlines))
+        turn = self._waiting.arrive(request.priority)
+        course = Course(request, turn, Patience(request.deadlines))
         finish: FinishReason | None = None
         with (
             self._metrics.open_streams.track_inprogress(),
-            self._admission.admit(len(request.prompt_ids)) as ticket,
+            self._admission.admit(request, turn) as ticket,
         ):
             while finish is None:
                 try:
@@ -127,7 +129,7 @@ class Orchestrator:
     async def _restart(self, course: Course) -> tuple[Run, list[int]]:
         """Try until an attempt gives tokens: that is progress, and resets the budget."""
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: _again(course, error)),
+            retry=tenacity.retry_if_exception(lambda error: self._again(course, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.budget),
         )
@@ -157,7 +159,9 @@ class Orchestrator:
 
     async def _wait_for_place(self, course: Course) -> Run:
         async with tasks.within("queue", course.request.deadlines.queue):
-            return await self._waiting.take_turn(course.arrival, lambda: self._start(course))
+            return await self._waiting.take_turn(
+                course.turn, course.need.tokens, lambda: self._start(course)
+            )
 
     def _start(self, course: Course) -> Run | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
@@ -201,6 +205,12 @@ class Orchestrator:
             run.booking.ended(asyncio.get_running_loop().time())
             self._waiting.changed()
 
+    def _again(self, course: Course, error: BaseException) -> bool:
+        """Without a worker, a request under way hopes for a while, a new one only if there was one
+        a moment ago."""
+        hopeless = isinstance(error, NoWorker) and not course.attempts
+        return _mendable(error) and (not hopeless or self._presence.lately)
+
     def _given_up(self, course: Course, last: BaseException | None) -> BatonError:
         if not isinstance(last, BatonError):
             return InternalError(f"retries ended with {last!r}")
@@ -213,8 +223,3 @@ class Orchestrator:
 
 def _mendable(error: BaseException) -> bool:
     return isinstance(error, BatonError) and error.retryable
-
-
-def _again(course: Course, error: BaseException) -> bool:
-    """A new request is refused at once when there is no worker; one under way hopes for a while."""
-    return _mendable(error) and not (isinstance(error, NoWorker) and course.attempts == 0)

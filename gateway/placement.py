@@ -99,6 +99,14 @@ class Placement:
         partners = [p for p in pairs[decode.instance_id] if p.has_room(need.tokens)]
         return Place(decode, self._lowest(partners, self._prefill) if partners else None)
 
+    def serves(self, workers: Sequence[Worker], model: str) -> bool:
+        """Whether some request would find workers, full or not."""
+        try:
+            self.choose(workers, Need(model=model, tokens=1, longest=1))
+        except NoWorker:
+            return False
+        return True
+
     def _partners(
         self, decode: Worker, prefills: Sequence[Worker], need: Need
     ) -> list[Worker] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,13 +16,16 @@ from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
 from baton.membership.static import StaticMembership
 from baton.settings import GatewaySettings
-from gateway.admission import Admission
+from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.keys import Keys, follow, read
 from gateway.kv_metrics import KvCounters, KvPairs
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
+from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import Validator
 from gateway.session import Sessions
@@ -47,18 +51,36 @@ async def running(
     membership: Membership | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Service]:
-    """Follow the workers and serve requests inside the block; end every session after it."""
+    """Follow the workers and serve requests inside the block; end every session after it.
+
+    Raises KeyFileError.
+    """
     identity = Identity(new_instance_id(), compatibility=None)
     metrics = Metrics(CollectorRegistry())
-    waiting = WaitingRoom()
-    admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
+    clock = asyncio.get_running_loop().time
+    path = settings.api_keys
+    keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
+    waiting = WaitingRoom(clock)
     placement = Placement(rng or random.Random())
+    presence = Presence(
+        lambda: placement.serves(registry.workers, settings.served_name),
+        settings.worker_grace,
+        clock,
+        waiting.changed,
+    )
     registry = Registry(
         membership or StaticMembership([*settings.prefill, *settings.decode]),
         identity,
         settings.beat,
-        waiting.changed,
+        presence.look,
         KvCounters(metrics.registry).count,
+    )
+    admission = Admission(
+        QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
+        waiting,
+        lambda: pace(registry.workers),
+        metrics.queue_tokens,
+        clock,
     )
     metrics.registry.register(KvPairs(lambda: registry.workers))
     sessions = Sessions(identity, settings.beat, metrics.stale_tokens)
@@ -68,6 +90,7 @@ async def running(
         placement,
         waiting,
         admission,
+        presence,
         RetryPolicy(
             initial=settings.retry_initial,
             longest=settings.retry_max,
@@ -85,14 +108,19 @@ async def running(
     public = public_app(
         generation,
         status,
+        Callers(keys, metrics),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
+        cors_origins=settings.cors_origin,
     )
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with tasks.group() as beside:
-        following = beside.create_task(registry.run(), name="registry")
+        following = [beside.create_task(registry.run(), name="registry")]
+        if keys is not None and path is not None:
+            following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
             yield Service(public, admin_app(status), registry, metrics)
         finally:
-            following.cancel()
+            for task in following:
+                task.cancel()
             await sessions.close()

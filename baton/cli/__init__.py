@@ -22,6 +22,7 @@ class Command:
 
 COMMANDS = {
     "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
+    "keys": Command("baton.cli.keys", "make API keys for a gateway"),
 }
 
 
