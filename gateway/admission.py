@@ -102,7 +102,7 @@ class Admission:
 
     def _require_room(self, tokens: int, pace: Pace) -> None:
         over = self._tokens + tokens - self._limits.tokens
-        rate = self._waiting.rate if len(self._waiting) else pace.rate
+        rate = self._rate(pace)
         if over > 0:
             raise QueueFull(
                 f"the queue holds {self._tokens} prompt tokens; {tokens} more would exceed its "
@@ -118,7 +118,7 @@ class Admission:
 
     def _require_time(self, deadlines: Deadlines, turn: Turn, pace: Pace) -> None:
         """Some time passes until there is room, then until a worker gets to it."""
-        rate = self._waiting.rate
+        rate = self._rate(pace)
         room = self._waiting.ahead(turn) / rate if rate else 0.0
         for phase, seconds, allowed in (
             ("queue", room, deadlines.queue),
@@ -131,6 +131,11 @@ class Admission:
                     f"{allowed:g} s allowed for phase '{phase}'",
                     retry_after=late,
                 )
+
+    def _rate(self, pace: Pace) -> float:
+        """Prompt tokens per second; 0 when unknown. What was seen while some waited counts for
+        more than what the workers hope: it may be decoding that they wait for."""
+        return (self._waiting.rate if len(self._waiting) else 0.0) or pace.rate
 
     def _count(self, requests: int, tokens: int) -> None:
         self._requests += requests
