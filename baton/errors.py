@@ -20,6 +20,7 @@
         RateLimited             429  the API key's own limits are reached
         NoWorker                503  no healthy worker of the class is there
         WorkerFull              503  too few free KV blocks; another attempt may find room
+        PrefillFull             503  the same, said by the prefill worker of an attempt
         Draining                503  a worker is leaving; place the request elsewhere
         Preempted               503  a sequence gave its blocks to an older one
       PeerError               a process or the network between failed
@@ -178,6 +179,10 @@ class NoWorker(CapacityError):
 
 class WorkerFull(CapacityError):
     code = "worker_full"
+
+
+class PrefillFull(WorkerFull):
+    code = "prefill_full"
 
 
 class Draining(CapacityError):

@@ -39,9 +39,8 @@ def pace(workers: Iterable[Worker]) -> Pace:
         report = worker.report
         if report.draining or not (Role.PREFILL in report.roles or report.local_prefill):
             continue
-        token = report.load.prefill_token
-        begin = min(begin, worker.queued_tokens * token)
-        if token > 0:
+        begin = min(begin, worker.begins_in)
+        if (token := report.load.prefill_token) > 0:
             rate += 1 / token
     return Pace(begin if math.isfinite(begin) else 0.0, rate)
 

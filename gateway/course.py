@@ -10,6 +10,7 @@ from baton.errors import (
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
+    PrefillFull,
     PrefillLost,
     RelayRefused,
     WorkerFull,
@@ -107,10 +108,10 @@ class Course:
             return
         decode, prefill = self.last.decode, self.last.prefill
         match error:
+            case PrefillFull() if prefill is not None:
+                prefill.refused()
             case WorkerFull():
                 decode.refused()
-                if prefill is not None:
-                    prefill.refused()
             case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
                 prefill is not None
             ):

@@ -174,7 +174,7 @@ class Worker:
     address: str  #: host:port
     report: Report
     health: Health = Health.HEALTHY
-    #: Not tried before it reports again, or something of ours leaves it.
+    #: Not tried before it reports again, something of ours leaves it, or a moment has passed.
     full: bool = False
     #: It said ``worker_full`` where its report shows room: tried with one request at a time.
     doubted: bool = False
@@ -190,6 +190,17 @@ class Worker:
     def queued_tokens(self) -> int:
         """Prompt tokens waiting for compute there, placements not yet reported included."""
         return max(0, self.report.load.queued_tokens + self._unseen_tokens)
+
+    @property
+    def begins_in(self) -> float:
+        """Seconds until it would be through with what is there and begin with a new prompt, by its
+        own measure; 0 when it has not measured yet, or nothing is there.
+
+        The step that runs has to end first, whose prompts may be counted no more.
+        """
+        load = self.report.load
+        queued = self.queued_tokens * load.prefill_token
+        return queued + load.last_step if queued else 0.0
 
     @property
     def room_blocks(self) -> int:
@@ -227,6 +238,11 @@ class Worker:
         """It answered that it is full."""
         self.full = self.doubted = True
 
+    def try_again(self) -> None:
+        """A moment has passed: its room may have come before its refusal did, and then no report
+        says so. It stays in doubt."""
+        self.full = False
+
     def accepted(self) -> None:
         """It took a request after all."""
         if self.doubted:
@@ -241,26 +257,36 @@ class Booking:
         self._prefill = prefill
         self._tokens = tokens
         self._blocks = decode.blocks(tokens + 1)
-        self._computed = False
+        self._computed = self._taken = False
         decode.placed(0, self._blocks, now)
-        self._count_compute(1, now)
+        if prefill is not None:
+            prefill.placed(tokens, self._blocks, now)
+        else:
+            decode.placed(tokens, 0, now)
 
     def started(self, now: float) -> None:
         """The first token is here: the workers took the attempt, and the prompt is computed."""
-        self._computed = True
-        self._count_compute(-1, now)
+        self._count_computed(now)
         self._decode.accepted()
         if self._prefill is not None:
             self._prefill.accepted()
 
+    def handed_over(self, now: float) -> bool:
+        """A second token is here, so the decode worker has the prompt's KV, and the prefill worker
+        its blocks back. Returns whether that is news."""
+        if self._prefill is None or self._taken:
+            return False
+        self._taken = True
+        self._prefill.placed(0, -self._blocks, now)
+        return True
+
     def ended(self, now: float) -> None:
         """The attempt has left its workers; call once."""
-        if not self._computed:
-            self._count_compute(-1, now)
+        self._count_computed(now)
+        self.handed_over(now)
         self._decode.placed(0, -self._blocks, now)
 
-    def _count_compute(self, sign: int, now: float) -> None:
-        if self._prefill is None:
-            self._decode.placed(sign * self._tokens, 0, now)
-        else:
-            self._prefill.placed(sign * self._tokens, sign * self._blocks, now)
+    def _count_computed(self, now: float) -> None:
+        if not self._computed:
+            self._computed = True
+            (self._prefill or self._decode).placed(-self._tokens, 0, now)

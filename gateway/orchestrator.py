@@ -18,6 +18,7 @@ import tenacity
 from baton import tasks
 from baton.errors import (
     BatonError,
+    DeadlineOutOfReach,
     InternalError,
     NoWorker,
     WorkerFull,
@@ -29,7 +30,7 @@ from gateway.course import Course, Run
 from gateway.fleet import Booking
 from gateway.metrics import Metrics
 from gateway.patience import Patience
-from gateway.placement import Placement
+from gateway.placement import Place, Placement
 from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
@@ -37,6 +38,9 @@ from gateway.session import Sessions
 from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
+
+#: Seconds after which a worker that was full is tried with one request, whatever it reports.
+_MOMENT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,8 @@ class Orchestrator:
         self._presence = presence
         self._retry = retry
         self._metrics = metrics
+        #: Pairs of workers that were full and are soon tried again, whatever they report.
+        self._trying_again: set[frozenset[str]] = set()
 
     async def generate(self, request: ValidRequest) -> AsyncGenerator[Delta, None]:
         """Yield every token once. Closing the iterator cancels the request down the tree.
@@ -120,6 +126,7 @@ class Orchestrator:
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
+                self._handed_over(run)
             yield Delta(tokens, finished.reason, finished.timings)
         except BatonError as error:
             if not _mendable(error):
@@ -169,10 +176,25 @@ class Orchestrator:
         place = self._placement.choose(self._registry.workers, need)
         if place is None:
             return None
+        self._require_time(course, place)
         attempt = self._sessions.to(place.decode).submit(course.next_generation(), place.prefill)
         now = asyncio.get_running_loop().time()
         course.started(Run(attempt, place, Booking(place.decode, place.prefill, need.tokens, now)))
         return course.run
+
+    def _require_time(self, course: Course, place: Place) -> None:
+        """Raise DeadlineOutOfReach when others wait and this one would have its prompt computed for
+        nothing. Whoever is alone is tried: its prompt may be cached."""
+        if course.generated or len(self._waiting) < 2:
+            return
+        worker = place.prefill or place.decode
+        seconds = worker.begins_in + course.need.tokens * worker.report.load.prefill_token
+        if seconds > course.patience.left:
+            raise DeadlineOutOfReach(
+                f"the first token would take about {seconds:.3g} s more, but after "
+                f"{course.patience.elapsed:.3g} s of waiting {course.patience.left:.3g} s are left",
+                retry_after=seconds,
+            )
 
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
@@ -185,8 +207,14 @@ class Orchestrator:
         else:
             self._metrics.inter_token_latency.observe(waited)
 
+    def _handed_over(self, run: Run) -> None:
+        if run.booking.handed_over(asyncio.get_running_loop().time()):
+            self._waiting.changed()
+
     def _lost(self, course: Course, error: BatonError) -> None:
         course.learn(error)
+        if isinstance(error, WorkerFull) and course.last is not None:
+            self._try_again_soon(course.last)
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",
@@ -196,6 +224,22 @@ class Orchestrator:
             detail=error.message,
             generated=len(course.generated),
         )
+
+    def _try_again_soon(self, place: Place) -> None:
+        """Once for all that are refused meanwhile."""
+        workers = [place.decode] if place.prefill is None else [place.decode, place.prefill]
+        names = frozenset(worker.instance_id for worker in workers)
+        if names in self._trying_again:
+            return
+
+        def try_again() -> None:
+            self._trying_again.discard(names)
+            for worker in workers:
+                worker.try_again()
+            self._waiting.changed()
+
+        self._trying_again.add(names)
+        asyncio.get_running_loop().call_later(_MOMENT, try_again)
 
     def _leave(self, course: Course) -> None:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""

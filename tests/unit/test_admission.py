@@ -167,6 +167,9 @@ def test_pace_is_that_of_the_least_busy_worker() -> None:
     assert pace([slow, prefill("new", 500, 0.0)]).begin == 0, "it may be quick"
     assert pace([slow, prefill("leaving", 0, 0.001, draining=True)]).begin == pytest.approx(10.0)
     assert pace([]) == Pace()
+    stepping = Load(queued_tokens=1000, prefill_token=0.01, last_step=0.5)
+    assert prefill("p", 0, 0, load=stepping).begins_in == pytest.approx(10.5)
+    assert prefill("p", 0, 0, load=Load(prefill_token=0.01, last_step=0.5)).begins_in == 0
 
 
 def test_workers_that_were_there_a_moment_ago() -> None:

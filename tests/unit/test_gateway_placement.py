@@ -142,6 +142,9 @@ def test_placements_count_until_they_are_reported() -> None:
     prefill.reported(report("p"), now=10.0 + SETTLING / 2)
     assert prefill.queued_tokens == 30, "too early to be in the report"
     booking.started(10.1)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0), "its KV is still to be taken"
+    assert booking.handed_over(10.15)
+    assert not booking.handed_over(10.16)
     assert (prefill.room_blocks, prefill.queued_tokens) == (100, 0)
     booking.ended(10.2)
     assert decode.room_blocks == 100
