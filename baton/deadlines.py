@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from baton.errors import InvalidRequest
@@ -31,13 +32,37 @@ class Deadlines:
                     f"deadline '{field.name}' is {value} s, but must be above 0", param=field.name
                 )
 
-    def after(self, elapsed: float) -> Deadlines:
-        """What remains of the phases counted from arrival, ``elapsed`` seconds later."""
+    def tightened(self, asked: Mapping[str, float]) -> Deadlines:
+        """With the phases in ``asked`` in place of ours.
+
+        Raises InvalidRequest for one above ours, naming both, or not above 0.
+        """
+        for name, seconds in asked.items():
+            most = getattr(self, name)
+            if seconds > most:
+                raise InvalidRequest(
+                    f"deadline '{name}' is {seconds:g} s, but must be at most {most:g} s",
+                    param="deadlines",
+                )
+        return replace(self, **asked)
+
+    def after(self, elapsed: float, *, started: bool) -> Deadlines:
+        """What remains ``elapsed`` seconds after arrival, for a worker to keep.
+
+        Phases counted from arrival have so much less, and what is inside of them no more than
+        they have. ``started``: the first token has come, and bounds nothing any more.
+        """
         least = 0.001
+        total = max(self.total - elapsed, least)
+        first_token = math.inf if started else min(max(self.first_token - elapsed, least), total)
         return replace(
             self,
-            first_token=max(self.first_token - elapsed, least),
-            total=max(self.total - elapsed, least),
+            queue=min(self.queue, first_token, total),
+            prefill=min(self.prefill, first_token, total),
+            transfer=min(self.transfer, total),
+            first_token=first_token,
+            inter_token=min(self.inter_token, total),
+            total=total,
         )
 
 

@@ -5,16 +5,22 @@
         InvalidRequest          400  a field is missing, of the wrong type or out of range
         UnsupportedParameter    400  a field this build does not implement; never ignored
         ContextLengthExceeded   400  prompt or prompt + max_tokens over the limit; names both
+        InvalidApiKey           401  no API key, or one that is not in the gateway's file
         ModelNotFound           404  the request names a model this fleet does not serve
         RouteNotFound           404  no such path
         MethodNotAllowed        405  the path is there, but not for this method
         BodyTimeout             408  the HTTP body did not arrive in time
         BodyTooLarge            413  the HTTP body is over the limit
+        HeadTimeout             408  the HTTP head did not arrive in time
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
-      CapacityError           nothing is wrong but there is no room
+        HeadTooLarge            431  the HTTP head is over the limit, in bytes or header fields
+      CapacityError           nothing is wrong but there is no room; says when to come again
         QueueFull               429  the gateway's admission queue is full
+        DeadlineOutOfReach      429  too much is ahead for the first token to come in time
+        RateLimited             429  the API key's own limits are reached
         NoWorker                503  no healthy worker of the class is there
         WorkerFull              503  too few free KV blocks; another attempt may find room
+        PrefillFull             503  the same, said by the prefill worker of an attempt
         Draining                503  a worker is leaving; place the request elsewhere
         Preempted               503  a sequence gave its blocks to an older one
       PeerError               a process or the network between failed
@@ -83,6 +89,12 @@ class ContextLengthExceeded(RequestError):
     grpc_code = grpc.StatusCode.OUT_OF_RANGE
 
 
+class InvalidApiKey(RequestError):
+    code = "invalid_api_key"
+    http_status = 401
+    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+
+
 class ModelNotFound(RequestError):
     code = "model_not_found"
     http_status = 404
@@ -107,6 +119,17 @@ class BodyTimeout(RequestError):
     grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+class HeadTimeout(RequestError):
+    code = "head_timeout"
+    http_status = 408
+    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class HeadTooLarge(RequestError):
+    code = "head_too_large"
+    http_status = 431
+
+
 class BodyTooLarge(RequestError):
     code = "body_too_large"
     http_status = 413
@@ -123,10 +146,28 @@ class CapacityError(BatonError):
     http_status = 503
     grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
     retryable = True
+    retry_after: float = 1.0  #: seconds after which a client may come again; a guess if not given
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
 
 
 class QueueFull(CapacityError):
     code = "queue_full"
+    http_status = 429
+    retryable = False
+
+
+class DeadlineOutOfReach(CapacityError):
+    code = "deadline_out_of_reach"
+    http_status = 429
+    retryable = False
+
+
+class RateLimited(CapacityError):
+    code = "rate_limit_exceeded"
     http_status = 429
     retryable = False
 
@@ -138,6 +179,10 @@ class NoWorker(CapacityError):
 
 class WorkerFull(CapacityError):
     code = "worker_full"
+
+
+class PrefillFull(WorkerFull):
+    code = "prefill_full"
 
 
 class Draining(CapacityError):

@@ -15,8 +15,10 @@ from baton.errors import (
     BatonError,
     CapacityError,
     HandoffFailed,
+    PrefillFull,
     PrefillLost,
     RelayRefused,
+    WorkerFull,
 )
 from baton.generation import Generation, Timings
 from baton.identity import Identity
@@ -166,6 +168,8 @@ class PrefillCall:
 
     def _refused(self, error: BatonError) -> BatonError:
         """What the request can do nothing about is the prefill worker's loss, not ours."""
+        if isinstance(error, WorkerFull):  # that worker is well: the request waits for its room
+            return PrefillFull(f"prefill worker {self.target.address}: {error.message}")
         if isinstance(error, CapacityError):
             return self._lost(f"{error.code}: {error.message}")
         if isinstance(error, RelayRefused):
@@ -218,9 +222,9 @@ class PrefillClient:
 
         ``checksums``: its KV is to come with them, where the transport knows any.
 
-        Raises PrefillLost when the worker cannot be reached, dies, falls silent, is another
-        instance or has no room, RelayRefused when the relay does not let the call through; else
-        what was answered (IncompatiblePeer, DeadlineExceeded, KvOverflow, ...).
+        Raises PrefillLost when the worker cannot be reached, dies, falls silent or is another
+        instance, PrefillFull when it has no room, RelayRefused when the relay does not let the
+        call through; else what was answered (IncompatiblePeer, DeadlineExceeded, KvOverflow, ...).
         """
         instance_id = target.instance_id
         route = await self._routes.to(instance_id, target.address)

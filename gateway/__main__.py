@@ -18,6 +18,7 @@ from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
 from gateway.http_server import HttpServer, listen, url
+from gateway.keys import KeyFileError
 from gateway.service import running
 from gateway.tokenizer import CheckpointError, ModelTokenizer
 from gateway.tokenizer import load as load_tokenizer
@@ -33,7 +34,10 @@ async def serve(
 ) -> None:
     """Serve on two listening sockets until SIGTERM or SIGINT."""
     async with running(settings, tokenizer) as service:
-        servers = {HttpServer(service.public): public, HttpServer(service.admin): admin}
+        servers = {
+            HttpServer(app, settings.head_limits): listening
+            for app, listening in ((service.public, public), (service.admin, admin))
+        }
 
         def stop() -> None:
             for server in servers:
@@ -64,7 +68,13 @@ def main() -> int:
         public = listen(settings.host, settings.port)
         admin = listen(settings.host, settings.admin_port)
         uvloop.run(serve(settings, tokenizer, public, admin))
-    except (CheckpointError, OSError, MembershipUnavailable, BadCertificate) as error:
+    except (
+        CheckpointError,
+        OSError,
+        MembershipUnavailable,
+        BadCertificate,
+        KeyFileError,
+    ) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     return 0

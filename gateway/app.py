@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from baton.errors import (
@@ -17,17 +20,29 @@ from baton.errors import (
     RouteNotFound,
 )
 from gateway.body_limit import BodyLimit
+from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
+from gateway.refusal import refusal
 from gateway.status import Status
-
-#: Seconds after which a refused client may ask again.
-RETRY_AFTER = 1
 
 
 def public_app(
-    generation: Generation, status: Status, *, max_body_bytes: int, body_timeout: float
+    generation: Generation,
+    status: Status,
+    callers: Callers,
+    *,
+    max_body_bytes: int,
+    body_timeout: float,
+    cors_origins: Sequence[str],
 ) -> Starlette:
     """What clients see."""
+    browsers = Middleware(
+        CORSMiddleware,
+        allow_origins=cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["Retry-After", "X-Request-Id"],
+    )
     return application(
         [
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
@@ -35,10 +50,14 @@ def public_app(
             Route("/v1/models", status.models),
             Route("/v1/models/{name:path}", status.model),
             Route("/health", status.health),
-            Route("/ready", status.ready),
+            Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
         ],
-        [Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout)],
+        [
+            *([browsers] if cors_origins else []),
+            Middleware(Admitted, callers=callers),
+            Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+        ],
     )
 
 
@@ -71,8 +90,7 @@ def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:
 async def _render(_: Request, error: Exception) -> Response:
     """An error of the table, before the first byte of an answer."""
     assert isinstance(error, BatonError)
-    headers = {"Retry-After": str(RETRY_AFTER)} if error.http_status in (429, 503) else None
-    return JSONResponse(error.to_openai(), status_code=error.http_status, headers=headers)
+    return refusal(error)
 
 
 async def _render_http(http: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from baton.errors import (
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
+    PrefillFull,
     PrefillLost,
     RelayRefused,
     WorkerFull,
@@ -25,6 +26,7 @@ from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
+from gateway.waiting import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Course:
 
     request: ValidRequest
     choice: int
-    arrival: int  #: order among this gateway's requests and their choices
+    turn: Turn  #: in the waiting room
     patience: Patience
     trail: Trail | None = None  #: wants to know where attempts were placed, and why
     #: Every token received, those not yet shown included: what the next attempt continues.
@@ -84,7 +86,7 @@ class Course:
         ids = self.request.prompt_ids
         if self._prefix is None or len(self._prefix) != len(ids) + len(self.generated):
             known = (*ids, *self.generated) if self.generated else ids
-            self._prefix = Prefix(known, self.request.cache_salt, self.request.session)
+            self._prefix = Prefix(known, self.request.caller.cache_salt, self.request.session)
         return self._prefix
 
     def next_generation(self, others: Sequence[Course] = ()) -> Generation:
@@ -101,9 +103,9 @@ class Course:
             prompt_ids=request.prompt_ids,
             generated_ids=tuple(self.generated),
             sampling=request.sampling,
-            deadlines=request.deadlines.after(self.patience.elapsed),
+            deadlines=request.deadlines.after(self.patience.elapsed, started=self.patience.started),
             priority=request.priority,
-            cache_salt=request.cache_salt,
+            cache_salt=request.caller.cache_salt,
             traceparent=request.traceparent,
             more_choices=tuple(course.choice for course in others),
         )
@@ -144,10 +146,10 @@ class Course:
             return None
         decode, prefill = self.last.decode, self.last.prefill
         match error:
+            case PrefillFull() if prefill is not None:
+                prefill.refused()
             case WorkerFull():
                 decode.refused()
-                if prefill is not None:
-                    prefill.refused()
             case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
                 prefill is not None
             ):

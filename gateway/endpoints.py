@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
 from gateway import openai_api
+from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.explanation import ASK, PLACEMENT, Trail
 from gateway.metrics import Metrics
@@ -57,11 +58,15 @@ class Generation:
 
     async def _validate_chat(self, http: Request) -> ValidRequest:
         wire = parse(ChatRequest, await http.body())
-        return await self._validator.chat(wire, self._limits(), _traceparent(http))
+        return await self._validator.chat(
+            wire, self._limits(), caller_of(http.scope), _traceparent(http)
+        )
 
     async def _validate_completion(self, http: Request) -> ValidRequest:
         wire = parse(CompletionRequest, await http.body())
-        return await self._validator.completion(wire, self._limits(), _traceparent(http))
+        return await self._validator.completion(
+            wire, self._limits(), caller_of(http.scope), _traceparent(http)
+        )
 
     async def _counted(
         self, http: Request, validate: Callable[[Request], Awaitable[ValidRequest]]
@@ -75,6 +80,7 @@ class Generation:
             raise ClientGone("the client closed the connection within the body") from None
         except BatonError as error:
             self._count(error.http_status)
+            self._metrics.refusals.labels(reason=error.code).inc()
             raise
         except Exception:
             self._count(InternalError.http_status)

@@ -208,7 +208,7 @@ class Worker:
     address: str  #: host:port
     report: Report
     health: Health = Health.HEALTHY
-    #: Not tried before it reports again, or something of ours leaves it.
+    #: Not tried before it reports again, something of ours leaves it, or a moment has passed.
     full: bool = False
     #: It said ``worker_full`` where its report shows room: tried with one request at a time.
     doubted: bool = False
@@ -239,6 +239,17 @@ class Worker:
         """KV blocks of its pool, whatever their state."""
         load = self.report.load
         return load.blocks_free + load.blocks_cached + load.blocks_owned + load.blocks_quarantined
+
+    @property
+    def begins_in(self) -> float:
+        """Seconds until it would be through with what is there and begin with a new prompt, by its
+        own measure; 0 when it has not measured yet, or nothing is there.
+
+        The step that runs has to end first, whose prompts may be counted no more.
+        """
+        load = self.report.load
+        queued = self.queued_tokens * load.prefill_token
+        return queued + load.last_step if queued else 0.0
 
     def blocks(self, tokens: int, choices: int = 0) -> int:
         """See ``kv_blocks``."""
@@ -282,6 +293,11 @@ class Worker:
         """It answered that it is full."""
         self.full = self.doubted = True
 
+    def try_again(self) -> None:
+        """A moment has passed: its room may have come before its refusal did, and then no report
+        says so. It stays in doubt."""
+        self.full = False
+
     def accepted(self) -> None:
         """It took a request after all."""
         if self.doubted:
@@ -306,21 +322,20 @@ class Booking:
         """``tokens`` of prompt and generated ids, of which ``cached`` need not be computed."""
         self._decode = decode
         self._prefill = prefill
-        self._tokens = tokens
         self._missing = tokens - cached
         self._choices = choices
         self._blocks = decode.blocks(tokens, choices)
-        self._computed = False
+        self._prefill_blocks = 0 if prefill is None else prefill.blocks(tokens)
+        self._computed = self._taken = False
         self._began = now
         #: Workers for which this attempt decides whether they get more.
         self._trials = [w for w in (decode, prefill) if w is not None and w.breaker.began()]
         decode.placed(0, self._blocks, now)
-        self._count_compute(1, now)
+        (prefill or decode).placed(self._missing, self._prefill_blocks, now)
 
     def started(self, now: float) -> None:
         """The first token is here: the workers took the attempt, and the prompt is computed."""
-        self._computed = True
-        self._count_compute(-1, now)
+        self._count_computed(now)
         for worker in (self._decode, self._prefill):
             if worker is not None:
                 worker.accepted()
@@ -330,6 +345,15 @@ class Booking:
         """The attempt was lost through ``worker``'s fault."""
         worker.breaker.failed(self._began, now)
 
+    def handed_over(self, now: float) -> bool:
+        """A second token of a choice is here, so the decode worker has the prompt's KV, and the
+        prefill worker its blocks back. Returns whether that is news."""
+        if self._prefill is None or self._taken:
+            return False
+        self._taken = True
+        self._prefill.placed(0, -self._prefill_blocks, now)
+        return True
+
     def ended(self, now: float) -> None:
         """A choice has left its workers; call once for each."""
         self._choices -= 1
@@ -337,15 +361,13 @@ class Booking:
             self._blocks -= 1
             self._decode.placed(0, -1, now)
             return
-        if not self._computed:
-            self._count_compute(-1, now)
+        self._count_computed(now)
+        self.handed_over(now)
         self._decode.placed(0, -self._blocks, now)
         for worker in self._trials:
             worker.breaker.undecided()
 
-    def _count_compute(self, sign: int, now: float) -> None:
-        if self._prefill is None:
-            self._decode.placed(sign * self._missing, 0, now)
-        else:
-            blocks = self._prefill.blocks(self._tokens)
-            self._prefill.placed(sign * self._missing, sign * blocks, now)
+    def _count_computed(self, now: float) -> None:
+        if not self._computed:
+            self._computed = True
+            (self._prefill or self._decode).placed(-self._missing, 0, now)

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
+from baton.head_limits import HeadLimits
+from gateway.http_protocol import HttpConfig
+
 #: Seconds that streams get to end by themselves after the first signal; a second one ends them.
 SHUTDOWN_GRACE = 5
 
@@ -16,18 +19,8 @@ SHUTDOWN_GRACE = 5
 class HttpServer(uvicorn.Server):
     """One of several in a process, which sees to the signals itself."""
 
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=SHUTDOWN_GRACE,
-            )
-        )
+    def __init__(self, app: Starlette, head: HeadLimits) -> None:
+        super().__init__(HttpConfig(app, head, SHUTDOWN_GRACE))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

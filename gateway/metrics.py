@@ -19,6 +19,12 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.refusals = Counter(
+            "baton_refusals",
+            "Requests refused before anything of an answer was sent, by error code.",
+            ["reason"],
+            registry=registry,
+        )
         self.time_to_first_token = Histogram(
             "baton_time_to_first_token_seconds",
             "From a request's arrival to its first token.",

@@ -11,7 +11,6 @@ they part: each goes on, ends and is placed again by itself.
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ import tenacity
 from baton import tasks
 from baton.errors import (
     BatonError,
+    DeadlineOutOfReach,
     InternalError,
     NoWorker,
     WorkerFull,
@@ -36,7 +36,8 @@ from gateway.fleet import Booking
 from gateway.merge import merge
 from gateway.metrics import Metrics
 from gateway.patience import Patience
-from gateway.placement import Placement
+from gateway.placement import Place, Placement
+from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
 from gateway.session import Sessions
@@ -44,6 +45,9 @@ from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+
+#: Seconds after which a worker that was full is tried with one request, whatever it reports.
+_MOMENT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,7 @@ class Orchestrator:
         placement: Placement,
         waiting: WaitingRoom,
         admission: Admission,
+        presence: Presence,
         retry: RetryPolicy,
         metrics: Metrics,
     ) -> None:
@@ -89,9 +94,11 @@ class Orchestrator:
         self._placement = placement
         self._waiting = waiting
         self._admission = admission
+        self._presence = presence
         self._retry = retry
         self._metrics = metrics
-        self._arrivals = itertools.count()
+        #: Pairs of workers that were full and are soon tried again, whatever they report.
+        self._trying_again: set[frozenset[str]] = set()
 
     async def generate(
         self, request: ValidRequest, render: Render[T], trail: Trail | None = None
@@ -101,18 +108,20 @@ class Orchestrator:
 
         ``trail`` is told where each attempt was placed, and why.
 
-        Raises QueueFull or NoWorker before anything is placed; DeadlineExceeded naming the phase;
-        an error that no other attempt could mend, as it came; one that it could, when the retry
-        budget is spent.
+        Raises QueueFull, DeadlineOutOfReach, RateLimited or NoWorker before anything is placed;
+        DeadlineExceeded naming the phase; an error that no other attempt could mend, as it came;
+        one that it could, when the retry budget is spent.
         """
         courses = [
-            Course(request, choice, next(self._arrivals), Patience(request.deadlines))
+            Course(
+                request, choice, self._waiting.arrive(request.priority), Patience(request.deadlines)
+            )
             for choice in range(request.n)
         ]
         courses[0].trail = trail
         with (
             self._metrics.open_streams.track_inprogress(),
-            self._admission.admit(len(request.prompt_ids)) as ticket,
+            self._admission.admit(request, courses[0].turn) as ticket,
         ):
             try:
                 begun = await self._restart(courses)
@@ -156,6 +165,7 @@ class Orchestrator:
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
+                self._handed_over(run)
             cached = course.cached_tokens
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
@@ -174,7 +184,7 @@ class Orchestrator:
         """
         first = courses[0]
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(lambda error: _again(first, error)),
+            retry=tenacity.retry_if_exception(lambda error: self._again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.budget),
         )
@@ -208,7 +218,9 @@ class Orchestrator:
     async def _wait_for_place(self, courses: Sequence[Course]) -> list[Run]:
         first = courses[0]
         async with tasks.within("queue", first.request.deadlines.queue):
-            return await self._waiting.take_turn(first.arrival, lambda: self._start(courses))
+            return await self._waiting.take_turn(
+                first.turn, first.need.tokens, lambda: self._start(courses)
+            )
 
     def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
@@ -217,6 +229,8 @@ class Orchestrator:
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
+        if len(courses) == first.request.n:  # a choice that has parted from others goes on
+            self._require_time(first, place)
         generation = first.next_generation(others)
         attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
         now = asyncio.get_running_loop().time()
@@ -226,6 +240,20 @@ class Orchestrator:
         for course, run in zip(courses, runs, strict=True):
             course.started(run)
         return runs
+
+    def _require_time(self, course: Course, place: Place) -> None:
+        """Raise DeadlineOutOfReach when others wait and this one would have its prompt computed for
+        nothing. Whoever is alone is tried: its prompt may be cached."""
+        if course.generated or len(self._waiting) < 2:
+            return
+        worker, missing = place.prefill or place.decode, course.need.tokens - place.cached
+        seconds = worker.begins_in + missing * worker.report.load.prefill_token
+        if seconds > course.patience.left:
+            raise DeadlineOutOfReach(
+                f"the first token would take about {seconds:.3g} s more, but after "
+                f"{course.patience.elapsed:.3g} s of waiting {course.patience.left:.3g} s are left",
+                retry_after=seconds,
+            )
 
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
@@ -238,8 +266,14 @@ class Orchestrator:
         elif course.choice == 0:
             self._metrics.time_to_first_token.observe(waited)
 
+    def _handed_over(self, run: Run) -> None:
+        if run.booking.handed_over(asyncio.get_running_loop().time()):
+            self._waiting.changed()
+
     def _lost(self, course: Course, error: BatonError) -> None:
         course.learn(error, asyncio.get_running_loop().time())
+        if isinstance(error, WorkerFull) and course.last is not None:
+            self._try_again_soon(course.last)
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",
@@ -251,6 +285,22 @@ class Orchestrator:
             generated=len(course.generated),
         )
 
+    def _try_again_soon(self, place: Place) -> None:
+        """Once for all that are refused meanwhile."""
+        workers = [place.decode] if place.prefill is None else [place.decode, place.prefill]
+        names = frozenset(worker.instance_id for worker in workers)
+        if names in self._trying_again:
+            return
+
+        def try_again() -> None:
+            self._trying_again.discard(names)
+            for worker in workers:
+                worker.try_again()
+            self._waiting.changed()
+
+        self._trying_again.add(names)
+        asyncio.get_running_loop().call_later(_MOMENT, try_again)
+
     def _leave(self, course: Course) -> None:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""
         run, course.run = course.run, None
@@ -258,6 +308,12 @@ class Orchestrator:
             run.attempt.cancel()
             run.booking.ended(asyncio.get_running_loop().time())
             self._waiting.changed()
+
+    def _again(self, course: Course, error: BaseException) -> bool:
+        """Without a worker, a request under way hopes for a while, a new one only if there was one
+        a moment ago."""
+        hopeless = isinstance(error, NoWorker) and not course.attempts
+        return _mendable(error) and (not hopeless or self._presence.lately)
 
     def _given_up(self, course: Course, last: BaseException | None) -> BatonError:
         if not isinstance(last, BatonError):
@@ -279,8 +335,3 @@ async def _take(run: Run) -> list[int] | BatonError:
 
 def _mendable(error: BaseException) -> bool:
     return isinstance(error, BatonError) and error.retryable
-
-
-def _again(course: Course, error: BaseException) -> bool:
-    """A new request is refused at once when there is no worker; one under way hopes for a while."""
-    return _mendable(error) and not (isinstance(error, NoWorker) and course.attempts == 0)

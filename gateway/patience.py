@@ -29,6 +29,11 @@ class Patience:
         """Seconds since arrival."""
         return self._clock() - self._arrival
 
+    @property
+    def left(self) -> float:
+        """Seconds until it ends."""
+        return self._next()[0] - self._clock()
+
     def progress(self) -> float:
         """A token is here. Returns the seconds since the one before, or since arrival."""
         now = self._clock()

@@ -117,6 +117,14 @@ class Placement:
             return None
         return caches.look_up(need.prefix.chain(layout))
 
+    def serves(self, roster: Roster, model: str) -> bool:
+        """Whether some request would find workers, full or not."""
+        try:
+            self.choose(roster, Need(model=model, tokens=1, longest=1))
+        except NoWorker:
+            return False
+        return True
+
     def _decodes(
         self,
         pool: Pool,

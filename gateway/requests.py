@@ -14,11 +14,13 @@ from typing import Literal
 from baton.deadlines import Deadlines
 from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from baton.sampling import MAX_TOKENS, SamplingSpec
+from gateway.keys import Caller
 from gateway.schemas import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
+    PhaseDeadlines,
     Texts,
     TokenIdLists,
     TokenIds,
@@ -31,6 +33,8 @@ Kind = Literal["chat", "completion"]
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
+#: As many as OpenAI takes. They travel with every attempt and are looked at in every step.
+MAX_LOGIT_BIASES = 300
 #: Either way from 0.
 MAX_PRIORITY = 100
 #: Seeds drawn here survive any JSON reader, which may know only doubles.
@@ -49,12 +53,12 @@ class ValidRequest:
     sampling: SamplingSpec
     stop: tuple[str, ...]
     deadlines: Deadlines
+    caller: Caller
     n: int = 1  #: choices: answers to the one prompt, drawn independently
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
     priority: int = 0  #: larger goes first, as between workers; on the wire it is smaller
-    cache_salt: bytes = b""
     session: str = ""  #: what the client calls the conversation, or itself; for placement alone
     traceparent: str = ""
 
@@ -111,7 +115,9 @@ class Validator:
         self._tokenizer = tokenizer
         self._deadlines = deadlines
 
-    async def chat(self, wire: ChatRequest, limits: Limits, traceparent: str) -> ValidRequest:
+    async def chat(
+        self, wire: ChatRequest, limits: Limits, caller: Caller, traceparent: str
+    ) -> ValidRequest:
         """Raises a RequestError that names the field, the value and the limit."""
         self._require_model(wire.model)
         if not wire.messages:
@@ -123,10 +129,10 @@ class Validator:
                 param="max_completion_tokens",
             )
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
-        return self._finish("chat", wire, prompt_ids, asked, limits, traceparent)
+        return self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
 
     async def completion(
-        self, wire: CompletionRequest, limits: Limits, traceparent: str
+        self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
     ) -> ValidRequest:
         """Raises a RequestError that names the field, the value and the limit."""
         self._require_model(wire.model)
@@ -140,7 +146,8 @@ class Validator:
         else:
             prompt_ids = tuple(prompt)
             self._check_ids(prompt_ids)
-        return self._finish("completion", wire, prompt_ids, wire.max_tokens, limits, traceparent)
+        asked = wire.max_tokens
+        return self._finish("completion", wire, prompt_ids, asked, limits, caller, traceparent)
 
     def _finish(
         self,
@@ -149,6 +156,7 @@ class Validator:
         prompt_ids: tuple[int, ...],
         max_tokens: int | None,
         limits: Limits,
+        caller: Caller,
         traceparent: str,
     ) -> ValidRequest:
         if not prompt_ids:
@@ -176,7 +184,8 @@ class Validator:
             prompt_ids=prompt_ids,
             sampling=self._sampling(wire, limits.fill(len(prompt_ids), max_tokens)),
             stop=_stops(wire.stop),
-            deadlines=self._deadlines,
+            deadlines=self._deadlines.tightened(_asked(wire.deadlines)),
+            caller=caller,
             n=choices,
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
@@ -211,6 +220,11 @@ class Validator:
         )
 
     def _logit_bias(self, wire: dict[str, float]) -> dict[int, float]:
+        if len(wire) > MAX_LOGIT_BIASES:
+            raise InvalidRequest(
+                f"'logit_bias' names {len(wire)} tokens, but {MAX_LOGIT_BIASES} are allowed",
+                param="logit_bias",
+            )
         last = self._tokenizer.vocab_size - 1
         for key in wire:
             # One spelling per id: "01" would silently win over "1", or lose.
@@ -260,6 +274,10 @@ def _single(prompt: str | TokenIds | Texts | TokenIdLists) -> str | list[int]:
         )
     only = prompt.root[0]
     return only if isinstance(only, str) else only.root
+
+
+def _asked(wire: PhaseDeadlines | None) -> dict[str, float]:
+    return {} if wire is None else wire.model_dump(exclude_none=True)
 
 
 def _priority(wire: int) -> int:

@@ -68,6 +68,17 @@ class ChatMessage(_Wire):
         return "".join(part.text for part in self.content.root)
 
 
+class PhaseDeadlines(_Wire):
+    """Seconds per phase, each at most the gateway's own; see ``baton.deadlines``."""
+
+    queue: float | None = None
+    prefill: float | None = None
+    transfer: float | None = None
+    first_token: float | None = None
+    inter_token: float | None = None
+    total: float | None = None
+
+
 class GenerationRequest(_Wire):
     """What both endpoints take."""
 
@@ -90,6 +101,7 @@ class GenerationRequest(_Wire):
     return_token_ids: bool = False
     #: As in vLLM's API: smaller goes first.
     priority: int | None = None
+    deadlines: PhaseDeadlines | None = None
     #: An end-user's name: requests of one may go to one worker (--placement affinity).
     user: str | None = None
     n: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,9 +18,11 @@ from baton.membership.embedded import EmbeddedMembership
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
 from gateway import sources
-from gateway.admission import Admission
+from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.keys import Keys, follow, read
 from gateway.kv_metrics import KvCounters, KvPairs
 from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
@@ -27,6 +30,7 @@ from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
 from gateway.policies import Weights, policies
+from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import Validator
 from gateway.session import Sessions
@@ -56,16 +60,25 @@ async def running(
     """Follow the workers, let them join and serve requests inside the block; end every session
     after it.
 
-    Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate.
+    Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate,
+    KeyFileError.
     """
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
     metrics = Metrics(CollectorRegistry())
     metrics.registry.register(LinkMetrics(links))
-    waiting = WaitingRoom()
-    admission = Admission(settings.max_queue_tokens, metrics.queue_tokens)
+    clock = asyncio.get_running_loop().time
+    path = settings.api_keys
+    keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
+    waiting = WaitingRoom(clock)
     chosen = policies(settings.placement, Weights(**settings.weights))
     placement = Placement(rng or random.Random(), chosen)
+    presence = Presence(
+        lambda: placement.serves(registry.roster, settings.served_name),
+        settings.worker_grace,
+        clock,
+        waiting.changed,
+    )
     sessions = Sessions(identity, settings.beat, metrics.stale_tokens, links)
     membership = membership or sources.membership(settings, identity, links)
     registry = Registry(
@@ -75,9 +88,16 @@ async def running(
         links,
         stall_timeout=settings.stall_timeout,
         caches=chosen.caches,
-        changed=waiting.changed,
+        changed=presence.look,
         news=KvCounters(metrics.registry).count,
         stalled=sessions.give_up,
+    )
+    admission = Admission(
+        QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
+        waiting,
+        lambda: pace(registry.roster.workers),
+        metrics.queue_tokens,
+        clock,
     )
     metrics.registry.register(KvPairs(lambda: registry.roster.workers))
     orchestrator = Orchestrator(
@@ -86,6 +106,7 @@ async def running(
         placement,
         waiting,
         admission,
+        presence,
         RetryPolicy(
             initial=settings.retry_initial,
             longest=settings.retry_max,
@@ -103,8 +124,10 @@ async def running(
     public = public_app(
         generation,
         status,
+        Callers(keys, metrics),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
+        cors_origins=settings.cors_origin,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
@@ -116,6 +139,8 @@ async def running(
         following = [beside.create_task(registry.run(), name="registry")]
         if embedded is not None:
             following.append(beside.create_task(embedded.run(), name="registrations"))
+        if keys is not None and path is not None:
+            following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
             yield Service(public, admin_app(status), rpc, registry, metrics)
         finally:

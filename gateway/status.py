@@ -48,6 +48,12 @@ class Status:
         """Alive: the event loop answers."""
         return JSONResponse({"status": "alive"})
 
+    async def ready_or_not(self, http: Request) -> Response:
+        """As ``ready``, without naming workers: for those who need not show who they are."""
+        status = (await self.ready(http)).status_code
+        word = "ready" if status == 200 else "not ready"
+        return JSONResponse({"status": word}, status_code=status)
+
     async def ready(self, _: Request) -> Response:
         """Whether a request would find workers, full or not; 503 and why when it would not."""
         need = Need(model=self._served_model, tokens=1, longest=1)

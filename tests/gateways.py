@@ -76,7 +76,10 @@ async def serving(
         if "membership" not in settings:
             defaults["decode"] = [worker.address for worker in workers] or ["127.0.0.1:1"]
         chosen = GatewaySettings(**{**defaults, **settings})
-        async with running(chosen, load(chosen.model)) as service, _http(service) as gateway:
+        async with (
+            running(chosen, load(chosen.model)) as service,
+            _http(service, chosen) as gateway,
+        ):
             await gateway.until_healthy(len(workers) if healthy is None else healthy)
             yield gateway
             await eventually(lambda: gateway.metric("baton_open_streams") == 0)
@@ -87,9 +90,9 @@ async def serving(
 
 
 @asynccontextmanager
-async def _http(service: Service) -> AsyncIterator[Gateway]:
+async def _http(service: Service, settings: GatewaySettings) -> AsyncIterator[Gateway]:
     sockets = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
-    servers = [HttpServer(service.public), HttpServer(service.admin)]
+    servers = [HttpServer(app, settings.head_limits) for app in (service.public, service.admin)]
     tasks = [
         asyncio.create_task(server.serve([listening]))
         for server, listening in zip(servers, sockets, strict=True)

@@ -26,6 +26,7 @@ COMMANDS = {
     "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
     "certs": Command("baton.cli.certs", "make a certificate for trying TLS out"),
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
+    "keys": Command("baton.cli.keys", "make API keys for a gateway"),
 }
 
 

@@ -13,10 +13,13 @@ stands here and nowhere else.
 from __future__ import annotations
 
 from baton.settings.gateway import (
+    AccessSettings,
+    CacheScope,
     FleetSettings,
     FrontSettings,
     GatewaySettings,
     HealthSettings,
+    HttpSettings,
     PlacementName,
     RelaySettings,
 )
@@ -46,7 +49,9 @@ from baton.settings.worker import (
 
 __all__ = [
     "MAX_STRIPES",
+    "AccessSettings",
     "AttentionChoice",
+    "CacheScope",
     "ComputeSettings",
     "DecodeSettings",
     "Dtype",
@@ -55,6 +60,7 @@ __all__ = [
     "GatewaySettings",
     "HandoffSettings",
     "HealthSettings",
+    "HttpSettings",
     "KvChecksums",
     "LocalPrefillSettings",
     "ModelSettings",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
+from baton.head_limits import HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
     ModelSettings,
@@ -22,7 +24,9 @@ from baton.settings.process import (
 from baton.tls.names import Party
 
 Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
+Origins = Annotated[list[str], BeforeValidator(split), Placeholder("ORIGIN,...")]
 
+CacheScope = Literal["key", "global"]
 PlacementName = Literal["least-queued", "prefix", "two-choices", "affinity", "score"]
 
 
@@ -54,7 +58,49 @@ class HealthSettings(ProcessSettings):
     )
 
 
-class FrontSettings(ModelSettings, HealthSettings):
+class HttpSettings(ProcessSettings):
+    """How much a connection may take up before it has asked for anything."""
+
+    section: ClassVar[str] = "HTTP"
+
+    head_timeout: Seconds = Field(
+        10.0, description="seconds to receive an HTTP request line and header"
+    )
+    max_head_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        32_768, ge=1024, description="longest HTTP request line and header, bytes"
+    )
+    max_header_fields: int = Field(100, ge=10, description="most fields of an HTTP header")
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        return HeadLimits(
+            seconds=self.head_timeout, bytes=self.max_head_bytes, fields=self.max_header_fields
+        )
+
+
+class AccessSettings(ProcessSettings):
+    """Who may ask a gateway."""
+
+    section: ClassVar[str] = "access"
+
+    api_keys: Path | None = Field(
+        None,
+        description="file of API keys and their limits, made by `baton keys new`, read again when "
+        "it changes; without one everybody may ask",
+    )
+    cache_scope: CacheScope = Field(
+        "key",
+        description="who shares cached prompts: requests under one API key's name, or all; sharing "
+        "tells each of what others have asked",
+    )
+    cors_origin: Origins = Field(
+        default_factory=list,
+        description="web pages that may ask from a browser, such as https://chat.example; * for "
+        "all, none if unset",
+    )
+
+
+class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -79,7 +125,18 @@ class FrontSettings(ModelSettings, HealthSettings):
         description="--placement score takes the workers with the least of load less cache plus "
         "transfer, in seconds each, times these",
     )
-    max_queue_tokens: Tokens = Field(1_000_000, description="prompt tokens admitted at once")
+    max_queue_tokens: Tokens = Field(
+        1_000_000, description="prompt tokens that may wait for their first token"
+    )
+    max_queue_requests: int = Field(
+        4096, ge=1, description="requests that may wait for their first token"
+    )
+    worker_grace: Annotated[float, Placeholder("SECONDS")] = Field(
+        5.0,
+        ge=0,
+        description="seconds that new requests wait for workers that were there a moment ago; "
+        "without any for longer they are refused at once",
+    )
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         8 * 2**20, ge=1, description="longest HTTP body, bytes"
     )
@@ -167,7 +224,7 @@ class GatewaySettings(FrontSettings, FleetSettings):
     party: ClassVar[Party] = Party.GATEWAY
 
 
-class RelaySettings(FleetSettings):
+class RelaySettings(FleetSettings, HttpSettings):
     """The relay: carries Prefill calls and KV between workers that cannot reach one another.
 
     It forwards only between the workers of its --membership; decode workers find it by their

@@ -30,7 +30,7 @@ async def serve(settings: RelaySettings, admin: socket.socket) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with running(settings) as service, tasks.group() as group:
-        http = HttpServer(service.admin)
+        http = HttpServer(service.admin, settings.head_limits)
         group.create_task(http.serve([admin]))
         log.info("ready", address=service.address, admin=url(admin))
         await stopping.wait()

@@ -141,6 +141,39 @@ async def test_a_choice_without_a_first_token_is_placed_again_by_itself(checkpoi
     assert [s.generation.more_choices for s in worker.submits] == [(1, 2), ()]
 
 
+async def test_a_choice_that_parted_is_not_refused_for_being_late(checkpoint: Path) -> None:
+    """By the worker's measure its prompt takes 100 s, of which it has 60 left. A request of its own
+    would be told to come again; here the client has the others' tokens already."""
+    full = asyncio.Event()
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        key = submitted.key
+        if key.choice_index == LEN - 1 and not key.attempt:
+            await full.wait()
+            session.fail(key, Preempted("no first token"))
+        else:
+            await each_its_own(session, submitted)
+
+    worker = colocated(script, prefill_us_per_token=1e6)
+    async with serving(checkpoint, [worker]) as gateway:
+        [place] = gateway.service.registry.roster.workers
+        ask = streamed(gateway, prompt=[1] * 100, deadlines={"first_token": 60})
+        asking = asyncio.create_task(ask)
+        await worker.submitted(1)
+        worker.blocks_free = 0
+        await eventually(lambda: place.report.load.blocks_free == 0)
+        behind = asyncio.create_task(gateway.complete())
+        await eventually(lambda: gateway.metric("baton_queue_tokens") == 102)
+        full.set()
+        await eventually(lambda: gateway.metric("baton_queue_tokens") == 2)
+        worker.blocks_free = 1000
+        texts, _, _ = await asking
+        assert (await behind).status_code == 200
+    assert texts == TEXTS
+    parted = [s.generation.key for s in worker.submits if s.generation.key.attempt]
+    assert [(key.attempt, key.choice_index) for key in parted] == [(1, 2)]
+
+
 async def test_a_full_worker_is_asked_for_all_again(checkpoint: Path) -> None:
     worker = colocated(failing_once(None, WorkerFull("no room"), after=0))
     async with serving(checkpoint, [worker]) as gateway:

@@ -18,6 +18,7 @@ from baton.errors import (
     DeadlineExceeded,
     HandoffFailed,
     IncompatiblePeer,
+    PrefillFull,
     PrefillLost,
     WorkerFull,
 )
@@ -447,7 +448,7 @@ async def test_workers_without_a_transport_in_common_are_shown() -> None:
         assert list(pairing.downgrades) == [error.message]
 
 
-async def test_a_full_prefill_worker_is_lost_to_this_attempt() -> None:
+async def test_a_full_prefill_worker_says_so() -> None:
     async with (
         cluster(decode=2, num_blocks=16, cost=CostModel(step_s=0.2)) as c,
         session(c.decode[0]) as one,
@@ -456,7 +457,7 @@ async def test_a_full_prefill_worker_is_lost_to_this_attempt() -> None:
         first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
         await asyncio.sleep(0.1)
         error = await two.submit(generation(prompt(40, 3), max_tokens=2), c.prefill[0]).failed()
-        assert isinstance(error, PrefillLost) and "worker_full" in error.message
+        assert isinstance(error, PrefillFull) and c.prefill[0].address in error.message
         await first.finished()
 
 

@@ -21,7 +21,14 @@ from typing import Any
 import psutil
 import pytest
 
-from baton.errors import BatonError, DecodeLost, HandoffFailed, Preempted, PrefillLost
+from baton.errors import (
+    BatonError,
+    DecodeLost,
+    HandoffFailed,
+    Preempted,
+    PrefillFull,
+    PrefillLost,
+)
 from baton.kv.shm.wire import name_of
 from model.engine.mock_runner import CostModel
 from tests.faulty import (
@@ -65,7 +72,7 @@ KINDS: dict[str, list[str]] = {
 }
 
 #: How an attempt may end that another takes up.
-LOST = (HandoffFailed, PrefillLost, DecodeLost, Preempted)
+LOST = (HandoffFailed, PrefillFull, PrefillLost, DecodeLost, Preempted)
 
 #: A chunk at a time, so that each layer comes in several pieces.
 SLOW = CostModel(step_s=0.01)

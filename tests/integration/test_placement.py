@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from baton import channels, wire
+from baton.keys import ApiKey
 from baton.prefix_keys import PrefixKeys, pack_digests, unpack_digests
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from gateway.caches import Prefix
+from gateway.keys import Keys, read
 from tests.fakes import CLASS, FakeWorker, eventually, write_checkpoint
 from tests.gateways import serving
 from tests.workers import (
@@ -34,11 +36,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("toy"))
 
 
-def whole(tokens: list[int], position: int = 1) -> worker_pb2.CacheChanges:
+def whole(tokens: list[int], salt: bytes = b"") -> worker_pb2.CacheChanges:
     """A cache that holds these, in the fakes' class."""
     keys = PrefixKeys(CLASS.layout, CLASS.block_size)
-    told = pack_digests(keys.keys(keys.root(b""), tokens))
-    return worker_pb2.CacheChanges(position=position, whole=True, entered=told)
+    told = pack_digests(keys.keys(keys.root(salt), tokens))
+    return worker_pb2.CacheChanges(position=1, whole=True, entered=told)
 
 
 async def told(worker: Worker, *, until: int) -> list[worker_pb2.CacheChanges]:
@@ -109,6 +111,27 @@ async def test_requests_go_to_the_cache_that_holds_them_and_say_so(checkpoint: P
         cluster_says = (await gateway.client.get(f"{gateway.admin_url}/cluster")).json()["gateway"]
         assert cluster_says["placement"] == "prefix"
         assert cluster_says["known_cached_blocks"] == 5
+
+
+async def test_a_key_finds_what_it_has_cached_and_no_other_does(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    alice, bob = ApiKey.new(), ApiKey.new()
+    file = tmp_path / "keys"
+    named = {"alice": alice, "bob": bob}
+    lines = [json.dumps({"name": n, "id": key.id, "hash": key.hash}) for n, key in named.items()]
+    file.write_text("\n".join(lines))
+    salt = Keys(read(file), "key", lambda: 0.0).caller(f"Bearer {alice.text}").cache_salt
+    worker = FakeWorker(local_prefill=True, cache=[whole(TOKENS, salt)])
+    async with serving(checkpoint, [worker], placement="prefix", api_keys=file) as gateway:
+        for key, cached in ((alice, 64), (bob, 0)):
+            answer = await gateway.client.post(
+                "/v1/completions",
+                json={"model": "toy", "prompt": TOKENS},
+                headers={"x-baton-debug": "placement", "authorization": f"Bearer {key.text}"},
+            )
+            said = json.loads(answer.headers["x-baton-placement"])
+            assert said["decode"]["best"][0]["cached"] == cached
 
 
 async def test_a_gap_has_the_whole_told_again(checkpoint: Path) -> None:

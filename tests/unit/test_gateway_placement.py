@@ -149,6 +149,9 @@ def test_placements_count_until_they_are_reported() -> None:
     prefill.reported(report("p"), now=10.0 + SETTLING / 2)
     assert prefill.queued_tokens == 30, "too early to be in the report"
     booking.started(10.1)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0), "its KV is still to be taken"
+    assert booking.handed_over(10.15)
+    assert not booking.handed_over(10.16)
     assert (prefill.room_blocks, prefill.queued_tokens) == (100, 0)
     booking.ended(10.2)
     assert decode.room_blocks == 100
@@ -174,6 +177,20 @@ def test_choices_take_the_prompt_once_and_a_block_each() -> None:
     assert decode.room_blocks == 100 - 2 - 3
     for _ in range(3):
         booking.ended(1.2)
+    assert (decode.room_blocks, prefill.room_blocks) == (100, 100)
+
+
+def test_the_prefill_side_has_its_room_back_once_a_choice_goes_on() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 40, now=1.0, choices=3, cached=16)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 24), "what is cached is there"
+    booking.started(1.1)
+    booking.ended(1.2)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0), "two are to go on"
+    assert booking.handed_over(1.3)
+    assert not booking.handed_over(1.3), "they share it"
+    for _ in range(2):
+        booking.ended(1.4)
     assert (decode.room_blocks, prefill.room_blocks) == (100, 100)
 
 

@@ -12,11 +12,15 @@ from baton.errors import DeadlineExceeded, DecodeLost
 from baton.generation import AttemptKey, FinishReason, Timings
 from gateway.attempt import Attempt, Finished
 from gateway.patience import Patience
-from gateway.waiting import WaitingRoom
+from gateway.waiting import Turn, WaitingRoom
+
+
+def waiting_room() -> WaitingRoom:
+    return WaitingRoom(asyncio.get_running_loop().time)
 
 
 async def test_the_oldest_looks_first_and_nobody_overtakes() -> None:
-    room, free, served = WaitingRoom(), 0, []
+    room, free, served = waiting_room(), 0, []
 
     def find() -> bool | None:
         nonlocal free
@@ -26,7 +30,7 @@ async def test_the_oldest_looks_first_and_nobody_overtakes() -> None:
         return True
 
     async def wait(arrival: int) -> None:
-        await room.take_turn(arrival, find)
+        await room.take_turn(Turn(0, arrival), 1, find)
         served.append(arrival)
 
     tasks = []
@@ -45,7 +49,7 @@ async def test_the_oldest_looks_first_and_nobody_overtakes() -> None:
 
 
 async def test_what_find_raises_lets_the_next_one_look() -> None:
-    room = WaitingRoom()
+    room = waiting_room()
     full = True
 
     def find() -> int | None:
@@ -54,10 +58,10 @@ async def test_what_find_raises_lets_the_next_one_look() -> None:
     def broken() -> int | None:
         raise ValueError("no")
 
-    waiting = asyncio.create_task(room.take_turn(2, find))
+    waiting = asyncio.create_task(room.take_turn(Turn(0, 2), 1, find))
     await asyncio.sleep(0)
     with pytest.raises(ValueError, match="no"):
-        await room.take_turn(1, broken)
+        await room.take_turn(Turn(0, 1), 1, broken)
     full = False
     assert await waiting == 1
 

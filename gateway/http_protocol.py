@@ -1,0 +1,179 @@
+"""uvicorn's HTTP/1.1 with what it lacks: bounds on a request's head, and no upgrades.
+
+httptools buffers a head of any length for any time. And it stops parsing at an offer to upgrade,
+such as a client's ``Upgrade: h2c``, which would lose the body of a request that is to be answered
+as HTTP/1.1 (RFC 9110, 7.8: a server may ignore the offer): it is parsed again without the offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httptools
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from baton.errors import BatonError, HeadTimeout, HeadTooLarge, InvalidRequest, MethodNotAllowed
+from baton.head_limits import HeadLimits
+from gateway.refusal import refusal
+
+#: Header fields that make an offer to upgrade, and the one that names such fields.
+_OFFER = frozenset({b"upgrade", b"http2-settings", b"connection"})
+
+
+class HttpConfig(uvicorn.Config):
+    """uvicorn's, for servers of this protocol. ``grace``: see uvicorn's graceful shutdown."""
+
+    def __init__(self, app: ASGIApp, head: HeadLimits, grace: int) -> None:
+        super().__init__(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=grace,
+        )
+        self.head = head
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        assert isinstance(config, HttpConfig)
+        self._limits = config.head
+        self._in_head = True
+        self._head_bytes = 0  # of data that was all head, so far
+        self._offered = False  # an upgrade, in the head just parsed
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        began_before = self._in_head
+        try:
+            self._parse(data)
+        except httptools.HttpParserError as error:
+            why = error.__context__  # what a callback raised
+            known = why if isinstance(why, BatonError) else InvalidRequest("this is not HTTP/1.1")
+            self._refuse(known)
+            return
+        if began_before and self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits.bytes:
+                self._refuse(self._too_long(self._head_bytes))
+
+    def _parse(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                rest = rest[stopped.args[0] :]
+                head = self._without_offer()
+                self._offered = False
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.feed_data(head)
+
+    def _without_offer(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        lines += [name + b": " + value for name, value in self.headers if name not in _OFFER]
+        connection = b",".join(value for name, value in self.headers if name == b"connection")
+        if b"close" in [token.strip().lower() for token in connection.split(b",")]:
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > self._limits.fields:
+            raise HeadTooLarge(f"the header has more than {self._limits.fields} fields")
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._in_head = False
+        length = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if length > self._limits.bytes:
+            raise self._too_long(length)
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+        elif self.parser.get_method() == b"CONNECT":
+            raise MethodNotAllowed("CONNECT: this is no proxy")
+        else:
+            self._offered = True
+
+    def on_body(self, body: bytes) -> None:
+        if not self._offered:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._offered:
+            super().on_message_complete()
+
+    def _await_head(self) -> None:
+        self._stop_timer()
+        self._in_head, self._head_bytes = True, 0
+        self._head_timer = self.loop.call_later(self._limits.seconds, self._late)
+
+    def _late(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Whoever sends on meanwhile waits for that answer.
+            self._head_timer = self.loop.call_later(self._limits.seconds, self._late)
+        else:
+            self._refuse(
+                HeadTimeout(f"the request's head was not complete after {self._limits.seconds:g} s")
+            )
+
+    @property
+    def _answering(self) -> bool:
+        """Whether bytes of an answer have been sent, and not all."""
+        cycle = self.cycle
+        half = cycle is not None and cycle.response_started and not cycle.response_complete
+        return half or bool(self.pipeline)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_long(self, length: int) -> HeadTooLarge:
+        return HeadTooLarge(
+            f"the request's head has {length} bytes or more, but {self._limits.bytes} are allowed"
+        )
+
+    def _refuse(self, error: BatonError) -> None:
+        """Answer, unless an answer is under way that this would fall into, and hang up."""
+        self._stop_timer()
+        if not self._answering:
+            answer = refusal(error)
+            fields = [*answer.raw_headers, (b"connection", b"close")]
+            lines = [name + b": " + value + b"\r\n" for name, value in fields]
+            head = STATUS_LINE[answer.status_code] + b"".join(lines) + b"\r\n"
+            self.transport.write(head + bytes(answer.body))
+        self.transport.close()

@@ -1,0 +1,191 @@
+"""Who is let in, how much each may ask for, and what the prefix cache tells one of another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from baton.keys import ApiKey
+from tests.fakes import MODEL, FakeWorker, answering, eventually, write_checkpoint
+from tests.gateways import Gateway, serving
+
+ALICE, BOB = ApiKey.new(), ApiKey.new()
+BODY = {"model": MODEL, "prompt": "hi"}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("toy"))
+
+
+def colocated(**worker: Any) -> FakeWorker:
+    return FakeWorker(local_prefill=True, **worker)
+
+
+def line(name: str, key: ApiKey, **limits: Any) -> str:
+    return json.dumps({"name": name, "id": key.id, "hash": key.hash, **limits}) + "\n"
+
+
+def put(file: Path, *lines: str) -> Path:
+    """As an operator should: never half a file."""
+    beside = file.with_suffix(".new")
+    beside.write_text("".join(lines))
+    os.replace(beside, file)  # noqa: PTH105
+    return file
+
+
+async def ask(gateway: Gateway, key: ApiKey | None, **body: Any) -> httpx.Response:
+    headers = {} if key is None else {"Authorization": f"Bearer {key.text}"}
+    return await gateway.client.post("/v1/completions", json=BODY | body, headers=headers)
+
+
+async def test_only_known_keys_are_let_in(checkpoint: Path, tmp_path: Path) -> None:
+    file = put(tmp_path / "keys", line("alice", ALICE))
+    async with serving(checkpoint, [colocated()], api_keys=file) as gateway:
+        assert (await ask(gateway, ALICE)).status_code == 200
+        for key in (None, BOB, ApiKey(ALICE.id, BOB.secret)):
+            refused = await ask(gateway, key)
+            assert refused.status_code == 401
+            assert refused.headers["www-authenticate"] == "Bearer"
+            error = refused.json()["error"]
+            assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+        assert gateway.metric("baton_refusals_total", reason="invalid_api_key") == 3
+        for path in ("/v1/models", "/metrics", "/v1/nothing"):
+            assert (await gateway.client.get(path)).status_code == 401
+        assert (await gateway.client.get("/health")).status_code == 200
+        ready = await gateway.client.get("/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+async def test_without_its_worker_ready_names_none_to_strangers(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = put(tmp_path / "keys", line("alice", ALICE))
+    async with serving(checkpoint, [], api_keys=file) as gateway:
+        ready = await gateway.client.get("/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "not ready"})
+        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+            assert "127.0.0.1" in str((await admin.get("/ready")).json())
+
+
+async def test_a_stranger_is_refused_before_its_body_is_read(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    file = put(tmp_path / "keys", line("alice", ALICE))
+    async with serving(checkpoint, [colocated()], api_keys=file) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n{")
+        assert b"401" in await asyncio.wait_for(reader.readline(), 5)
+        writer.close()
+
+
+async def test_the_file_is_read_again_when_it_changes(checkpoint: Path, tmp_path: Path) -> None:
+    file = put(tmp_path / "keys", line("alice", ALICE))
+
+    async def until(key: ApiKey, status: int) -> None:
+        async with asyncio.timeout(20):
+            while (await ask(gateway, key)).status_code != status:
+                await asyncio.sleep(0.05)
+
+    async with serving(checkpoint, [colocated()], api_keys=file) as gateway:
+        put(file, line("bob", BOB))
+        await until(BOB, 200)
+        assert (await ask(gateway, ALICE)).status_code == 401
+        put(file, "nonsense")
+        await asyncio.sleep(1.2)
+        assert (await ask(gateway, BOB)).status_code == 200, "a broken file changes nothing"
+        put(file, line("alice", ALICE), line("bob", BOB, concurrent=1))
+        await until(ALICE, 200)
+
+
+async def test_each_key_has_limits_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    worker = colocated(script=answering("hello", stop_after=2))
+    file = put(
+        tmp_path / "keys",
+        line("alice", ALICE, concurrent=2, tokens_per_minute=60),
+        line("bob", BOB, requests_per_minute=2),
+    )
+    async with serving(checkpoint, [worker], api_keys=file) as gateway:
+        running = [asyncio.create_task(ask(gateway, ALICE)) for _ in range(2)]
+        await worker.submitted(2)
+        refused = await ask(gateway, ALICE)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (
+            429,
+            "rate_limit_exceeded",
+        )
+        assert "at most 2 at once" in refused.json()["error"]["message"]
+        for task in running:
+            task.cancel()
+        await worker.cancelled(2)
+        worker.script = answering("hello")
+        assert (await ask(gateway, ALICE, prompt=[1] * 50)).status_code == 200
+        refused = await ask(gateway, ALICE, prompt=[1] * 30)
+        assert refused.status_code == 429
+        assert 20 <= int(refused.headers["retry-after"]) <= 25  # (30 + 50 + 2 * 2 - 60) seconds
+        for status in (200, 400, 429):  # what is wrong counts as well
+            body = {"temperature": -1} if status == 400 else {}
+            assert (await ask(gateway, BOB, **body)).status_code == status
+        assert gateway.metric("baton_refusals_total", reason="rate_limit_exceeded") == 3
+    assert len(worker.submits) == 4
+
+
+@pytest.mark.parametrize("scope", ["key", "global"])
+async def test_the_cache_is_salted_per_key_unless_shared(
+    checkpoint: Path, tmp_path: Path, scope: str
+) -> None:
+    worker = colocated()
+    file = put(tmp_path / "keys", line("alice", ALICE), line("bob", BOB))
+    async with serving(checkpoint, [worker], api_keys=file, cache_scope=scope) as gateway:
+        for key in (ALICE, BOB, ALICE):
+            assert (await ask(gateway, key)).status_code == 200
+    first, second, third = (s.generation.cache_salt for s in worker.submits)
+    assert first == third
+    assert (first == second) is (scope == "global")
+    assert (first == b"") is (scope == "global")
+
+
+async def test_browsers_are_let_in_from_named_pages_only(checkpoint: Path, tmp_path: Path) -> None:
+    page = {"Origin": "https://chat.example"}
+    wish = page | {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    async with serving(checkpoint, [colocated()]) as gateway:
+        answer = await gateway.client.post("/v1/completions", json=BODY, headers=page)
+        assert "access-control-allow-origin" not in answer.headers
+        assert (await gateway.client.options("/v1/completions", headers=wish)).status_code == 405
+    file = put(tmp_path / "keys", line("alice", ALICE))
+    settings: dict[str, Any] = {"api_keys": file, "cors_origin": ["https://chat.example"]}
+    async with serving(checkpoint, [colocated()], **settings) as gateway:
+        allowed = await gateway.client.options("/v1/completions", headers=wish)
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
+        other = wish | {"Origin": "https://evil.example"}
+        refused = await gateway.client.options("/v1/completions", headers=other)
+        assert "access-control-allow-origin" not in refused.headers
+        stranger = await gateway.client.post("/v1/completions", json=BODY, headers=page)
+        assert stranger.status_code == 401
+        assert stranger.headers["access-control-allow-origin"] == "https://chat.example"
+
+
+async def test_an_answer_that_streams_is_running(checkpoint: Path, tmp_path: Path) -> None:
+    worker = colocated(script=answering("hello", stop_after=2))
+    file = put(tmp_path / "keys", line("alice", ALICE, concurrent=1))
+    async with serving(checkpoint, [worker], api_keys=file) as gateway:
+        headers = {"Authorization": f"Bearer {ALICE.text}"}
+        body = BODY | {"stream": True}
+        async with gateway.client.stream(
+            "POST", "/v1/completions", json=body, headers=headers
+        ) as stream:
+            await anext(stream.aiter_lines())
+            assert (await ask(gateway, ALICE)).status_code == 429
+        worker.script = answering("hello")
+        await eventually(lambda: gateway.metric("baton_open_streams") == 0)
+        assert (await ask(gateway, ALICE)).status_code == 200
