@@ -183,10 +183,10 @@ def test_choices_take_the_prompt_once_and_a_block_each() -> None:
 def test_the_prefill_side_has_its_room_back_once_a_choice_goes_on() -> None:
     decode, prefill = worker("d"), worker("p", roles=PREFILL)
     booking = Booking(decode, prefill, 40, now=1.0, choices=3, cached=16)
-    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 24), "what is cached is there"
+    assert (prefill.room_blocks, prefill.queued_tokens) == (97, 24), "what is cached is pinned"
     booking.started(1.1)
     booking.ended(1.2)
-    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0), "two are to go on"
+    assert (prefill.room_blocks, prefill.queued_tokens) == (97, 0), "two are to go on"
     assert booking.handed_over(1.3)
     assert not booking.handed_over(1.3), "they share it"
     for _ in range(2):
