@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError
-from gateway import openai_api
+from gateway import openai_api, resume
 from gateway.disconnect import unless_gone
 from gateway.metrics import Metrics
 from gateway.orchestrator import Deltas, Orchestrator
@@ -70,16 +70,20 @@ class Generation:
             raise ClientGone("the client closed the connection within the body") from None
         except BatonError as error:
             self._count(error.http_status)
+            if error.param is not None and error.param.startswith(resume.FIELD):
+                self._metrics.resumes.labels(outcome="refused").inc()
             raise
         except Exception:
             self._count(InternalError.http_status)
             raise
 
     async def _answer(self, http: Request, request: ValidRequest) -> Response:
+        transcripts = await self._transcripts(request)
+        if request.resume is not None:
+            self._metrics.resumes.labels(outcome="accepted").inc()
 
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
-            detokenizer = self._tokenizer.detokenizer()
-            return transcribe(deltas, Transcript(request, detokenizer, choice))
+            return transcribe(deltas, transcripts[choice])
 
         pieces = self._orchestrator.generate(request, render)
         if not request.stream:
@@ -89,6 +93,17 @@ class Generation:
         # Until the first token is here, what goes wrong still has an HTTP status.
         first = await unless_gone(http.receive, _first(pieces))
         return AnswerStream(request, first, pieces, self._write_timeout, self._count)
+
+    async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
+        """Of each choice. Raises InvalidRequest: see Transcript."""
+
+        def begin() -> dict[int, Transcript]:
+            return {
+                choice: Transcript(request, self._tokenizer.detokenizer(), choice)
+                for choice in request.choices
+            }
+
+        return await self._tokenizer.apart(len(request.generated_ids), begin)
 
     def _limits(self) -> Limits:
         roster = self._registry.roster

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
@@ -23,6 +23,7 @@ import tenacity
 from baton import tasks
 from baton.errors import (
     BatonError,
+    CapacityError,
     InternalError,
     NoWorker,
     WorkerFull,
@@ -34,6 +35,7 @@ from gateway.course import Course, Run
 from gateway.fleet import Booking
 from gateway.merge import merge
 from gateway.metrics import Metrics
+from gateway.pace import Pace
 from gateway.patience import Patience
 from gateway.placement import Placement
 from gateway.registry import Registry
@@ -62,6 +64,7 @@ class Delta:
     token_ids: list[int]
     finish: FinishReason | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
+    workers: str = ""  #: see Course.workers
 
 
 Deltas: TypeAlias = AsyncGenerator[Delta, None]
@@ -90,6 +93,7 @@ class Orchestrator:
         self._admission = admission
         self._retry = retry
         self._metrics = metrics
+        self._pace = Pace()
         self._arrivals = itertools.count()
 
     async def generate(self, request: ValidRequest, render: Render[T]) -> AsyncGenerator[T, None]:
@@ -102,11 +106,13 @@ class Orchestrator:
         """
         courses = [
             Course(request, choice, next(self._arrivals), Patience(request.deadlines))
-            for choice in range(request.n)
+            for choice in request.choices
         ]
+        if request.resume is not None and (workers := request.resume.workers):
+            self._require_family(courses, workers)
         with (
             self._metrics.open_streams.track_inprogress(),
-            self._admission.admit(len(request.prompt_ids)) as ticket,
+            self._admission.admit(courses[0].need.tokens) as ticket,
         ):
             try:
                 begun = await self._restart(courses)
@@ -121,6 +127,16 @@ class Orchestrator:
             finally:
                 for course in courses:
                     self._leave(course)
+                    course.give_up_room()
+
+    def _require_family(self, courses: Sequence[Course], workers: str) -> None:
+        """An answer that was begun elsewhere goes on in its class: only there is that exact."""
+        model = courses[0].request.model
+        family = self._registry.roster.family(model, workers)
+        if family is None:
+            raise NoWorker(f"no worker of family {workers!r} serves {model!r} now")
+        for course in courses:
+            course.family = family
 
     async def _follow(self, course: Course, tokens: list[int]) -> Deltas:
         """One choice from its first tokens on, to its end."""
@@ -136,7 +152,7 @@ class Orchestrator:
             finally:
                 self._leave(course)
             if finish is None and (finish := course.complete()) is not None:
-                yield Delta([], finish, course.cached_tokens)
+                yield Delta([], finish, course.cached_tokens, course.workers)
 
     async def _flow(self, course: Course, run: Run | None, tokens: list[int]) -> Deltas:
         """The rest of an attempt that has given its first tokens.
@@ -146,7 +162,7 @@ class Orchestrator:
         assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens, cached_tokens=course.cached_tokens)
+                yield Delta(tokens, None, course.cached_tokens, course.workers)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
@@ -154,7 +170,7 @@ class Orchestrator:
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
                 cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
-            yield Delta(tokens, finished.reason, cached)
+            yield Delta(tokens, finished.reason, cached, course.workers)
         except BatonError as error:
             if not _mendable(error):
                 raise
@@ -171,6 +187,7 @@ class Orchestrator:
             retry=tenacity.retry_if_exception(lambda error: _again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.budget),
+            sleep=self._pause,
         )
         try:
             async with first.patience:
@@ -178,7 +195,23 @@ class Orchestrator:
         except tenacity.RetryError as spent:
             raise self._given_up(first, spent.last_attempt.exception()) from spent
 
+    @asynccontextmanager
+    async def _in_step(self, course: Course) -> AsyncIterator[None]:
+        """A replay's body waits until few enough others are on their way to where it goes."""
+        if course.last is None:
+            yield
+            return
+        roster, last = self._registry.roster, course.last.decode.instance_id
+        alive = roster.instance(last) is not None and last not in course.avoid
+        to, workers = (last, 1) if alive else ("", roster.decodes)
+        async with self._pace.replay(to, course.arrival, workers):
+            yield
+
     async def _try(self, courses: Sequence[Course]) -> list[list[int]]:
+        async with self._in_step(courses[0]):
+            return await self._begin(courses)
+
+    async def _begin(self, courses: Sequence[Course]) -> list[list[int]]:
         """One attempt up to its first tokens; a full worker sends it back to wait for room."""
         while True:
             runs = await self._wait_for_place(courses)
@@ -200,9 +233,25 @@ class Orchestrator:
                 raise errors[0]
 
     async def _wait_for_place(self, courses: Sequence[Course]) -> list[Run]:
+        """Without a worker, a new request is refused at once; one under way waits for another
+        worker until its budget is spent."""
         first = courses[0]
-        async with tasks.within("queue", first.request.deadlines.queue):
-            return await self._waiting.take_turn(first.arrival, lambda: self._start(courses))
+        while True:
+            try:
+                async with tasks.within("queue", first.request.deadlines.queue):
+                    return await self._waiting.take_turn(
+                        first.arrival, lambda: self._start(courses)
+                    )
+            except NoWorker:
+                left = self._retry.budget - first.patience.waited
+                if first.attempts == 0 or left <= 0:
+                    raise
+                await self._pause(left)
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until workers have come or gone: there may be a place now."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._registry.another_roster(), seconds)
 
     def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
@@ -211,6 +260,7 @@ class Orchestrator:
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
+        first.give_up_room()
         generation = first.next_generation(others)
         attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
         now = asyncio.get_running_loop().time()
@@ -223,16 +273,18 @@ class Orchestrator:
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
             return
-        first = not course.generated
+        first = not course.patience.started
         course.received(tokens)
         waited = course.patience.progress()
         if not first:
             self._metrics.inter_token_latency.observe(waited)
-        elif course.choice == 0:
+        elif course.choice == course.request.choices[0]:
             self._metrics.time_to_first_token.observe(waited)
 
     def _lost(self, course: Course, error: BatonError) -> None:
         course.learn(error, asyncio.get_running_loop().time())
+        if not isinstance(error, CapacityError) and course.complete() is None:
+            course.keep_room()
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",

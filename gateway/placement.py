@@ -38,7 +38,7 @@ class Need:
     family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: Collection[str] = ()
-    #: Instance that holds this request's blocks in its cache, empty for none.
+    #: Instance that holds this request's blocks in its cache, empty for none: it is no replay.
     prefer: str = ""
     #: Without a prefill worker the decode worker may compute the prompt itself.
     local_prefill: bool = False
@@ -122,10 +122,12 @@ class Placement:
         blocks = pool.blocks(need.tokens, need.choices)
         # One choice fits where its longest does.
         least = blocks if need.choices > 1 else 0
-        return (
-            self._look(pool.decode, need.longest, blocks, avoid, prefer, least),
-            self._look(pool.colocated, need.longest, blocks, avoid, prefer, least),
-        )
+
+        def look(workers: Sequence[Worker]) -> Found:
+            replay = bool(need.prefer)
+            return self._look(workers, need.longest, blocks, avoid, prefer, least, replay)
+
+        return look(pool.decode), look(pool.colocated)
 
     def _offers(self, pool: Pool, sides: tuple[Found, Found], need: Need) -> Iterator[Offer]:
         """What a pool has for the request; without decode workers where all are full."""
@@ -163,6 +165,7 @@ class Placement:
         avoid: Collection[str],
         prefer: Worker | None = None,
         least: int = 0,
+        replay: bool = False,
     ) -> Found:
         """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them up to
         WIDTH with room for ``blocks``: from a random one on, the preferred one first."""
@@ -175,7 +178,7 @@ class Placement:
             if avoid and worker.instance_id in avoid:
                 continue
             able = True
-            if worker.has_room(blocks):
+            if worker.has_room(blocks, replay=replay):
                 roomy.append(worker)
                 if len(roomy) == WIDTH:
                     break

@@ -68,6 +68,17 @@ class ChatMessage(_Wire):
         return "".join(part.text for part in self.content.root)
 
 
+class Resume(_Wire):
+    """An answer that another gateway began; see ``gateway.resume``."""
+
+    generated_ids: Annotated[list[int], FailFast()]
+    #: As the answer's first chunk told them; only the seed cannot be done without.
+    seed: int | None = None
+    prompt_digest: str | None = None
+    workers: str | None = None
+    choice: int = 0
+
+
 class GenerationRequest(_Wire):
     """What both endpoints take."""
 
@@ -93,6 +104,7 @@ class GenerationRequest(_Wire):
     #: Taken note of by no one: an end-user's name for the caller's own books.
     user: str | None = None
     n: int | None = None
+    baton_resume: Resume | None = None
 
 
 class ChatRequest(GenerationRequest):

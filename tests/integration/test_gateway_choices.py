@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_cancels_every_choice(checkpoint: Path) -> No
         await asyncio.sleep(0.05)
         asking.cancel()
         await eventually(lambda: len(worker.cancels) == LEN)
-        [place] = gateway.service.registry.workers
+        [place] = gateway.service.registry.roster.workers
         assert {key.choice_index for key in worker.cancels} == {0, 1, 2}
         assert place.room_blocks <= place.all_blocks
 
