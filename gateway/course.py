@@ -18,7 +18,7 @@ from baton.errors import (
 )
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
 from baton.identity import Family
-from gateway.attempt import Attempt
+from gateway.attempt import Attempt, DecodeSilent
 from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
@@ -159,7 +159,9 @@ class Course:
                 return prefill
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks
-            case DecodeLost() if decode.instance_id not in self.lost:
+            case DecodeLost() if not (
+                isinstance(error, DecodeSilent) or decode.instance_id in self.lost
+            ):
                 self.lost.add(decode.instance_id)
                 return decode
             case Draining():

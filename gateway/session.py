@@ -16,7 +16,7 @@ from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
-from gateway.attempt import Attempt, Finished
+from gateway.attempt import Attempt, DecodeSilent, Finished
 from gateway.fleet import Worker
 
 log = structlog.get_logger(__name__)
@@ -132,7 +132,7 @@ class Session:
         except BatonError as error:
             return error
         except PeerSilent as silence:
-            return DecodeLost(f"decode worker {self._address} is silent: {silence}")
+            return DecodeSilent(f"decode worker {self._address} is silent: {silence}")
         except grpc.aio.AioRpcError as error:
             return DecodeLost(
                 f"the session with {self._address} broke: "

@@ -59,7 +59,10 @@ async def strike(fleet: Fleet, fault: str, victim: str) -> None:
 
 
 async def decode(fleet: Fleet, fault: str, load: Load, rng: random.Random) -> list[Record]:
-    """The longest wait for a token of each stream that a decode worker's fault hit."""
+    """The longest wait for a token of each stream that a decode worker's fault hit.
+
+    Raises PeerFailed when a stream does not come to its end, with the very tokens.
+    """
     prompts = [prompt(rng, load.prompt) for _ in range(load.streams)]
     async with running(fleet, prompts, load.output, _BEGUN) as streams:
         victim, its = await fleet.busiest("d")
@@ -67,6 +70,9 @@ async def decode(fleet: Fleet, fault: str, load: Load, rng: random.Random) -> li
         await strike(fleet, fault, victim)
         await asyncio.gather(*(stream.task for stream in streams))
     await fleet.until_well()
+    same = await fleet.compatibility()
+    for stream in streams:
+        stream.require_exact(same)
     gaps = sorted(stream.gap(struck) for stream in streams)
     hit = gaps[-its:]  # theirs are the longest
     notice = _NOTICE if fault in ("stop", "partition") else 0.0

@@ -20,7 +20,9 @@ from baton.cli import ports
 from baton.cli.display import Display, Phase
 from baton.cli.processes import Patience, Supervisor
 from baton.cli.up import FrontPorts, plan
+from baton.identity import CompatibilityClass
 from baton.settings import UpSettings
+from bench.cluster import require_idle
 from bench.pair import PeerFailed
 from bench.recovery.line import Line
 
@@ -82,6 +84,10 @@ class Fleet:
                 raise PeerFailed(f"not all workers are healthy after {_BACK:g} s")
             await asyncio.sleep(0.1)
 
+    async def compatibility(self) -> CompatibilityClass:
+        """Of all workers."""
+        return CompatibilityClass(**(await self._workers())[0]["compatibility"])
+
     async def _workers(self) -> list[dict[str, Any]]:
         seen = json.loads(await self._get("/cluster"))["workers"]
         return [worker for worker in seen if worker["state"] == "healthy"]
@@ -97,7 +103,10 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(settings: UpSettings) -> AsyncIterator[Fleet]:
-    """A ready fleet; afterwards no process of it is left. Raises StartFailed, PeerFailed."""
+    """A ready fleet; afterwards no process of it is left.
+
+    Raises StartFailed, or PeerFailed, as when a worker's books do not balance after the body.
+    """
     unused = ports.free(_HOST)
     front = FrontPorts(next(unused), next(unused), next(unused))
     async with AsyncExitStack() as stack:
@@ -125,6 +134,8 @@ async def fleet(settings: UpSettings) -> AsyncIterator[Fleet]:
             if not ready.is_set():
                 raise PeerFailed(f"not all processes are ready after {_START:g} s")
             yield Fleet(front.api, front.admin, settings.served_name, lines, journal)
+            for name, line in lines.items():
+                await require_idle(name, line.address)
         finally:
             waiting.cancel()
             supervisor.stop()

@@ -10,8 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
+from baton.identity import CompatibilityClass
+from baton.sampling import SamplingSpec
 from bench.pair import PeerFailed
 from bench.recovery.fleet import Fleet
+from model.engine.mock_runner import expected_tokens
 
 _LOOK = 0.02
 #: Seconds for one stream in all.
@@ -24,8 +27,8 @@ class Stream:
     def __init__(self, fleet: Fleet, prompt: Sequence[int], max_tokens: int) -> None:
         self.asked = time.monotonic()
         self.came: list[float] = []  #: ``time.monotonic`` of each event with tokens
-        self.tokens = 0
-        self._max_tokens = max_tokens
+        self.tokens: list[int] = []
+        self._prompt, self._max_tokens = tuple(prompt), max_tokens
         body = {
             "model": fleet.model,
             "prompt": list(prompt),
@@ -52,13 +55,22 @@ class Stream:
                         self._take(json.loads(line.removeprefix(b"data: ")))
         finally:
             writer.transport.abort()
-        if self.tokens != self._max_tokens:
-            raise PeerFailed(f"a stream ended after {self.tokens} tokens; it said last: {said}")
+        if len(self.tokens) != self._max_tokens:
+            raise PeerFailed(
+                f"a stream ended after {len(self.tokens)} tokens; it said last: {said}"
+            )
 
     def _take(self, event: dict[str, list[dict[str, list[int]]]]) -> None:
-        if new := sum(len(choice.get("token_ids", ())) for choice in event.get("choices", ())):
-            self.came.append(time.monotonic())
-            self.tokens += new
+        for choice in event.get("choices", ()):
+            if new := choice.get("token_ids"):
+                self.came.append(time.monotonic())
+                self.tokens += new
+
+    def require_exact(self, compatibility: CompatibilityClass) -> None:
+        """Raises PeerFailed unless it has the tokens of an undisturbed run."""
+        spec = SamplingSpec(temperature=0.0, max_tokens=self._max_tokens, ignore_eos=True)
+        if self.tokens != expected_tokens(self._prompt, spec, compatibility):
+            raise PeerFailed("a stream has other tokens than an undisturbed one")
 
     async def settled(self) -> Stream:
         """Itself, once it has ended. Raises PeerFailed."""
@@ -86,7 +98,7 @@ async def running(
     """A stream for each prompt, of which each has so many tokens; cancelled after the body."""
     streams = [Stream(fleet, each, max_tokens) for each in prompts]
     try:
-        while min(stream.tokens for stream in streams) < begun:
+        while min(len(stream.tokens) for stream in streams) < begun:
             for stream in streams:
                 if stream.task.done():
                     await stream.task

@@ -122,6 +122,7 @@ async def test_a_silent_decode_worker_is_given_up_and_cannot_repeat(checkpoint: 
         tokens, text, _ = await asking
         await gateway.until_healthy(2)
     assert (tokens, text) == (TOKENS, TEXT)
+    assert len(stopped.submits) == 1, "nobody asks it again while it says nothing"
 
 
 async def test_stale_tokens_are_dropped_counted_and_answered(checkpoint: Path) -> None:
