@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, fields
 from enum import Enum
@@ -64,6 +65,11 @@ class Family(NamedTuple):
 
     compatibility: CompatibilityClass | None
     numerics_id: str  #: empty where no bits are promised
+
+    @property
+    def digest(self) -> str:
+        """Names it to a client, for whom it is opaque: blake2b-64, hex."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

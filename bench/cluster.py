@@ -156,7 +156,7 @@ async def workers(specs: Mapping[str, Spec]) -> AsyncIterator[dict[str, Worker]]
         addresses = {name: await child.ready() for name, child in children.items()}
         yield {name: Worker(at, await report(at)) for name, at in addresses.items()}
         for name, address in addresses.items():
-            await _require_idle(name, address)
+            await require_idle(name, address)
 
 
 def _identity() -> Identity:
@@ -176,7 +176,7 @@ async def report(address: str) -> Report:
     raise PeerFailed(f"the worker at {address} says nothing of itself")
 
 
-async def _require_idle(name: str, address: str) -> None:
+async def require_idle(name: str, address: str) -> None:
     """Raises PeerFailed unless the worker's books balance soon and nothing is left of anything."""
     async with channels.connect(address) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)

@@ -85,7 +85,7 @@ class Admission:
 
         An empty queue takes any one request.
         """
-        tokens = len(request.prompt_ids)
+        tokens = len(request.prompt_ids) + len(request.generated_ids)
         pace = self._current_pace()
         if self._requests:
             self._require_room(tokens, pace)

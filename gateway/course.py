@@ -19,7 +19,7 @@ from baton.errors import (
 )
 from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
 from baton.identity import Family
-from gateway.attempt import Attempt
+from gateway.attempt import Attempt, DecodeSilent
 from gateway.caches import Prefix
 from gateway.explanation import Trail
 from gateway.fleet import Booking, Worker
@@ -48,7 +48,7 @@ class Course:
     patience: Patience
     trail: Trail | None = None  #: wants to know where attempts were placed, and why
     #: Every token received, those not yet shown included: what the next attempt continues.
-    generated: list[int] = field(default_factory=list)
+    generated: list[int] = field(init=False)
     #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
     #: a worker has said so. Later attempts find what that one left in the caches.
     cached_tokens: int | None = None
@@ -58,11 +58,16 @@ class Course:
     last: Place | None = None
     booking: Booking | None = None  #: of that attempt, which may have ended
     family: Family | None = None
+    workers: str = ""  #: its digest
+    _kept: tuple[Worker, int] | None = None
     #: Instances that failed this request since its last token.
     avoid: set[str] = field(default_factory=set)
     #: Decode workers whose session broke once since then; they may live.
     lost: set[str] = field(default_factory=set)
     _prefix: Prefix | None = None
+
+    def __post_init__(self) -> None:
+        self.generated = list(self.request.generated_ids)
 
     @property
     def need(self) -> Need:
@@ -117,10 +122,11 @@ class Course:
         if self.trail is not None:
             self.trail.add(run.place.explanation)
         self.family = run.place.decode.report.identity.family
+        self.workers = self.family.digest
 
     def received(self, tokens: list[int]) -> None:
         """Progress: what failed before is forgiven."""
-        if not self.generated and self.run is not None:
+        if self.cached_tokens is None and not self.patience.started and self.run is not None:
             self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
         if self.avoid or self.lost:
@@ -132,6 +138,21 @@ class Course:
         if not self.generated:
             return None
         return finish_reason(len(self.generated), self.generated[-1], self.request.sampling)
+
+    def keep_room(self) -> None:
+        """Until it is placed again no new request gets the blocks that it had where it was last, so
+        that its KV stays in that cache."""
+        self.give_up_room()
+        if self.last is not None and self.last.decode.instance_id not in self.avoid:
+            decode = self.last.decode
+            self._kept = decode, decode.blocks(self.need.tokens)
+            decode.keep(self._kept[1])
+
+    def give_up_room(self) -> None:
+        """Idempotent."""
+        if self._kept is not None:
+            (decode, blocks), self._kept = self._kept, None
+            decode.keep(-blocks)
 
     def learn(self, error: BatonError, now: float) -> None:
         """Note what the next placement should avoid, after what went wrong, and whose fault it
@@ -157,7 +178,9 @@ class Course:
                 return prefill
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks
-            case DecodeLost() if decode.instance_id not in self.lost:
+            case DecodeLost() if not (
+                isinstance(error, DecodeSilent) or decode.instance_id in self.lost
+            ):
                 self.lost.add(decode.instance_id)
                 return decode
             case Draining():

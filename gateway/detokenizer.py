@@ -8,6 +8,11 @@ from tokenizers import Tokenizer
 
 #: What a decoder gives for bytes that are not (yet) a character.
 _REPLACEMENT = "\ufffd"
+#: Bytes of the longest character, so many ids at most.
+_CHARACTER = 4
+#: Ids without a whole character after which they are taken for broken text. Were all kept to be
+#: decoded again with each id, thousands would take minutes.
+_PATIENCE = 4 * _CHARACTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,9 @@ class Detokenizer:
         if token_id in self._byte_ids:
             return ""
         text = self._pending()
-        if not text or text.endswith(_REPLACEMENT):
-            return ""
-        self._window = self._window[self._given :]
-        self._given = len(self._window)
-        return text
+        if text and not text.endswith(_REPLACEMENT):
+            return self._give(text, len(self._window))
+        return self._give_broken() if len(self._window) - self._given > _PATIENCE else ""
 
     def flush(self) -> str:
         """What was held back, at the end; an incomplete character becomes U+FFFD."""
@@ -67,6 +70,23 @@ class Detokenizer:
         self._given = len(self._window)
         return text
 
-    def _pending(self) -> str:
+    def _give(self, text: str, end: int) -> str:
+        """Give out the text of the ids before ``end``, which stay as context for the rest."""
+        self._window, self._given = self._window[self._given :], end - self._given
+        return text
+
+    def _give_broken(self) -> str:
+        """So many ids are no beginning of a character: give out what no id to come can change.
+
+        What is decoded alone as it is within the whole does not end in the middle of a character.
+        """
+        whole = self._pending()
+        for end in range(len(self._window) - _CHARACTER, len(self._window) - 2 * _CHARACTER, -1):
+            text = self._pending(end)
+            if whole.startswith(text):
+                return self._give(text, end)
+        return ""
+
+    def _pending(self, end: int | None = None) -> str:
         decode = self._tokenizer.decode
-        return decode(self._window)[len(decode(self._window[: self._given])) :]
+        return decode(self._window[:end])[len(decode(self._window[: self._given])) :]

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
-from gateway import openai_api
+from gateway import openai_api, resume
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.explanation import ASK, PLACEMENT, Trail
@@ -81,16 +81,20 @@ class Generation:
         except BatonError as error:
             self._count(error.http_status)
             self._metrics.refusals.labels(reason=error.code).inc()
+            if error.param is not None and error.param.startswith(resume.FIELD):
+                self._metrics.resumes.labels(outcome="refused").inc()
             raise
         except Exception:
             self._count(InternalError.http_status)
             raise
 
     async def _answer(self, http: Request, request: ValidRequest, trail: Trail | None) -> Response:
+        transcripts = await self._transcripts(request)
+        if request.resume is not None:
+            self._metrics.resumes.labels(outcome="accepted").inc()
 
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
-            detokenizer = self._tokenizer.detokenizer()
-            return transcribe(deltas, Transcript(request, detokenizer, choice))
+            return transcribe(deltas, transcripts[choice])
 
         pieces = self._orchestrator.generate(request, render, trail)
         if not request.stream:
@@ -101,6 +105,17 @@ class Generation:
         first = await unless_gone(http.receive, _first(pieces))
         headers = _headers(request, trail)
         return AnswerStream(request, first, pieces, self._write_timeout, self._count, headers)
+
+    async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
+        """Of each choice. Raises InvalidRequest: see Transcript."""
+
+        def begin() -> dict[int, Transcript]:
+            return {
+                choice: Transcript(request, self._tokenizer.detokenizer(), choice)
+                for choice in request.choices
+            }
+
+        return await self._tokenizer.apart(len(request.generated_ids), begin)
 
     def _limits(self) -> Limits:
         roster = self._registry.roster

@@ -215,10 +215,12 @@ class Worker:
     breaker: Breaker = field(default_factory=Breaker)
     #: Prompt tokens waiting for compute there, placements not yet reported included.
     queued_tokens: int = field(init=False)
-    #: KV blocks a new sequence could take, less what was placed and is not yet reported.
+    #: KV blocks a new sequence could take, less what was placed and is not yet reported, and
+    #: what is kept for replays.
     room_blocks: int = field(init=False)
     #: KV tokens of sequences that live there, likewise.
     live_tokens: int = field(init=False)
+    _kept_blocks: int = 0
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
     _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
@@ -255,9 +257,10 @@ class Worker:
         """See ``kv_blocks``."""
         return kv_blocks(tokens, self.report.compatibility.block_size, choices)
 
-    def has_room(self, blocks: int) -> bool:
-        """Whether it may get sequences of so many KV blocks now."""
-        return self.room_blocks >= blocks and not self.full and not self.breaker.refuses
+    def has_room(self, blocks: int, *, replay: bool = False) -> bool:
+        """Whether it may get sequences of so many KV blocks now; a replay may have what is kept."""
+        room = self.room_blocks + self._kept_blocks if replay else self.room_blocks
+        return room >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
         """Take in a new report; what was placed long enough before it is in it."""
@@ -281,11 +284,17 @@ class Worker:
         elif blocks > 0 and self.doubted:
             self.full = True
 
+    def keep(self, blocks: int) -> None:
+        """Leave so many blocks to a replay that will come; negative numbers give them back."""
+        self._kept_blocks += blocks
+        self._count()
+
     def _count(self) -> None:
         """Kept, not computed when asked: a placement asks many workers, and changes two."""
         load = self.report.load
         self.queued_tokens = max(0, load.queued_tokens + self._unseen_tokens)
-        self.room_blocks = load.blocks_free + load.blocks_cached - self._unseen_blocks
+        taken = self._unseen_blocks + self._kept_blocks
+        self.room_blocks = load.blocks_free + load.blocks_cached - taken
         live_blocks = max(0, load.blocks_owned + self._unseen_blocks)
         self.live_tokens = live_blocks * self.report.compatibility.block_size
 

@@ -48,6 +48,12 @@ class Metrics:
             "Tokens dropped because they were of an ended attempt or out of order.",
             registry=registry,
         )
+        self.resumes = Counter(
+            "baton_resumes",
+            "Requests to finish an answer of another gateway, by outcome: accepted or refused.",
+            ["outcome"],
+            registry=registry,
+        )
         self.queue_tokens = Gauge(
             "baton_queue_tokens",
             "Prompt tokens of requests waiting for their first token.",

@@ -1,6 +1,8 @@
 """The objects of the OpenAI API: answers whole and in chunks, rendered once per request.
 
-``baton`` in the first chunk (and in a whole answer) is what a client needs to resume elsewhere.
+``baton`` in the first chunk (and in a whole answer) is what a client needs to resume elsewhere,
+with the ids of the tokens that it has. An answer that is resumed has what comes behind them, but
+for its usage, which counts all.
 ``token_ids`` and ``prompt_token_ids`` come with ``return_token_ids``.
 """
 
@@ -35,7 +37,7 @@ class Usage:
 
     def __init__(self, request: ValidRequest) -> None:
         self._prompt = len(request.prompt_ids)
-        self._tokens = 0
+        self._tokens = len(request.generated_ids)
         self._cached: int | None = None
 
     def count(self, piece: Piece) -> None:
@@ -55,15 +57,17 @@ class Usage:
 async def whole(request: ValidRequest, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
     """The answer as one object, once the last piece is here."""
     usage = Usage(request)
-    by_choice: list[list[Piece]] = [[] for _ in range(request.n)]
+    by_choice: dict[int, list[Piece]] = {choice: [] for choice in request.choices}
+    workers = ""
     async for piece in pieces:
         usage.count(piece)
+        workers = piece.workers
         by_choice[piece.choice].append(piece)
     return {
         **_head(request, _OBJECT[request.kind]),
-        "choices": [_choice(request, index, of) for index, of in enumerate(by_choice)],
+        "choices": [_choice(request, index, of) for index, of in by_choice.items()],
         "usage": usage.rendered(),
-        **_origin(request),
+        **_origin(request, workers),
     }
 
 
@@ -94,21 +98,23 @@ class Chunks:
         null_usage = {"usage": None} if request.include_usage else {}
         self._head = {**_head(request, _CHUNK[request.kind]), **null_usage}
         opened = _compact(self._head)[:-1]
-        self._before = [
-            f'data: {opened},"choices":[{{"index":{choice},"logprobs":null,"finish_reason":null,'
-            for choice in range(request.n)
-        ]
+        self._before = {
+            choice: f'data: {opened},"choices":[{{"index":{choice},"logprobs":null,'
+            '"finish_reason":null,'
+            for choice in request.choices
+        }
         self._text = '"delta":{"content":' if self._chat else '"text":'
         self._after = "}}]}\n\n" if self._chat else "}]}\n\n"
 
-    def first(self) -> bytes:
+    def first(self, workers: str) -> bytes:
         """Opens the stream: each choice's role, and what the client needs to resume elsewhere."""
         opening = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
         events = b""
-        for index in range(self._request.n):
+        origin = _origin(self._request, workers)
+        for index in self._request.choices:
             choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
-            origin = {} if index else _origin(self._request)
             events += _event({**self._head, "choices": [choice], **origin})
+            origin = {}
         return events
 
     def piece(self, piece: Piece) -> bytes:
@@ -146,12 +152,13 @@ def _head(request: ValidRequest, kind: str) -> dict[str, Any]:
     }
 
 
-def _origin(request: ValidRequest) -> dict[str, Any]:
+def _origin(request: ValidRequest, workers: str) -> dict[str, Any]:
     origin: dict[str, Any] = {
         "baton": {
             "request_id": request.request_id,
             "seed": request.sampling.seed,
             "prompt_digest": request.prompt_digest,
+            "workers": workers,
         }
     }
     if request.return_token_ids:

@@ -11,8 +11,8 @@ they part: each goes on, ends and is placed again by itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
@@ -22,6 +22,7 @@ import tenacity
 from baton import tasks
 from baton.errors import (
     BatonError,
+    CapacityError,
     DeadlineOutOfReach,
     InternalError,
     NoWorker,
@@ -35,6 +36,7 @@ from gateway.explanation import Trail
 from gateway.fleet import Booking
 from gateway.merge import merge
 from gateway.metrics import Metrics
+from gateway.pace import Pace
 from gateway.patience import Patience
 from gateway.placement import Place, Placement
 from gateway.presence import Presence
@@ -67,6 +69,7 @@ class Delta:
     token_ids: list[int]
     finish: FinishReason | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
+    workers: str = ""  #: see Course.workers
 
 
 Deltas: TypeAlias = AsyncGenerator[Delta, None]
@@ -97,6 +100,7 @@ class Orchestrator:
         self._presence = presence
         self._retry = retry
         self._metrics = metrics
+        self._pace = Pace()
         #: Pairs of workers that were full and are soon tried again, whatever they report.
         self._trying_again: set[frozenset[str]] = set()
 
@@ -116,9 +120,11 @@ class Orchestrator:
             Course(
                 request, choice, self._waiting.arrive(request.priority), Patience(request.deadlines)
             )
-            for choice in range(request.n)
+            for choice in request.choices
         ]
         courses[0].trail = trail
+        if request.resume is not None and (workers := request.resume.workers):
+            self._require_family(courses, workers)
         with (
             self._metrics.open_streams.track_inprogress(),
             self._admission.admit(request, courses[0].turn) as ticket,
@@ -136,6 +142,16 @@ class Orchestrator:
             finally:
                 for course in courses:
                     self._leave(course)
+                    course.give_up_room()
+
+    def _require_family(self, courses: Sequence[Course], workers: str) -> None:
+        """An answer that was begun elsewhere goes on in its class: only there is that exact."""
+        model = courses[0].request.model
+        family = self._registry.roster.family(model, workers)
+        if family is None:
+            raise NoWorker(f"no worker of family {workers!r} serves {model!r} now")
+        for course in courses:
+            course.family = family
 
     async def _follow(self, course: Course, tokens: list[int]) -> Deltas:
         """One choice from its first tokens on, to its end."""
@@ -151,7 +167,7 @@ class Orchestrator:
             finally:
                 self._leave(course)
             if finish is None and (finish := course.complete()) is not None:
-                yield Delta([], finish, course.cached_tokens)
+                yield Delta([], finish, course.cached_tokens, course.workers)
 
     async def _flow(self, course: Course, run: Run | None, tokens: list[int]) -> Deltas:
         """The rest of an attempt that has given its first tokens.
@@ -161,7 +177,7 @@ class Orchestrator:
         assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens, cached_tokens=course.cached_tokens)
+                yield Delta(tokens, None, course.cached_tokens, course.workers)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
@@ -170,7 +186,7 @@ class Orchestrator:
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
                 cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
-            yield Delta(tokens, finished.reason, cached)
+            yield Delta(tokens, finished.reason, cached, course.workers)
         except BatonError as error:
             if not _mendable(error):
                 raise
@@ -187,6 +203,7 @@ class Orchestrator:
             retry=tenacity.retry_if_exception(lambda error: self._again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
             stop=tenacity.stop_after_delay(self._retry.budget),
+            sleep=self._pause,
         )
         try:
             async with first.patience:
@@ -194,7 +211,23 @@ class Orchestrator:
         except tenacity.RetryError as spent:
             raise self._given_up(first, spent.last_attempt.exception()) from spent
 
+    @asynccontextmanager
+    async def _in_step(self, course: Course) -> AsyncIterator[None]:
+        """A replay's body waits until few enough others are on their way to where it goes."""
+        if course.last is None:
+            yield
+            return
+        roster, last = self._registry.roster, course.last.decode.instance_id
+        alive = roster.instance(last) is not None and last not in course.avoid
+        to, workers = (last, 1) if alive else ("", roster.decodes)
+        async with self._pace.replay(to, course.turn, workers):
+            yield
+
     async def _try(self, courses: Sequence[Course]) -> list[list[int]]:
+        async with self._in_step(courses[0]):
+            return await self._begin(courses)
+
+    async def _begin(self, courses: Sequence[Course]) -> list[list[int]]:
         """One attempt up to its first tokens; a full worker sends it back to wait for room."""
         while True:
             runs = await self._wait_for_place(courses)
@@ -216,11 +249,25 @@ class Orchestrator:
                 raise errors[0]
 
     async def _wait_for_place(self, courses: Sequence[Course]) -> list[Run]:
+        """Without a worker, a new request is refused at once; one under way waits for another
+        worker until its budget is spent."""
         first = courses[0]
-        async with tasks.within("queue", first.request.deadlines.queue):
-            return await self._waiting.take_turn(
-                first.turn, first.need.tokens, lambda: self._start(courses)
-            )
+        while True:
+            try:
+                async with tasks.within("queue", first.request.deadlines.queue):
+                    return await self._waiting.take_turn(
+                        first.turn, first.need.tokens, lambda: self._start(courses)
+                    )
+            except NoWorker:
+                left = self._retry.budget - first.patience.waited
+                if first.attempts == 0 or left <= 0:
+                    raise
+                await self._pause(left)
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until workers have come or gone: there may be a place now."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._registry.another_roster(), seconds)
 
     def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
@@ -229,8 +276,9 @@ class Orchestrator:
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
-        if len(courses) == first.request.n:  # a choice that has parted from others goes on
+        if len(courses) == len(first.request.choices):  # one that has parted from others goes on
             self._require_time(first, place)
+        first.give_up_room()
         generation = first.next_generation(others)
         attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
         now = asyncio.get_running_loop().time()
@@ -258,12 +306,12 @@ class Orchestrator:
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
             return
-        first = not course.generated
+        first = not course.patience.started
         course.received(tokens)
         waited = course.patience.progress()
         if not first:
             self._metrics.inter_token_latency.observe(waited)
-        elif course.choice == 0:
+        elif course.choice == course.request.choices[0]:
             self._metrics.time_to_first_token.observe(waited)
 
     def _handed_over(self, run: Run) -> None:
@@ -274,6 +322,8 @@ class Orchestrator:
         course.learn(error, asyncio.get_running_loop().time())
         if isinstance(error, WorkerFull) and course.last is not None:
             self._try_again_soon(course.last)
+        if not isinstance(error, CapacityError) and course.complete() is None:
+            course.keep_room()
         self._metrics.migrations.labels(reason=error.code).inc()
         log.info(
             "attempt lost",

@@ -36,10 +36,13 @@ class Patience:
 
     def progress(self) -> float:
         """A token is here. Returns the seconds since the one before, or since arrival."""
-        now = self._clock()
-        waited = now - (self._arrival if self._last_token is None else self._last_token)
-        self._last_token = now
+        waited, self._last_token = self.waited, self._clock()
         return waited
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the last token, or since arrival."""
+        return self._clock() - (self._arrival if self._last_token is None else self._last_token)
 
     @property
     def started(self) -> bool:

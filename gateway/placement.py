@@ -34,7 +34,7 @@ class Need:
     family: Family | None = None
     #: Instances that failed this request since its last token.
     avoid: Collection[str] = ()
-    #: Instance that holds this request's blocks in its cache, empty for none.
+    #: Instance that holds this request's blocks in its cache, empty for none: it is no replay.
     prefer: str = ""
     #: Without a prefill worker the decode worker may compute the prompt itself.
     local_prefill: bool = False
@@ -140,7 +140,8 @@ class Placement:
 
         def look(workers: Workers) -> Found:
             asked = _ask(need, hits)
-            return self._look(workers, policy, need.longest, blocks, avoid, asked, prefer, least)
+            size = _Size(need.longest, blocks, least, replay=bool(need.prefer))
+            return self._look(workers, policy, size, avoid, asked, prefer)
 
         return look(pool.decode), look(pool.colocated)
 
@@ -156,12 +157,13 @@ class Placement:
         # Without room on this side only whether the other could take it matters, not its room.
         blocks = pool.blocks(need.tokens) if pairing.roomy else 0
         policy, asked = self._policies.prefill, _ask(need, hits)
-        prefills = self._look(pool.prefill, policy, need.tokens, blocks, need.avoid, asked)
+        size = _Size(need.tokens, blocks)
+        prefills = self._look(pool.prefill, policy, size, need.avoid, asked)
         if not prefills.able and need.local_prefill:
             yield Offer(pairing, None)
             return
         if not prefills.able and need.avoid:
-            prefills = self._look(pool.prefill, policy, need.tokens, blocks, (), asked)
+            prefills = self._look(pool.prefill, policy, size, (), asked)
         if prefills.able:
             yield Offer(pairing if prefills.roomy else Found(True, (), asked), prefills)
 
@@ -187,17 +189,13 @@ class Placement:
         self,
         workers: Workers,
         policy: Policy,
-        tokens: int,
-        blocks: int,
+        size: _Size,
         avoid: Collection[str],
         asked: Asked,
         prefer: Worker | None = None,
-        least: int = 0,
     ) -> Found:
-        """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them some
-        with room for ``blocks``: the preferred one, those that the policy proposes, others from a
-        random one on."""
-        size = _Size(tokens, blocks, least)
+        """Those that could ever take it, and of them some with room: the preferred one, those that
+        the policy proposes, others from a random one on."""
         start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
         first = () if prefer is None else (prefer,)
         named = dict.fromkeys(chain(first, policy.propose(workers, asked, self._rng)))
@@ -242,7 +240,8 @@ class _Size(NamedTuple):
 
     tokens: int  #: that a sequence there may have
     blocks: int  #: free, now
-    least: int  #: blocks in all
+    least: int = 0  #: blocks in all
+    replay: bool = False  #: may have what is kept for replays
 
 
 def _fit(
@@ -256,7 +255,7 @@ def _fit(
         if avoid and worker.instance_id in avoid:
             continue
         able = True
-        if worker.has_room(size.blocks):
+        if worker.has_room(size.blocks, replay=size.replay):
             roomy.append(worker)
             if len(roomy) == most:
                 break

@@ -42,6 +42,7 @@ class Ended:
 
     reason: str = ""
     worked: bool = False  #: a report
+    broken: bool = False  #: the connection
     loading: bool = False  #: only the answer that there are no reports yet
 
 
@@ -114,6 +115,7 @@ class Registry:
         self._members: dict[str, Member] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
         self._roster: Roster | None = None
+        self._resorted = asyncio.Event()  # of the roster that there is
         #: The members as the membership has them.
         self.entries: Latest[frozenset[Entry]] = Latest(frozenset())
 
@@ -131,6 +133,10 @@ class Registry:
                 if member.worker is not None and member.health in (Health.HEALTHY, Health.SUSPECT)
             )
         return self._roster
+
+    async def another_roster(self) -> None:
+        """Returns once workers have come, gone or stand differently."""
+        await self._resorted.wait()
 
     async def run(self) -> None:
         """Follow the membership until cancelled; then every stream is closed."""
@@ -164,10 +170,14 @@ class Registry:
         backoff = Backoff(
             RECONNECT_FIRST, RECONNECT_REGISTERED if registered else RECONNECT_LONGEST
         )
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             ended = await self._watch(member)
             if ended.worked:
                 backoff.reset()
+            if member.health is Health.SUSPECT and loop.time() - began > RECONNECT_FIRST:
+                continue
             pause = backoff.pause()
             await asyncio.sleep(min(pause, RECONNECT_LOADING) if ended.loading else pause)
 
@@ -181,7 +191,11 @@ class Registry:
         except CacheGap as gap:
             log.warning("watching anew", address=member.address, reason=str(gap))
         else:
-            member.turn(Health.CONNECTING if member.worker is None else Health.OUT, ended.reason)
+            # Who only lost a connection is found well at once; until then replays may still go
+            # there, where their KV is.
+            broke = ended.broken and ended.worked and member.health is Health.HEALTHY
+            out = Health.SUSPECT if broke else Health.OUT
+            member.turn(Health.CONNECTING if member.worker is None else out, ended.reason)
         self._update()
         return ended
 
@@ -203,6 +217,7 @@ class Registry:
             except PeerSilent as silence:
                 return str(silence)
             except grpc.aio.AioRpcError as error:
+                ended.broken = error.code() is grpc.StatusCode.UNAVAILABLE
                 ended.loading = error.code() is grpc.StatusCode.UNIMPLEMENTED
                 return f"{error.code().name.lower()}: {error.details()}"
             except (IncompatiblePeer, CacheGap):
@@ -242,7 +257,7 @@ class Registry:
             if self._caches is not None:
                 self._caches.forget(member.worker)
         member.worker = Worker(member.address, report)
-        self._roster = None
+        self._resort()
 
     def _account(self, worker: Worker | None, status: worker_pb2.WorkerStatus) -> None:
         """Take in what it tells of its cache. Raises CacheGap."""
@@ -254,7 +269,7 @@ class Registry:
         self._news(before, report)
         worker.reported(report, asyncio.get_running_loop().time())
         if before.standing != report.standing:
-            self._roster = None
+            self._resort()
 
     def _judge(self, member: Member, report: Report, progress: Progress) -> None:
         """Who reports is healthy, unless its engine fails or hangs."""
@@ -274,10 +289,15 @@ class Registry:
     def _turn(self, member: Member, health: Health, reason: str = "") -> bool:
         new = member.turn(health, reason)
         if new:
-            self._roster = None
+            self._resort()
         return new
 
     def _update(self) -> None:
         """Somebody came, went or stands differently."""
-        self._roster = None
+        self._resort()
         self._changed()
+
+    def _resort(self) -> None:
+        self._roster = None
+        self._resorted.set()
+        self._resorted = asyncio.Event()

@@ -14,7 +14,9 @@ from typing import Literal
 from baton.deadlines import Deadlines
 from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from baton.sampling import MAX_TOKENS, SamplingSpec
+from gateway import resume
 from gateway.keys import Caller
+from gateway.resume import Resume
 from gateway.schemas import (
     ChatMessage,
     ChatRequest,
@@ -55,6 +57,7 @@ class ValidRequest:
     deadlines: Deadlines
     caller: Caller
     n: int = 1  #: choices: answers to the one prompt, drawn independently
+    resume: Resume | None = None  #: of an answer that another gateway began
     stream: bool = False
     include_usage: bool = False
     return_token_ids: bool = False
@@ -65,8 +68,22 @@ class ValidRequest:
     @property
     def prompt_digest(self) -> str:
         """blake2b-128 of the prompt's ids as 32-bit little endian, hex: proves a resumed prompt."""
-        packed = struct.pack(f"<{len(self.prompt_ids)}I", *self.prompt_ids)
-        return hashlib.blake2b(packed, digest_size=16).hexdigest()
+        return _digest(self.prompt_ids)
+
+    @property
+    def generated_ids(self) -> tuple[int, ...]:
+        """What its client has of the answer already."""
+        return () if self.resume is None else self.resume.generated_ids
+
+    @property
+    def choices(self) -> range:
+        """Indices of the choices to generate."""
+        first = 0 if self.resume is None else self.resume.choice
+        return range(first, first + self.n)
+
+
+def _digest(ids: Sequence[int]) -> str:
+    return hashlib.blake2b(struct.pack(f"<{len(ids)}I", *ids), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,17 +193,19 @@ class Validator:
         if wire.stream_options is not None and not wire.stream:
             raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+        sampling = self._sampling(wire, limits.fill(len(prompt_ids), max_tokens))
         return ValidRequest(
             request_id=prefix + secrets.token_hex(12),
             created=int(time.time()),
             kind=kind,
             model=wire.model,
             prompt_ids=prompt_ids,
-            sampling=self._sampling(wire, limits.fill(len(prompt_ids), max_tokens)),
+            sampling=sampling,
             stop=_stops(wire.stop),
             deadlines=self._deadlines.tightened(_asked(wire.deadlines)),
             caller=caller,
             n=choices,
+            resume=self._resume(wire, prompt_ids, sampling),
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
@@ -212,11 +231,25 @@ class Validator:
         }
         return SamplingSpec(
             **given,
-            seed=secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed,
+            seed=_seed(wire),
             logit_bias=self._logit_bias(wire.logit_bias or {}),
             max_tokens=max_tokens,
             ignore_eos=wire.ignore_eos,
             eos_ids=self._tokenizer.eos_ids,
+        )
+
+    def _resume(
+        self, wire: GenerationRequest, prompt_ids: tuple[int, ...], sampling: SamplingSpec
+    ) -> Resume | None:
+        if wire.baton_resume is None:
+            return None
+        return resume.check(
+            wire.baton_resume,
+            sampling,
+            prompt_digest=_digest(prompt_ids),
+            choices=wire.n,
+            most_choices=MAX_CHOICES,
+            vocab_size=self._tokenizer.vocab_size,
         )
 
     def _logit_bias(self, wire: dict[str, float]) -> dict[int, float]:
@@ -251,6 +284,13 @@ class Validator:
                 f"model {reprlib.repr(name)} is not served here; {self._served_model!r} is",
                 param="model",
             )
+
+
+def _seed(wire: GenerationRequest) -> int:
+    """The one given, here or by an answer that is to be finished; else one drawn now."""
+    if wire.baton_resume is not None:
+        return resume.check_seed(wire.baton_resume, wire.seed)
+    return secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed
 
 
 def _as_dict(message: ChatMessage) -> dict[str, str]:

@@ -63,6 +63,7 @@ class Roster:
                 (pool.colocated if report.local_prefill else pool.decode).append(worker)
             if Role.PREFILL in report.roles:
                 pool.prefill.append(worker)
+        self.decodes = sum(len(p.decode) + len(p.colocated) for p in found.values())
         #: Tokens of the longest sequence any decode worker can hold; None without one.
         self.longest_sequence = _longest(w for w in self.workers if Role.DECODE in w.report.roles)
         #: Tokens of the longest prompt any worker can compute; None while none is known.
@@ -74,6 +75,11 @@ class Roster:
         """Those that serve ``model``; only the one of ``family`` where that is given."""
         serving = self._pools.get(model, ())
         return serving if family is None else [p for p in serving if p.family == family]
+
+    def family(self, model: str, digest: str) -> Family | None:
+        """Of some workers that serve ``model``, by its name."""
+        families = (pool.family for pool in self._pools.get(model, ()))
+        return next((family for family in families if family.digest == digest), None)
 
     def instance(self, instance_id: str) -> Worker | None:
         return self._by_instance.get(instance_id)

@@ -79,6 +79,17 @@ class PhaseDeadlines(_Wire):
     total: float | None = None
 
 
+class Resume(_Wire):
+    """An answer that another gateway began; see ``gateway.resume``."""
+
+    generated_ids: Annotated[list[int], FailFast()]
+    #: As the answer's first chunk told them; only the seed cannot be done without.
+    seed: int | None = None
+    prompt_digest: str | None = None
+    workers: str | None = None
+    choice: int = 0
+
+
 class GenerationRequest(_Wire):
     """What both endpoints take."""
 
@@ -105,6 +116,7 @@ class GenerationRequest(_Wire):
     #: An end-user's name: requests of one may go to one worker (--placement affinity).
     user: str | None = None
     n: int | None = None
+    baton_resume: Resume | None = None
 
 
 class ChatRequest(GenerationRequest):

@@ -18,7 +18,7 @@ from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tls.links import PLAIN, Links
 from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
-from gateway.attempt import Attempt, Finished
+from gateway.attempt import Attempt, DecodeSilent, Finished
 from gateway.fleet import Worker
 
 log = structlog.get_logger(__name__)
@@ -136,7 +136,7 @@ class Session:
         except BatonError as error:
             return error
         except PeerSilent as silence:
-            return DecodeLost(f"decode worker {self._address} is silent: {silence}")
+            return DecodeSilent(f"decode worker {self._address} is silent: {silence}")
         except grpc.aio.AioRpcError as error:
             return DecodeLost(
                 f"the session with {self._address} broke: "

@@ -65,7 +65,7 @@ class AnswerStream(EventSourceResponse):
         usage = Usage(self._request)
         piece, ended = first, 0
         try:
-            yield chunks.first() + chunks.piece(first)
+            yield chunks.first(first.workers) + chunks.piece(first)
             usage.count(first)
             while (ended := ended + (piece.finish is not None)) < self._request.n:
                 if piece.finish is not None:

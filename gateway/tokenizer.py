@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from tokenizers import Tokenizer
@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from gateway.chat_template import ChatTemplate, Message
 from gateway.detokenizer import Detokenizer, Vocabulary
+
+T = TypeVar("T")
 
 #: Longer texts are tokenised off the event loop: about a millisecond's worth of work.
 _LONG_TEXT = 4096
@@ -74,6 +76,13 @@ class ModelTokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
         return Detokenizer(self.vocabulary)
+
+    async def apart(self, tokens: int, work: Callable[[], T]) -> T:
+        """Do what takes time for each of so many tokens: off the event loop when they are many."""
+        if tokens <= _LONG_TEXT // 4:
+            return work()
+        async with self._long:
+            return await asyncio.to_thread(work)
 
     async def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Raises ContextLengthExceeded for what could not fit, however it is tokenised."""

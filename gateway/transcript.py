@@ -11,6 +11,7 @@ from baton.generation import FinishReason
 from gateway.detokenizer import Detokenizer
 from gateway.orchestrator import Delta, Deltas
 from gateway.requests import ValidRequest
+from gateway.resume import finished
 from gateway.stopper import Stopper
 
 Finish = Literal["stop", "length"]
@@ -29,28 +30,30 @@ class Piece:
     finish: Finish | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
     choice: int = 0
+    workers: str = ""  #: see Delta.workers
 
 
 class Transcript:
-    """Detokenises, ends at a stop string, counts."""
+    """Detokenises, and ends at a stop string."""
 
     def __init__(self, request: ValidRequest, detokenizer: Detokenizer, choice: int = 0) -> None:
+        """Of an answer that another gateway began it takes in what the client has. Raises
+        InvalidRequest when a stop string is in that. O(tokens): off the event loop when many."""
         spec = request.sampling
         self._choice = choice
         self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
         self._detokenizer = detokenizer
         self._stopper = Stopper(request.stop)
-        #: Tokens generated, up to the one that completed a stop string.
-        self.tokens = 0
+        for count, token_id in enumerate(request.generated_ids, start=1):
+            self._push(token_id)
+            if self._stopper.stopped:
+                raise finished(f"a stop string is complete with token {count}")
 
     def add(self, delta: Delta) -> Piece:
         """The piece that the delta gives. Tokens behind a completed stop string are dropped."""
         text = ""
         for count, token_id in enumerate(delta.token_ids, start=1):
-            self.tokens += 1
-            if token_id in self._silent:
-                continue
-            text += self._stopper.push(self._detokenizer.push(token_id))
+            text += self._push(token_id)
             if self._stopper.stopped:
                 return self._piece(text, delta.token_ids[:count], "stop", delta)
         if delta.finish is None:
@@ -61,8 +64,13 @@ class Transcript:
             finish = "stop"
         return self._piece(text, delta.token_ids, finish, delta)
 
+    def _push(self, token_id: int) -> str:
+        if token_id in self._silent:
+            return ""
+        return self._stopper.push(self._detokenizer.push(token_id))
+
     def _piece(self, text: str, token_ids: list[int], finish: Finish | None, of: Delta) -> Piece:
-        return Piece(text, token_ids, finish, of.cached_tokens, self._choice)
+        return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
 
 
 async def transcribe(deltas: Deltas, transcript: Transcript) -> AsyncGenerator[Piece, None]:

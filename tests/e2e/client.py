@@ -23,10 +23,12 @@ class Answer:
     finish: str | None = None
     error: dict[str, Any] | None = None
     done: bool = False
+    told: dict[str, Any] = field(default_factory=dict)  #: what a client needs to resume elsewhere
 
     def add(self, event: dict[str, Any]) -> None:
         if "error" in event:
             self.error = event["error"]
+        self.told = event.get("baton", self.told)
         for choice in event.get("choices", []):
             self.text += choice.get("text", choice.get("delta", {}).get("content") or "")
             self.by_choice.setdefault(choice["index"], []).extend(choice.get("token_ids", []))

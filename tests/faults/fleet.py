@@ -12,7 +12,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import httpx
 
 from baton.cli import ports
 from baton.cli.display import Phase
-from baton.cli.processes import Patience, Supervisor
+from baton.cli.processes import Patience, Spec, Supervisor
 from baton.cli.up import FrontPorts, plan
 from baton.kv.shm import MEMORY_NAME
 from baton.settings import UpSettings
@@ -81,7 +81,7 @@ class Fleet:
         self.journal = journal
         self.url = url
         self.lines = lines  #: by the prefill worker's name
-        self._admin = admin
+        self.admin = admin  #: URL
         self._started = 0
 
     @property
@@ -93,7 +93,7 @@ class Fleet:
         """Wait until the gateway takes so many workers for healthy, and they are ready."""
         async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(seconds):
             while True:
-                seen = (await http.get(f"{self._admin}/cluster")).json()["workers"]
+                seen = (await http.get(f"{self.admin}/cluster")).json()["workers"]
                 healthy = [worker for worker in seen if worker["state"] == "healthy"]
                 if len(healthy) == workers and len(self.ready) == workers + 1:
                     return
@@ -125,8 +125,10 @@ def _violations(address: str) -> list[str]:
 
 
 @asynccontextmanager
-async def fleet(settings: UpSettings, log: Path) -> AsyncIterator[Fleet]:
-    """A ready fleet; afterwards no process of it is left."""
+async def fleet(
+    settings: UpSettings, log: Path, change: Callable[[Spec], Spec] = lambda spec: spec
+) -> AsyncIterator[Fleet]:
+    """A ready fleet; afterwards no process of it is left. ``change``: what is run instead."""
     unused = ports.free(_HOST)
     front = FrontPorts(next(unused), next(unused), next(unused))
     specs = plan(settings, front)
@@ -144,7 +146,11 @@ async def fleet(settings: UpSettings, log: Path) -> AsyncIterator[Fleet]:
             for spec in specs
         ]
         supervisor = Supervisor(
-            specs, journal, grace=settings.grace, restart=True, patience=_PATIENCE
+            [change(spec) for spec in specs],
+            journal,
+            grace=settings.grace,
+            restart=True,
+            patience=_PATIENCE,
         )
         started = asyncio.Event()
         keeping = asyncio.create_task(supervisor.run(started.set))

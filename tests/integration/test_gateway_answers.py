@@ -60,7 +60,7 @@ async def test_chat_streamed(checkpoint: Path) -> None:
     chunks = [json.loads(line) for line in data[:-1]]
     assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
-    assert set(chunks[0]["baton"]) == {"request_id", "seed", "prompt_digest"}
+    assert set(chunks[0]["baton"]) == {"request_id", "seed", "prompt_digest", "workers"}
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert "".join(choice["delta"].get("content", "") for choice in choices) == TEXT
     assert [i for choice in choices for i in choice.get("token_ids", [])] == [*ids(TEXT), EOS]

@@ -20,6 +20,7 @@ from baton.errors import (
 )
 from baton.generation import AttemptKey
 from baton.v1 import worker_pb2
+from gateway.pace import AT_ONCE
 from tests.fakes import (
     EOS,
     FakeSession,
@@ -121,6 +122,7 @@ async def test_a_silent_decode_worker_is_given_up_and_cannot_repeat(checkpoint: 
         tokens, text, _ = await asking
         await gateway.until_healthy(2)
     assert (tokens, text) == (TOKENS, TEXT)
+    assert len(stopped.submits) == 1, "nobody asks it again while it says nothing"
 
 
 async def test_stale_tokens_are_dropped_counted_and_answered(checkpoint: Path) -> None:
@@ -301,3 +303,80 @@ async def test_remaining_time_is_sent_with_every_attempt(checkpoint: Path) -> No
         await streamed(gateway)
     first, second = (submitted.generation.deadlines for submitted in worker.submits)
     assert second.total < first.total <= 50
+
+
+async def test_room_is_kept_for_replays_that_are_yet_to_come(checkpoint: Path) -> None:
+    """There is room for those streams alone: new work does not get what their KV is cached in."""
+    streams, reset = AT_ONCE + 4, asyncio.Event()
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if not reset.is_set():
+            await answering(TEXT, stop_after=5)(session, submitted)
+        await asyncio.sleep(0.05)
+        await answering(TEXT)(session, submitted)
+
+    worker = colocated(script, blocks_free=3 * streams, beat=30)
+    async with serving(checkpoint, [worker], heartbeat_interval=20) as gateway:
+        begun = [asyncio.create_task(streamed(gateway, prompt=[1] * 40)) for _ in range(streams)]
+        await worker.submitted(streams)
+        waiting = [asyncio.create_task(streamed(gateway, prompt=[2] * 40)) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        assert len(worker.submits) == streams
+        reset.set()
+        worker.sessions[0].close()
+        for answer in (*begun, *waiting):
+            tokens, _, _ = await answer
+            assert tokens == TOKENS
+        [member] = gateway.service.registry.members
+        assert member.worker and member.worker.room_blocks == 3 * streams
+    again = [len(s.generation.generated_ids) for s in worker.submits[streams:]]
+    assert again == [5] * streams + [0] * len(waiting)
+
+
+async def test_replays_come_back_a_few_at_a_time_and_the_oldest_first(checkpoint: Path) -> None:
+    streams, held, most = 60, 0, 0
+    reset = False
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        nonlocal held, most
+        if not reset:
+            await answering(TEXT, stop_after=3)(session, submitted)
+        held += 1
+        most = max(most, held)
+        await asyncio.sleep(0.02)
+        held -= 1
+        await answering(TEXT)(session, submitted)
+
+    worker = colocated(script, blocks_free=10_000)
+    async with serving(checkpoint, [worker]) as gateway:
+        asking = [
+            asyncio.create_task(streamed(gateway, prompt=[number])) for number in range(streams)
+        ]
+        await eventually(lambda: gateway.metric("baton_inter_token_latency_seconds_count") > 0)
+        await eventually(lambda: len(worker.submits) == streams)
+        await asyncio.sleep(0.1)
+        reset = True
+        worker.sessions[0].close()
+        for answer in asking:
+            tokens, _, _ = await answer
+            assert tokens == TOKENS
+        assert gateway.metric("baton_migrations_total", reason="decode_lost") == streams
+    assert most == AT_ONCE
+    first, again = worker.submits[:streams], worker.submits[streams:]
+    assert [s.key.request_id for s in again] == [s.key.request_id for s in first]
+
+
+async def test_who_waits_for_a_worker_goes_on_as_soon_as_one_is_there(checkpoint: Path) -> None:
+    """Not only after pauses that have grown long."""
+    dying = colocated(answering(TEXT, stop_after=7))
+    async with serving(checkpoint, [dying], retry_initial=20, retry_max=20) as gateway:
+        asking = asyncio.create_task(streamed(gateway))
+        await dying.submitted(1)
+        await asyncio.sleep(0.05)
+        await dying.kill()
+        await asyncio.sleep(0.3)
+        async with colocated(port=dying.port):
+            await gateway.until_healthy(1)
+            async with asyncio.timeout(1.0):
+                tokens, _, _ = await asking
+    assert tokens == TOKENS

@@ -54,6 +54,21 @@ def test_any_ids_give_the_full_decoding(ids: list[int]) -> None:
     assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
 
 
+#: Ids of bytes that begin a character, go on with one, or can be in none.
+BROKEN = BYTE_LEVEL.encode("é€😀").ids
+
+
+@given(st.lists(st.sampled_from(BROKEN), min_size=20, max_size=80))
+def test_broken_characters_give_the_full_decoding_and_are_not_kept_for_ever(ids: list[int]) -> None:
+    detokenizer = Detokenizer(Vocabulary.of(BYTE_LEVEL))
+    given_out = ""
+    for count, token_id in enumerate(ids, start=1):
+        given_out += detokenizer.push(token_id)
+        held = BYTE_LEVEL.decode(ids[:count])[len(given_out) :]
+        assert len(held) <= 20, "bounded"
+    assert given_out + detokenizer.flush() == BYTE_LEVEL.decode(ids)
+
+
 @given(st.lists(st.integers(0, BYTE_FALLBACK.get_vocab_size() - 1), max_size=40))
 def test_any_ids_give_the_full_decoding_with_byte_fallback(ids: list[int]) -> None:
     assert "".join(pieces(BYTE_FALLBACK, ids)) == BYTE_FALLBACK.decode(ids)

@@ -1,0 +1,128 @@
+"""A gateway is killed while its streams run; their clients go on at another one, from what they
+have, and in the end have exactly the answers of an undisturbed run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from baton.cli import ports
+from tests.e2e import client
+from tests.e2e.cluster import DEMO, MODEL, ROOT, START_SECONDS, Cluster, cluster, until
+
+#: So many that none has ended when the gateway is killed.
+TOKENS = 300
+
+
+@contextmanager
+def another_gateway(running: Cluster) -> Iterator[str]:
+    """Its URL. It has the same workers, as a list."""
+    unused = ports.free("127.0.0.1")
+    api, admin, rpc = str(next(unused)), str(next(unused)), str(next(unused))
+    by_kind = {
+        flag: ",".join(p.address for p in running.workers if p.name.startswith(flag[2]))
+        for flag in ("--prefill", "--decode")
+    }
+    child = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "gateway", "--model", str(DEMO), "--served-model-name", MODEL),
+            *("--port", api, "--admin-port", admin, "--rpc-port", rpc),
+            *(part for pair in by_kind.items() for part in pair),
+        ],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("BATON_")},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{api}"
+
+    def ready() -> bool:
+        try:
+            return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(ready, START_SECONDS, "the other gateway is ready")
+        yield url
+    finally:
+        child.kill()
+        child.wait()
+
+
+@dataclass(slots=True)
+class Cut:
+    """What a client has of an answer when its gateway is gone."""
+
+    answer: client.Answer
+
+    @property
+    def resume(self) -> dict[str, Any]:
+        told = {name: value for name, value in self.answer.told.items() if name != "request_id"}
+        return {**told, "generated_ids": self.answer.token_ids}
+
+
+async def until_cut(http: httpx.AsyncClient, cut: Cut, body: dict[str, Any]) -> None:
+    """Follow a stream that will break."""
+    try:
+        async for current in client.stream(http, body):
+            cut.answer = current
+    except httpx.TransportError:
+        return
+    raise AssertionError(f"it was not cut: {cut}")
+
+
+def bodies() -> list[dict[str, Any]]:
+    """Greedy and sampled, one with a stop string that never comes."""
+    rng = random.Random(3)
+    prompts = [[rng.randrange(256) for _ in range(60 + 40 * i)] for i in range(6)]
+    sampled = {"temperature": 0.9, "top_p": 0.95, "presence_penalty": 0.5}
+    return [
+        client.body(prompt, TOKENS, **(sampled | {"seed": i} if i % 2 else {}), stop="\x00never")
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+async def test_clients_of_a_killed_gateway_resume_on_another() -> None:
+    flags = ("--deterministic", "--no-restart", "--decode", "2")
+    with cluster(DEMO, *flags) as running, another_gateway(running) as other:
+        work = bodies()
+        cuts = [Cut(client.Answer()) for _ in work]
+        async with client.connect(running.url) as http:
+            following = [
+                asyncio.create_task(until_cut(http, cut, body))
+                for cut, body in zip(cuts, work, strict=True)
+            ]
+            deadline = time.monotonic() + 60.0
+            while min(len(cut.answer.token_ids) for cut in cuts) < 5:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            running.processes["gateway"].send(signal.SIGKILL)
+            await asyncio.gather(*following)
+        async with client.connect(other) as http:
+            resumed = await asyncio.gather(
+                *(
+                    client.whole(http, {**body, "baton_resume": cut.resume})
+                    for cut, body in zip(cuts, work, strict=True)
+                )
+            )
+            for body, cut, rest in zip(work, cuts, resumed, strict=True):
+                assert rest.done and rest.error is None, rest
+                undisturbed = await client.whole(http, {**body, "seed": cut.answer.told["seed"]})
+                assert cut.answer.token_ids + rest.token_ids == undisturbed.token_ids
+                assert cut.answer.text + rest.text == undisturbed.text
+            forged = {**cuts[0].resume, "prompt_digest": cuts[1].answer.told["prompt_digest"]}
+            refused = await client.whole(http, {**work[0], "baton_resume": forged})
+            assert refused.error is not None and "prompt_digest" in refused.error["message"]
