@@ -51,6 +51,7 @@ class Line:
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
         self._limits: list[tuple[float, bool]] = []
+        self._delays: list[float] = []
 
     def cut(self, kv_only: bool = False) -> int:
         """Break what is open, at once; returns how many connections that were."""
@@ -69,12 +70,21 @@ class Line:
         finally:
             self._limits.remove(limit)
 
+    @contextmanager
+    def late(self, seconds: float) -> Iterator[None]:
+        """For the body what a connection passes comes so much later."""
+        self._delays.append(seconds)
+        try:
+            yield
+        finally:
+            self._delays.remove(seconds)
+
     async def _wait(self, connection: Connection, nbytes: int) -> None:
         """As long as so many bytes take."""
         while not (rate := self._rate(connection)):
             await asyncio.sleep(_LOOK)
-        if rate < math.inf:
-            await asyncio.sleep(nbytes / rate)
+        if rate < math.inf or self._delays:
+            await asyncio.sleep(nbytes / rate + max(self._delays, default=0.0))
 
     def _rate(self, connection: Connection) -> float:
         rates = (rate for rate, kv_only in self._limits if connection.kv or not kv_only)

@@ -162,9 +162,7 @@ class Cluster:
 
     def migrations(self) -> dict[str, float]:
         """How many attempts were placed again, by the code of what ended the one before."""
-        text = httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text
-        found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', text, re.M)
-        return {reason: float(count) for reason, count in found}
+        return migrations(httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text)
 
     def until_healthy(self, *names: str) -> None:
         """Wait until the gateway takes these workers for healthy."""
@@ -196,6 +194,12 @@ class Cluster:
         for process in self.workers:
             if process.alive:
                 until_idle(process)
+
+
+def migrations(metrics: str) -> dict[str, float]:
+    """Of a gateway's ``/metrics``: attempts placed again, by what ended the one before."""
+    found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', metrics, re.M)
+    return {reason: float(count) for reason, count in found}
 
 
 def report(address: str, *, idle: bool) -> worker_pb2.IntegrityReport:
