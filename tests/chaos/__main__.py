@@ -14,10 +14,12 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from baton.configure import load
 from baton.settings import UpSettings
 from tests import etcd
 from tests.cases import Case, cases
@@ -32,7 +34,7 @@ GATEWAYS, PREFILL, DECODE = 2, 3, 3
 CASES = 48
 #: Tokens of a prompt and of an answer; and blocks of 16 for about three of them, so that workers
 #: are full and preempt all the time.
-PROMPT, ANSWER, BLOCKS = (100, 400), (40, 160), 100
+PROMPT, ANSWER, BLOCKS = (100, 360), (40, 150), 96
 
 
 def settings(model: Path, *, mock: bool, deterministic: bool, transport: str) -> UpSettings:
@@ -44,7 +46,7 @@ def settings(model: Path, *, mock: bool, deterministic: bool, transport: str) ->
         decode=DECODE,
         threads=1,
         num_blocks=BLOCKS,
-        max_model_len=1024,
+        max_model_len=512,
         chunk_tokens=128,
         local_prefill_queue=0,  # every prompt is handed over
         kv_transports=list(dict.fromkeys([transport, "grpc"])),
@@ -60,7 +62,9 @@ def requests(seed: int) -> list[Case]:
     return [replace(case, choices=2) if case.number % 6 == 5 else case for case in work]
 
 
-def strikes(seed: int, count: int, seconds: float, kinds: list[str]) -> list[Strike]:
+def strikes(
+    seed: int, count: int, seconds: float, kinds: Iterable[str] = tuple(KINDS)
+) -> list[Strike]:
     """``count`` faults, spread over ``seconds`` where that is longer than they take anyway."""
     sizes = {"p": PREFILL, "d": DECODE, "g": GATEWAYS, "e": int(etcd.BINARY is not None)}
     planned = schedule(seed, count, sizes, kinds=kinds)
@@ -74,6 +78,8 @@ async def play(asked: argparse.Namespace, planned: list[Strike], folder: Path) -
         up = settings(
             asked.model, mock=asked.mock, deterministic=asked.deterministic, transport=asked.kv
         )
+        given = load(UpSettings, ["--model", str(asked.model), *asked.flags], "baton up")
+        up = up.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
         log = folder / "fleet.log"
         async with fleet(up, log, gateways=GATEWAYS, etcd=server, launch=exposed) as running:
             demand = Demand(asked.streams, asked.clients, 60.0 * asked.minutes)
@@ -117,6 +123,7 @@ def arguments() -> argparse.Namespace:
         default=True,
         help="whether tokens are bitwise those of an undisturbed run",
     )
+    add("flags", nargs="*", help="after --: flags of `baton up`, for all of the fleet")
     return parser.parse_args()
 
 

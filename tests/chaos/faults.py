@@ -119,6 +119,24 @@ class Partition(_OnLine):
         return line.slow(0.0)
 
 
+class Deaf(_OnLine):
+    """It hears nothing, but is heard."""
+
+    kind = "deaf"
+
+    def state(self, line: TcpLine) -> AbstractContextManager[None]:
+        return line.slow(0.0, down=False)
+
+
+class Mute(_OnLine):
+    """It is not heard, but hears."""
+
+    kind = "mute"
+
+    def state(self, line: TcpLine) -> AbstractContextManager[None]:
+        return line.slow(0.0, down=True)
+
+
 class SlowLink(_OnLine):
     kind = "slow"
     disturbs = False
@@ -194,7 +212,5 @@ class EtcdRestart(Fault):
         await asyncio.to_thread(self.fleet.etcd.start)
 
 
-KINDS: dict[str, type[Fault]] = {
-    kind.kind: kind
-    for kind in (Kill, Stop, Reset, Partition, SlowLink, LateLink, LogsFull, ClockJump, EtcdRestart)
-}
+_ALL = (Kill, Stop, Reset, Partition, Deaf, Mute, SlowLink, LateLink, LogsFull, ClockJump)
+KINDS: dict[str, type[Fault]] = {kind.kind: kind for kind in (*_ALL, EtcdRestart)}

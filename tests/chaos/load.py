@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 
@@ -23,6 +24,9 @@ NOTABLE = 0.3
 _AGAIN = 0.3  # seconds before a refused or broken request is sent again
 #: Refusals before anything was begun, which a client answers by asking again.
 _REFUSALS = frozenset({"no_worker", "queue_full"})
+
+#: What the first chunk tells, where answers can be resumed; elsewhere they are begun anew.
+_RESUMED_WITH = frozenset({"seed", "prompt_digest", "workers"})
 
 #: Token ids by choice, and the text of all.
 Known = tuple[dict[int, list[int]], str]
@@ -47,14 +51,27 @@ class Outcome:
     case: Case
     began: float
     ended: float = 0.0
-    first: float | None = None  #: when the first token came
+    first: float | None = None  #: when the first event came
+    last: float = 0.0  #: and the last
     longest: float = 0.0  #: seconds between two tokens, at most
     gaps: list[Gap] = field(default_factory=list)  #: the notable ones
     left: bool = False  #: the client went away
     refused: int = 0
-    moved: int = 0  #: times that its gateway was lost
+    moved: int = 0  #: times that a gateway was lost, or not there
+    resumed: int = 0  #: times that another was asked for the rest
     wrong: str = ""  #: what is not as it was in an undisturbed run
     error: str = ""  #: of the gateway's
+
+    def note(self) -> None:
+        """An event has come."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+        else:
+            self.longest = max(self.longest, now - self.last)
+            if now - self.last > NOTABLE:
+                self.gaps.append(Gap(self.last, now))
+        self.last = now
 
     def __str__(self) -> str:
         return f"{self.case}: {self.wrong or self.error or 'exact'}"
@@ -104,66 +121,86 @@ class Load:
         return outcome
 
     async def _persist(self, http: Sequence[httpx.AsyncClient], outcome: Outcome) -> None:
-        """Ask until there is an answer or an error: a gateway that is lost or knows no worker is
-        left for another."""
-        at = self._rng.randrange(len(http))
-        while True:
-            answer = client.Answer()
+        """Ask until all has come, or an error: a gateway that is lost or knows no worker is left
+        for another, which goes on from what has come."""
+        at, got = self._rng.randrange(len(http)), _Got(outcome.case)
+        while (body := got.wanted()) is not None:
+            outcome.resumed += "baton_resume" in body
             try:
-                answer = await self._follow(http[at], outcome)
+                answer = await self._follow(http[at], body, got, outcome)
             except httpx.TransportError:
                 outcome.moved += 1
             else:
                 if not _refused(answer):
                     outcome.error = "" if answer.error is None else str(answer.error)
-                    return
+                    outcome.wrong = outcome.wrong or self._flaw(answer, body, got)
+                    if outcome.error or outcome.wrong:
+                        return
+                    continue
                 outcome.refused += 1
             at = (at + 1) % len(http)
             await asyncio.sleep(_AGAIN)
 
-    async def _follow(self, http: httpx.AsyncClient, outcome: Outcome) -> client.Answer:
+    async def _follow(
+        self, http: httpx.AsyncClient, body: dict[str, Any], got: _Got, outcome: Outcome
+    ) -> client.Answer:
         """One request to its end, every event compared."""
-        tokens, text = self._expected[outcome.case]
-        answer, seen, last = client.Answer(), dict[int, int](), outcome.began
-        async for answer in client.stream(http, outcome.case.body):
+        tokens, _ = self._expected[outcome.case]
+        answer, seen, text = client.Answer(), dict[int, int](), ""
+        async for answer in client.stream(http, body):
             for choice, ids in answer.by_choice.items():
-                before, seen[choice] = seen.get(choice, 0), len(ids)
-                new = ids[before:]
-                if self._exact and new != tokens[choice][before : len(ids)]:
-                    outcome.wrong = f"choice {choice} goes wrong between {before} and {len(ids)}"
-            last = _note(outcome, last)
-        if answer.error is None:
-            outcome.wrong = outcome.wrong or self._whole(outcome.case, answer, tokens, text)
+                new, seen[choice] = ids[seen.get(choice, 0) :], len(ids)
+                have = got.ids.setdefault(choice, [])
+                if self._exact and new != tokens[choice][len(have) : len(have) + len(new)]:
+                    outcome.wrong = outcome.wrong or f"choice {choice} goes wrong at {len(have)}"
+                have += new
+            got.text, text = got.text + answer.text[len(text) :], answer.text
+            got.origin = answer.origin or got.origin
+            outcome.note()
         return answer
 
-    def _whole(
-        self, case: Case, answer: client.Answer, tokens: Mapping[int, list[int]], text: str
-    ) -> str:
+    def _flaw(self, answer: client.Answer, body: dict[str, Any], got: _Got) -> str:
         """What is wrong with an answer that came to its end."""
+        case = got.case
+        _, text = self._expected[case]
+        if answer.error is not None:
+            return ""
         if not answer.ended:
             return "it broke off without a reason"
-        if self._exact and len(tokens) == 1 and answer.text != text:
-            return f"its text is {answer.text!r}, not {text!r}"
-        lengths = {choice: len(ids) for choice, ids in answer.by_choice.items()}
-        if lengths != dict.fromkeys(range(case.choices), case.max_tokens):
+        asked = [body["baton_resume"]["choice"]] if "baton_resume" in body else range(case.choices)
+        lengths = {choice: len(got.ids.get(choice, ())) for choice in asked}
+        if lengths != dict.fromkeys(asked, case.max_tokens):
             return f"tokens of each choice: {lengths}, not {case.max_tokens}"
+        if self._exact and case.choices == 1 and got.text != text:
+            return f"its text is {got.text!r}, not {text!r}"
         return ""
+
+
+class _Got:
+    """What has come of an answer, from whichever gateway."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.ids: dict[int, list[int]] = {}
+        self.text = ""
+        self.origin: dict[str, Any] = {}
+
+    def wanted(self) -> dict[str, Any] | None:
+        """The request to send next: all, or the rest of the first choice that is not whole."""
+        case = self.case
+        short = [c for c in range(case.choices) if len(self.ids.get(c, ())) < case.max_tokens]
+        if not short:
+            return None
+        if not self.ids or not self.origin.keys() >= _RESUMED_WITH:
+            self.ids, self.text = {}, ""
+            return case.body
+        resume = {"generated_ids": self.ids.get(short[0], []), "choice": short[0]}
+        resume |= {name: self.origin[name] for name in _RESUMED_WITH}
+        return {**case.body, "n": 1, "baton_resume": resume}
 
 
 def _refused(answer: client.Answer) -> bool:
     return bool(answer.error and answer.error["code"] in _REFUSALS and not answer.by_choice)
-
-
-def _note(outcome: Outcome, last: float) -> float:
-    """An event has come; returns when."""
-    now = time.monotonic()
-    if outcome.first is None:
-        outcome.first = now
-        return now
-    outcome.longest = max(outcome.longest, now - last)
-    if now - last > NOTABLE:
-        outcome.gaps.append(Gap(last, now))
-    return now
 
 
 async def undisturbed(url: str, work: Sequence[Case], clients: int) -> dict[Case, Known]:

@@ -31,8 +31,9 @@ def render(result: Result) -> str:
             f"  {len(completed)} completed, of which "
             f"{sum(not o.wrong for o in completed)} exact; {sum(o.left for o in streams)} clients "
             f"went away; {sum(bool(o.error) for o in streams)} errors",
-            f"  {moved} times a client lost its gateway, {sum(o.refused for o in streams)} times "
-            f"it was refused before anything was begun",
+            f"  {moved} times a client lost its gateway or found none, "
+            f"{sum(o.refused for o in streams)} times it was refused before anything was begun; "
+            f"{sum(o.resumed for o in streams)} times it had the rest of its answer from another",
             f"  placed again: {_counted(result.migrations)}",
             f"  first token after {_spread([o.first - o.began for o in completed if o.first])}",
             f"  longest silence of a stream: {_spread([o.longest for o in completed])}",

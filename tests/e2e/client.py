@@ -22,11 +22,13 @@ class Answer:
     by_choice: dict[int, list[int]] = field(default_factory=dict)
     finish: str | None = None
     error: dict[str, Any] | None = None
+    origin: dict[str, Any] = field(default_factory=dict)  #: what it takes to resume it elsewhere
     done: bool = False
 
     def add(self, event: dict[str, Any]) -> None:
         if "error" in event:
             self.error = event["error"]
+        self.origin = event.get("baton", self.origin)
         for choice in event.get("choices", []):
             self.text += choice.get("text", choice.get("delta", {}).get("content") or "")
             self.by_choice.setdefault(choice["index"], []).extend(choice.get("token_ids", []))

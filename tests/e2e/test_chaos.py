@@ -23,7 +23,7 @@ async def test_every_stream_is_exact_and_nothing_leaks(tiny_llama: Path, tmp_pat
     seed = random.randrange(10**6)
     print(f"make chaos ARGS='--mock --seed {seed} --faults {FAULTS} --streams {STREAMS}'")
     up = settings(tiny_llama, mock=True, deterministic=True, transport="grpc")
-    planned = strikes(seed, FAULTS, 0.0)
+    planned = strikes(seed, FAULTS, seconds=0.0)
     async with fleet(up, tmp_path / "fleet.log", gateways=GATEWAYS, launch=exposed) as running:
         chaos = Chaos(running, PREFILL + DECODE, planned)
         result = await chaos.run(requests(seed), Demand(STREAMS, CLIENTS), seed)
