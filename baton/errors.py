@@ -20,6 +20,7 @@
       PeerError               a process or the network between failed
         PrefillLost             502  the prefill worker died, stalled or refused
         DecodeLost              502  the decode worker or the session with it is gone
+          DecodeSilent            it is there, but says nothing any more
         RelayRefused            502  a relay does not know the worker, or has no room
         HandoffFailed           502  KV with a gap, overlap, duplicate or short block
         IncompatiblePeer        502  protocol version or compatibility class differ; names both
@@ -163,6 +164,10 @@ class PrefillLost(PeerError):
 
 class DecodeLost(PeerError):
     code = "decode_lost"
+
+
+class DecodeSilent(DecodeLost):
+    """The session ended for want of signs of life, as the next one with that worker may."""
 
 
 class RelayRefused(PeerError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from baton.errors import (
     BatonError,
     DecodeLost,
+    DecodeSilent,
     Draining,
     HandoffFailed,
     IncompatiblePeer,
@@ -138,7 +139,9 @@ class Course:
                 return prefill
             case Preempted():
                 pass  # the same worker first: its cache may still hold the blocks
-            case DecodeLost() if decode.instance_id not in self.lost:
+            case DecodeLost() if decode.instance_id not in self.lost and not isinstance(
+                error, DecodeSilent
+            ):
                 self.lost.add(decode.instance_id)
                 return decode
             case Draining():

@@ -11,7 +11,7 @@ import structlog
 from prometheus_client import Counter
 
 from baton import channels, tasks, wire
-from baton.errors import BatonError, DecodeLost, PrefillLost
+from baton.errors import BatonError, DecodeLost, DecodeSilent, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
@@ -132,7 +132,7 @@ class Session:
         except BatonError as error:
             return error
         except PeerSilent as silence:
-            return DecodeLost(f"decode worker {self._address} is silent: {silence}")
+            return DecodeSilent(f"decode worker {self._address} is silent: {silence}")
         except grpc.aio.AioRpcError as error:
             return DecodeLost(
                 f"the session with {self._address} broke: "
