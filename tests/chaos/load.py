@@ -59,7 +59,8 @@ class Outcome:
     refused: int = 0
     moved: int = 0  #: times that a gateway was lost, or not there
     resumed: int = 0  #: times that another was asked for the rest
-    wrong: str = ""  #: what is not as it was in an undisturbed run
+    differs: bool = False  #: not the tokens of an undisturbed run
+    wrong: str = ""  #: what must not be
     error: str = ""  #: of the gateway's
 
     def note(self) -> None:
@@ -83,7 +84,7 @@ class Load:
     def __init__(
         self, urls: Sequence[str], expected: Mapping[Case, Known], seed: int, *, exact: bool
     ) -> None:
-        """``exact``: tokens must be those expected; otherwise only as many."""
+        """``exact``: tokens must be those expected; otherwise as many, none lost or repeated."""
         self.outcomes: list[Outcome] = []
         self._urls = urls
         self._expected = expected
@@ -151,8 +152,10 @@ class Load:
             for choice, ids in answer.by_choice.items():
                 new, seen[choice] = ids[seen.get(choice, 0) :], len(ids)
                 have = got.ids.setdefault(choice, [])
-                if self._exact and new != tokens[choice][len(have) : len(have) + len(new)]:
-                    outcome.wrong = outcome.wrong or f"choice {choice} goes wrong at {len(have)}"
+                if new != tokens[choice][len(have) : len(have) + len(new)]:
+                    outcome.differs = True
+                    if self._exact:
+                        outcome.wrong = outcome.wrong or f"choice {choice} is wrong at {len(have)}"
                 have += new
             got.text, text = got.text + answer.text[len(text) :], answer.text
             got.origin = answer.origin or got.origin

@@ -22,18 +22,17 @@ def failures(result: Result) -> list[str]:
 
 def render(result: Result) -> str:
     streams, completed = result.outcomes, _completed(result)
-    moved = sum(outcome.moved for outcome in streams)
     seconds = result.ended - result.began
     return "\n".join(
         [
             f"{len(streams)} streams, {len(result.struck)} faults, {result.deaths} restarts in "
             f"{seconds:.0f} s",
-            f"  {len(completed)} completed, of which "
-            f"{sum(not o.wrong for o in completed)} exact; {sum(o.left for o in streams)} clients "
-            f"went away; {sum(bool(o.error) for o in streams)} errors",
-            f"  {moved} times a client lost its gateway or found none, "
-            f"{sum(o.refused for o in streams)} times it was refused before anything was begun; "
-            f"{sum(o.resumed for o in streams)} times it had the rest of its answer from another",
+            f"  {len(completed)} completed, of which {sum(not o.differs for o in completed)} as "
+            f"undisturbed; {sum(o.left for o in streams)} clients went away; "
+            f"{sum(bool(o.error) for o in streams)} errors",
+            f"  {sum(o.moved for o in streams)} times a client lost its gateway or found none, "
+            f"{sum(o.resumed for o in streams)} times another gave the rest of its answer, "
+            f"{sum(o.refused for o in streams)} times one refused before anything was begun",
             f"  placed again: {_counted(result.migrations)}",
             f"  first token after {_spread([o.first - o.began for o in completed if o.first])}",
             f"  longest silence of a stream: {_spread([o.longest for o in completed])}",
