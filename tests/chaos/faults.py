@@ -79,7 +79,7 @@ class Stop(Fault):
         self._process.send(SIGSTOP)
 
     async def undo(self) -> None:
-        if self._process.alive:
+        if self.fleet.ready.get(self.target) == self._process:
             self._process.send(SIGCONT)
 
 
@@ -166,7 +166,7 @@ class _Told(Fault):
         self._process.send(self.begin)
 
     async def undo(self) -> None:
-        if self._process.alive:
+        if self.fleet.ready.get(self.target) == self._process:  # not killed meanwhile
             self._process.send(self.end)
 
 
