@@ -16,7 +16,7 @@ ADMIN_PORT ?= 8001
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo nixl test test-slow test-faults rolling check format protos train-demo clean
+.PHONY: help demo nixl test test-slow test-faults rolling chaos check format protos train-demo clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,10 @@ test-faults: $(VENV)/.dev ## 100 random faults per KV transport, against real pr
 
 rolling: $(VENV)/.dev ## restart every worker in turn under load; upgrade from the protocol before
 	$(BIN)/python -m pytest tests/e2e/test_rolling.py -s $(ARGS)
+
+# make chaos ARGS="--seed 7 --faults 100 --streams 1000"; ARGS=--help says what else there is
+chaos: $(VENV)/.dev ## two gateways, six workers, real load, a seeded schedule of faults
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types, who imports whom, stale stubs
 	$(BIN)/ruff check .

@@ -215,6 +215,7 @@ class FakeWorker:
     cache: Sequence[worker_pb2.CacheChanges] = ()
     port: int = 0
     silent: bool = False  #: sends nothing more, as a stopped process would
+    mute: bool = False  #: nothing on its sessions, while it goes on to report how it is
 
     def __post_init__(self) -> None:
         self.instance_id = new_instance_id()
@@ -325,7 +326,7 @@ class _Decode(decode_pb2_grpc.DecodeServiceServicer):
         try:
             yield decode_pb2.SessionEvent(hello=self._worker.identity())
             while (event := await session.outgoing.get()) is not None:
-                if not self._worker.silent:
+                if not self._worker.silent and not self._worker.mute:
                     yield event
         finally:
             for task in (reading, beating, *session.scripts.values()):

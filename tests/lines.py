@@ -50,7 +50,8 @@ class Line:
 
     def __init__(self) -> None:
         self.connections: set[Connection] = set()
-        self._limits: list[tuple[float, bool]] = []
+        self._limits: list[tuple[float, bool, bool | None]] = []
+        self._delays: list[float] = []
 
     def cut(self, kv_only: bool = False) -> int:
         """Break what is open, at once; returns how many connections that were."""
@@ -60,24 +61,38 @@ class Line:
         return len(hit)
 
     @contextmanager
-    def slow(self, rate: float, kv_only: bool = False) -> Iterator[None]:
-        """For the body a connection passes so many bytes per second; with 0 none at all."""
-        limit = (rate, kv_only)
+    def slow(self, rate: float, kv_only: bool = False, down: bool | None = None) -> Iterator[None]:
+        """For the body a connection passes so many bytes per second; with 0 none at all. ``down``:
+        only in the direction of who connected, or only in the other."""
+        limit = (rate, kv_only, down)
         self._limits.append(limit)
         try:
             yield
         finally:
             self._limits.remove(limit)
 
-    async def _wait(self, connection: Connection, nbytes: int) -> None:
-        """As long as so many bytes take."""
-        while not (rate := self._rate(connection)):
-            await asyncio.sleep(_LOOK)
-        if rate < math.inf:
-            await asyncio.sleep(nbytes / rate)
+    @contextmanager
+    def late(self, seconds: float) -> Iterator[None]:
+        """For the body what a connection passes comes so much later."""
+        self._delays.append(seconds)
+        try:
+            yield
+        finally:
+            self._delays.remove(seconds)
 
-    def _rate(self, connection: Connection) -> float:
-        rates = (rate for rate, kv_only in self._limits if connection.kv or not kv_only)
+    async def _wait(self, connection: Connection, nbytes: int, down: bool) -> None:
+        """As long as so many bytes take."""
+        while not (rate := self._rate(connection, down)):
+            await asyncio.sleep(_LOOK)
+        if rate < math.inf or self._delays:
+            await asyncio.sleep(nbytes / rate + max(self._delays, default=0.0))
+
+    def _rate(self, connection: Connection, down: bool) -> float:
+        rates = (
+            rate
+            for rate, kv_only, direction in self._limits
+            if (connection.kv or not kv_only) and direction in (None, down)
+        )
         return min(rates, default=math.inf)
 
     async def _carry(self, connection: Connection, *directions: Awaitable[None]) -> None:
@@ -155,7 +170,7 @@ class TcpLine(Line):
             while data := await source.read(_READ_BYTES):
                 if not down and _KV_METHOD in data:
                     connection.kv = True
-                await self._wait(connection, len(data))
+                await self._wait(connection, len(data), down)
                 if down and connection.kv and len(data) >= _PAYLOAD_BYTES and self.damage:
                     data, self.damage = self.damage(data), None
                 target.write(data)
@@ -217,20 +232,21 @@ class ShmLine(Line):
             connection.kv = True
             await self._carry(
                 connection,
-                self._pump(connection, here, there, self._up),
-                self._pump(connection, there, here, self._down),
+                self._pump(connection, here, there, down=False),
+                self._pump(connection, there, here, down=True),
             )
 
     async def _pump(
-        self, connection: Connection, source: socket.socket, target: socket.socket, tamper: Tamper
+        self, connection: Connection, source: socket.socket, target: socket.socket, *, down: bool
     ) -> None:
+        tamper = self._down if down else self._up
         with suppress(OSError):
             for number in itertools.count():
                 data, descriptors = await _receive(source)
                 try:
                     if not data:
                         return
-                    await self._wait(connection, self._message_bytes)
+                    await self._wait(connection, self._message_bytes, down)
                     for message, passed in tamper(number, (data, descriptors)):
                         socket.send_fds(target, [message], passed)
                 finally:

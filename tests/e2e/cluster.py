@@ -60,7 +60,7 @@ class Process:
         """There, and not a zombie."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             return False
         return stat.rpartition(")")[2].split()[0] != "Z"
 
@@ -179,9 +179,7 @@ class Cluster:
 
     def migrations(self) -> dict[str, float]:
         """How many attempts were placed again, by the code of what ended the one before."""
-        text = httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text
-        found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', text, re.M)
-        return {reason: float(count) for reason, count in found}
+        return migrations(httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text)
 
     def until_healthy(self, *names: str) -> None:
         """Wait until the gateway takes these workers for healthy."""
@@ -213,6 +211,12 @@ class Cluster:
         for process in self.workers:
             if process.alive:
                 until_idle(process, self.links)
+
+
+def migrations(metrics: str) -> dict[str, float]:
+    """Of a gateway's ``/metrics``: attempts placed again, by what ended the one before."""
+    found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', metrics, re.M)
+    return {reason: float(count) for reason, count in found}
 
 
 def report(address: str, *, idle: bool, links: Links = PLAIN) -> worker_pb2.IntegrityReport:

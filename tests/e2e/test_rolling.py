@@ -22,7 +22,7 @@ from baton.settings import UpSettings
 from model.engine.mock_runner import expected_tokens
 from tests.e2e import client
 from tests.e2e.cluster import DEMO, MODEL, START_SECONDS
-from tests.faults.fleet import Fleet, fleet
+from tests.fleets import Fleet, fleet
 
 CLIENTS = 6
 #: Some answers end while their worker drains, others are moved.
@@ -69,7 +69,7 @@ async def load(running: Fleet) -> AsyncIterator[Load]:
     """Requests for the length of the body; all have ended after it."""
     work, tally, enough = cases(), Load(), asyncio.Event()
     async with httpx.AsyncClient(trust_env=False) as http:
-        seen = (await http.get(f"{running.admin}/cluster")).json()["workers"]
+        seen = (await http.get(f"{running.admins['g0']}/cluster")).json()["workers"]
     same = CompatibilityClass(**seen[0]["compatibility"])
     expected = {case: case.expected(same) for case in work}
 
@@ -83,7 +83,7 @@ async def load(running: Fleet) -> AsyncIterator[Load]:
             if not answer.done or answer.token_ids != expected[case]:
                 tally.wrong.append(f"{len(case.prompt)} + {case.max_tokens}: {answer}")
 
-    async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
+    async with client.connect(running.urls["g0"]) as http, asyncio.TaskGroup() as group:
         for number in range(CLIENTS):
             group.create_task(ask(http, number))
         try:
@@ -121,7 +121,7 @@ def settings() -> UpSettings:
 
 async def protocols(running: Fleet) -> set[int]:
     async with httpx.AsyncClient(trust_env=False) as http:
-        seen = (await http.get(f"{running.admin}/cluster")).json()["workers"]
+        seen = (await http.get(f"{running.admins['g0']}/cluster")).json()["workers"]
     return {worker["protocol"] for worker in seen}
 
 
@@ -154,7 +154,7 @@ async def test_an_upgrade_from_the_protocol_before(
         arguments = (str(tmp_path / spec.name), spec.module, *spec.arguments)
         return replace(spec, module="tests.previous", arguments=arguments)
 
-    async with fleet(settings(), tmp_path / "fleet.log", old) as running:
+    async with fleet(settings(), tmp_path / "fleet.log", launch=old) as running:
         await running.until_healthy(4, 30.0)
         assert await protocols(running) == {PROTOCOL - 1}
         await roll(running)

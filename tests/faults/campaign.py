@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from tests.cases import Case
 from tests.e2e import client
 from tests.e2e.cluster import Process
-from tests.faults.fleet import Fleet, cut_links
+from tests.fleets import Fleet, cut_links
 from tests.lines import TcpLine
 
 STREAMS = 8  #: at a time
@@ -43,31 +44,6 @@ OWN: dict[str, tuple[str, ...]] = {
     "shm": ("cut link",),
     "nixl": (),  # it has none
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A request whose tokens are known from an undisturbed run."""
-
-    number: int
-    length: int
-    max_tokens: int
-    seed: int | None  #: None is greedy
-
-    @property
-    def body(self) -> dict[str, object]:
-        rng = random.Random(self.number)
-        prompt = [rng.randrange(256) for _ in range(self.length)]
-        sampled = {} if self.seed is None else {"temperature": 0.9, "top_p": 0.95}
-        return client.body(prompt, self.max_tokens, **sampled, seed=self.seed or 0)
-
-
-def cases(rng: random.Random, count: int) -> list[Case]:
-    """Prompts of several chunks."""
-    return [
-        Case(i, rng.randrange(200, 1000), rng.randrange(30, 60), i if i % 2 else None)
-        for i in range(count)
-    ]
 
 
 @dataclass(slots=True)
@@ -105,7 +81,7 @@ class Campaign:
 
     async def run(self, faults: int, workers: int, look: Callable[[int], Awaitable[None]]) -> Tally:
         """So many faults; ``look`` is called when all is quiet, with the faults so far."""
-        async with client.connect(self._fleet.url) as http:
+        async with client.connect(self._fleet.urls["g0"]) as http:
             await self._undisturbed(http)
             done = 0
             await self._settle(workers)

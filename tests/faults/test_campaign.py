@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from baton.settings import UpSettings
+from tests.cases import cases
 from tests.e2e.cluster import DEMO, MODEL
-from tests.faults.campaign import OWN, Campaign, Tally, cases
-from tests.faults.fleet import Fleet, Resources, fleet
+from tests.faults.campaign import OWN, Campaign, Tally
+from tests.fleets import Fleet, Resources, fleet
 
 FAULTS = int(os.environ.get("FAULTS", "100"))
 SEED = int(os.environ.get("SEED", str(time.time_ns() % 10**6)))
@@ -30,7 +31,7 @@ PREFILL, DECODE = 2, 2
 #: More prompts than the caches hold: 24 of about 40 blocks each, twice 300 blocks.
 CASES, BLOCKS = 24, 300
 #: They live through every fault, none of which kills them.
-ELDERS = ("p0", "d0", "gateway")
+ELDERS = ("p0", "d0", "g0")
 #: Faults after which a process has met everything once, and should grow no more.
 WARM = 20
 GROWTH_MB, GROWTH_DESCRIPTORS = 40.0, 8

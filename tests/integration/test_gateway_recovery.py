@@ -125,6 +125,23 @@ async def test_a_silent_decode_worker_is_given_up_and_cannot_repeat(checkpoint: 
     assert len(stopped.submits) == 1, "nobody asks it again while it says nothing"
 
 
+async def test_a_silent_session_is_not_tried_again_while_there_are_others(
+    checkpoint: Path,
+) -> None:
+    """Another three beats would pass in silence: unlike one that broke, it is likely to be so
+    again. Its status is on another stream, and may tell so later, or not at all."""
+    mute = colocated(answering(TEXT, stop_after=4), blocks_free=2000)
+    other = colocated()
+    async with serving(checkpoint, [mute, other]) as gateway:
+        asking = asyncio.create_task(streamed(gateway))
+        await mute.submitted(1)
+        await asyncio.sleep(0.05)
+        mute.mute = True
+        tokens, text, _ = await asking
+    assert (tokens, text) == (TOKENS, TEXT)
+    assert len(mute.submits) == 1
+
+
 async def test_stale_tokens_are_dropped_counted_and_answered(checkpoint: Path) -> None:
     stale = AttemptKey("nobody's", 3)
 
