@@ -136,12 +136,12 @@ class Placement:
             return
         # Without room on this side only whether the other could take it matters, not its room.
         blocks = pool.blocks(need.tokens) if pairing.roomy else 0
-        prefills = self._look(pool.prefill, need.tokens, blocks, need.avoid)
+        prefills = self._look(pool.prefill, need.tokens, blocks, need.avoid, role=Role.PREFILL)
         if not prefills.able and need.local_prefill:
             yield Offer(pairing.roomy, ())
             return
         if not prefills.able and need.avoid:
-            prefills = self._look(pool.prefill, need.tokens, blocks, ())
+            prefills = self._look(pool.prefill, need.tokens, blocks, (), role=Role.PREFILL)
         if prefills.able:
             yield Offer(pairing.roomy if prefills.roomy else (), prefills.roomy)
 
@@ -163,6 +163,7 @@ class Placement:
         avoid: Collection[str],
         prefer: Worker | None = None,
         least: int = 0,
+        role: Role = Role.DECODE,
     ) -> Found:
         """Those that can hold ``tokens``, in a pool of at least ``least`` blocks, and of them up to
         WIDTH with room for ``blocks``: from a random one on, the preferred one first."""
@@ -175,7 +176,7 @@ class Placement:
             if avoid and worker.instance_id in avoid:
                 continue
             able = True
-            if worker.has_room(blocks):
+            if worker.has_room(blocks, role):
                 roomy.append(worker)
                 if len(roomy) == WIDTH:
                     break

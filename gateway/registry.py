@@ -82,7 +82,7 @@ class Registry:
 
     ``changed`` is called after each change that placement may use, ``news`` with two reports of
     one instance that follow one another, ``stalled`` with a worker whose engine has work and takes
-    no step, and why.
+    no step, and why. With ``controls_roles`` workers hear that it would change their roles.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Registry:
         beat: Beat,
         *,
         stall_timeout: float,
+        controls_roles: bool = False,
         changed: Callable[[], None] = lambda: None,
         news: Callable[[Report, Report], None] = lambda before, now: None,
         stalled: Callable[[Worker, str], None] = lambda worker, why: None,
@@ -100,6 +101,7 @@ class Registry:
         self._identity = identity
         self._beat = beat
         self._stall_timeout = stall_timeout
+        self._controls_roles = controls_roles
         self._changed = changed
         self._news = news
         self._stalled = stalled
@@ -180,7 +182,10 @@ class Registry:
         liveness = Liveness(self._beat)
         async with channels.connect(member.address) as channel:
             call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(
-                worker_pb2.WatchRequest(identity=wire.identity_to_wire(self._identity))
+                worker_pb2.WatchRequest(
+                    identity=wire.identity_to_wire(self._identity),
+                    controls_roles=self._controls_roles,
+                )
             )
             try:
                 async with tasks.group() as beside:

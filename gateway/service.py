@@ -26,6 +26,7 @@ from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.placement import Placement
 from gateway.registry import Registry
 from gateway.requests import Validator
+from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
 from gateway.tokenizer import ModelTokenizer
@@ -67,6 +68,7 @@ async def running(
         identity,
         settings.beat,
         stall_timeout=settings.stall_timeout,
+        controls_roles=settings.auto_roles,
         changed=waiting.changed,
         news=KvCounters(metrics.registry).count,
         stalled=sessions.give_up,
@@ -106,6 +108,11 @@ async def running(
         tasks.group() as beside,
     ):
         following = [beside.create_task(registry.run(), name="registry")]
+        if settings.auto_roles:
+            controller = RoleController(
+                registry, identity, settings.beat, metrics, settings.role_hold
+            )
+            following.append(beside.create_task(controller.run(), name="roles"))
         if embedded is not None:
             following.append(beside.create_task(embedded.run(), name="registrations"))
         try:

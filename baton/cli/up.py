@@ -24,7 +24,6 @@ from baton.membership.source import join_address
 from baton.settings import (
     DecodeSettings,
     GatewaySettings,
-    PrefillSettings,
     ProcessSettings,
     UpSettings,
 )
@@ -131,7 +130,8 @@ def plan(settings: UpSettings, front: FrontPorts) -> list[Spec]:
                 probe=partial(probes.worker, address),
             )
 
-    p = list(workers(prefill, "p", "prefill_worker", PrefillSettings))
+    # Every one can take any role later.
+    p = list(workers(prefill, "p", "decode_worker", DecodeSettings, "--role", "prefill"))
     d = list(workers(decode, "d", "decode_worker", DecodeSettings))
     c = list(workers(colocated, "c", "decode_worker", DecodeSettings, "--local-prefill"))
     gateway = Spec(
