@@ -26,8 +26,9 @@ from gateway.roster import Pool
 
 #: Seconds of queued compute: too long for a first token; hardly more than a prompt or two.
 LONG, SHORT = 1.0, 0.25
-#: Shares of batch or memory. Above the first, requests soon wait or preempt others.
-FULL, ROOMY = 0.85, 0.6
+#: Shares of batch or memory. Sequences that wait for KV have places, too, so above the first new
+#: ones soon find none.
+FULL, ROOMY = 0.75, 0.5
 #: Seconds that the reason for a change must last: longer than one burst of prompts.
 LASTING = 5.0
 

@@ -29,7 +29,7 @@ class Profile:
     transports: Mapping[Role, Sequence[worker_pb2.TransportCapability]]
     served_name: str
     local_prefill: bool = False
-    role_grace: float = 0.0  #: seconds; see RoleSettings
+    role_grace: float = 0.0  #: seconds, see RoleSettings; of no use to a worker of one role
     #: Asked for every status.
     prefill_decisions: Callable[[], Sequence[worker_pb2.PrefillDecision]] = tuple
     kv_pairings: Callable[[], Sequence[worker_pb2.KvPairing]] = tuple  #: likewise

@@ -261,6 +261,15 @@ async def test_a_prefill_process_refuses_what_it_cannot_do(role: str) -> None:
         await become(c.prefill[0], "prefill")
 
 
+async def test_a_pool_of_one_block_is_not_shared() -> None:
+    async with cluster(prefill=0, num_blocks=1) as c:
+        with pytest.raises(grpc.aio.AioRpcError, match="1 block cannot be shared"):
+            await become(c.decode[0], "both")
+    with pytest.raises(ValueError, match=r"--role both: .* 1 block cannot be shared"):
+        async with cluster(prefill=0, num_blocks=1, role="both"):
+            pass
+
+
 async def test_no_role_at_all_is_no_role() -> None:
     async with cluster(prefill=0) as c, channels.connect(c.decode[0].address) as channel:
         stub = worker_pb2_grpc.WorkerServiceStub(channel)

@@ -142,7 +142,7 @@ def test_the_side_that_waits_gets_who_has_least_to_do() -> None:
     move = decided(full, idle, busy)
     assert move is not None and (move.worker, move.role) == (idle, Role.DECODE)
     waits = loaded(worker("p0", PREFILL), queue=2 * LONG)
-    less, more = (loaded(worker(f"d{f}", DECODE), fullness=f) for f in (0.1, 0.4))
+    less, more = (loaded(worker(f"d{f}", DECODE), fullness=f) for f in (0.1, 0.3))
     move = decided(waits, more, less)
     assert move is not None and (move.worker, move.role) == (less, Role.PREFILL)
 
