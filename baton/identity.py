@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import NamedTuple
@@ -25,6 +26,19 @@ class Role(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+#: What a worker may be told to do, as settings and commands name it.
+ROLES: Mapping[str, frozenset[Role]] = {
+    "prefill": frozenset({Role.PREFILL}),
+    "decode": frozenset({Role.DECODE}),
+    "both": frozenset(Role),
+}
+
+
+def named(roles: frozenset[Role]) -> str:
+    """The name of ``roles`` in ROLES."""
+    return next(name for name, meant in ROLES.items() if meant == roles)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Attempts:
         However it ends, cancellation included, its blocks and calls are gone when it has: blocks
         that the running step still uses are quarantined until that is over.
         """
+        if target is not None and target.instance_id == self._runtime.identity.instance_id:
+            target = None  # a worker of both roles hands nothing over to itself
         receive = self._chooser.receives(target)
         with self._runtime.sequence(generation, receive=receive) as sequence:
             for choice, own in zip(choices, sequence.choices, strict=True):

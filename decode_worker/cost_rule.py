@@ -26,7 +26,7 @@ class Why(Enum):
     """What decided."""
 
     COLOCATED = "colocated"  #: here: this worker computes every prompt
-    NO_TARGET = "no_target"  #: here: the gateway named no prefill worker
+    NO_TARGET = "no_target"  #: here: the gateway named no prefill worker, or this one
     CHEAPER = "cheaper"  #: here: sooner done
     DEARER = "dearer"  #: there: sooner done
     SWITCHED_OFF = "switched_off"  #: there: no prompt may queue here

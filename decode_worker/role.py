@@ -1,4 +1,7 @@
-"""What makes a worker a decode worker: its service, and its connections to prefill workers."""
+"""What makes a worker a decode worker: its service, and its connections to prefill workers.
+
+It has the services of a prefill worker as well, for when it is told to be one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from baton.identity import ROLES, Role
 from baton.kv.checksums import Policy, measure_rate
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcReader
@@ -17,21 +21,25 @@ from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities, started
 from baton.settings import DecodeSettings
-from baton.v1 import decode_pb2_grpc, worker_pb2
+from baton.v1 import decode_pb2_grpc
 from decode_worker.attempt import Attempts
 from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillClient
 from decode_worker.routes import Routes
 from decode_worker.service import DecodeService
-from model.worker.process import Role
+from model.worker.process import Services
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers
+from prefill_worker.role import prefill_role
 
 log = structlog.get_logger(__name__)
 
 
-def decode_role(settings: DecodeSettings) -> Role:
-    """Serve sessions, as ``settings`` say."""
+def decode_role(settings: DecodeSettings, kv_address: str = "") -> Services:
+    """Serve sessions, as ``settings`` say, and Prefill; which of the two, its roles decide.
+
+    ``kv_address``: see ``prefill_role``.
+    """
 
     @asynccontextmanager
     async def role(runtime: Runtime, services: LateHandlers) -> AsyncIterator[Profile]:
@@ -60,13 +68,14 @@ def decode_role(settings: DecodeSettings) -> Role:
             queue_limit=settings.session_queue,
         )
         try:
-            async with started(readers):
+            async with prefill_role(kv_address)(runtime, services) as prefill, started(readers):
                 services.add(decode_pb2_grpc.add_DecodeServiceServicer_to_server, service)
                 yield Profile(
-                    roles=[worker_pb2.ROLE_DECODE],
+                    roles=ROLES[settings.role],
+                    transports={**prefill.transports, Role.DECODE: capabilities(readers)},
                     served_name=settings.served_name,
                     local_prefill=settings.local_prefill,
-                    transports=capabilities(readers),
+                    role_grace=settings.role_grace,
                     prefill_decisions=chooser.decisions,
                     kv_pairings=ledger.pairings,
                 )

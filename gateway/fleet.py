@@ -42,6 +42,8 @@ class Load:
     steps: int = 0  #: engine steps since start
     last_step: float = 0.0  #: seconds
     prefill_token: float = 0.0  #: seconds of compute per prompt token, measured; 0 when unknown
+    #: KV blocks that prompts to be handed over may take; None: whatever is free or cached.
+    prefill_room: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,10 @@ class Report:
     transports: tuple[Transport, ...]
     draining: bool
     failing: bool = False  #: its engine's steps keep failing
+    possible_roles: frozenset[Role] = frozenset()  #: what it may be told to do
+    roles_since: float = 0.0  #: seconds since its roles were changed, or it started
+    controller: str = ""  #: gateway that may change its roles unasked
+    max_running: int = 0  #: sequences that its batch can hold; 0 when unknown
     prefill_decisions: tuple[PrefillDecision, ...] = ()
     kv_pairings: tuple[KvPairing, ...] = ()
     tls: bool = False  #: on its gRPC connections
@@ -158,6 +164,7 @@ class Report:
                 steps=load.steps,
                 last_step=load.last_step_us / 1e6,
                 prefill_token=load.prefill_us_per_token / 1e6,
+                prefill_room=load.prefill_room if load.HasField("prefill_room") else None,
             ),
             transports=tuple(
                 Transport(name=t.name, version=t.version, unavailable=t.unavailable)
@@ -165,6 +172,10 @@ class Report:
             ),
             draining=status.draining,
             failing=status.failing,
+            possible_roles=wire.roles_from_wire(status.possible_roles),
+            roles_since=status.roles_since_ms / 1e3,
+            controller=status.controller,
+            max_running=status.max_running,
             prefill_decisions=tuple(
                 PrefillDecision(local=d.local, reason=d.reason, count=d.count)
                 for d in status.prefill_decisions
@@ -220,6 +231,8 @@ class Worker:
     room_blocks: int = field(init=False)
     #: KV tokens of sequences that live there, likewise.
     live_tokens: int = field(init=False)
+    #: KV blocks that a prompt to be handed over could take.
+    prefill_room: int = field(init=False)
     _kept_blocks: int = 0
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
@@ -257,13 +270,17 @@ class Worker:
         """See ``kv_blocks``."""
         return kv_blocks(tokens, self.report.compatibility.block_size, choices)
 
-    def has_room(self, blocks: int, *, replay: bool = False) -> bool:
+    def has_room(self, blocks: int, role: Role = Role.DECODE, *, replay: bool = False) -> bool:
         """Whether it may get sequences of so many KV blocks now; a replay may have what is kept."""
-        room = self.room_blocks + self._kept_blocks if replay else self.room_blocks
+        room = self.prefill_room if role is Role.PREFILL else self.room_blocks
+        if replay:
+            room += self._kept_blocks
         return room >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
         """Take in a new report; what was placed long enough before it is in it."""
+        if report.roles != self.report.roles:
+            self.breaker.succeeded()  # what it refused in its old role says nothing of the new
         self.report = report
         self.breaker.tick(now)
         self.full = False
@@ -297,6 +314,9 @@ class Worker:
         self.room_blocks = load.blocks_free + load.blocks_cached - taken
         live_blocks = max(0, load.blocks_owned + self._unseen_blocks)
         self.live_tokens = live_blocks * self.report.compatibility.block_size
+        self.prefill_room = self.room_blocks
+        if load.prefill_room is not None:
+            self.prefill_room = min(self.room_blocks, load.prefill_room - self._unseen_blocks)
 
     def refused(self) -> None:
         """It answered that it is full."""

@@ -54,6 +54,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.role_changes = Counter(
+            "baton_role_changes",
+            "Workers told by --auto-roles to change, by what they do since.",
+            ["role"],
+            registry=registry,
+        )
         self.queue_tokens = Gauge(
             "baton_queue_tokens",
             "Prompt tokens of requests waiting for their first token.",

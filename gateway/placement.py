@@ -157,7 +157,7 @@ class Placement:
         # Without room on this side only whether the other could take it matters, not its room.
         blocks = pool.blocks(need.tokens) if pairing.roomy else 0
         policy, asked = self._policies.prefill, _ask(need, hits)
-        size = _Size(need.tokens, blocks)
+        size = _Size(need.tokens, blocks, role=Role.PREFILL)
         prefills = self._look(pool.prefill, policy, size, need.avoid, asked)
         if not prefills.able and need.local_prefill:
             yield Offer(pairing, None)
@@ -242,6 +242,7 @@ class _Size(NamedTuple):
     blocks: int  #: free, now
     least: int = 0  #: blocks in all
     replay: bool = False  #: may have what is kept for replays
+    role: Role = Role.DECODE
 
 
 def _fit(
@@ -255,7 +256,7 @@ def _fit(
         if avoid and worker.instance_id in avoid:
             continue
         able = True
-        if worker.has_room(size.blocks, replay=size.replay):
+        if worker.has_room(size.blocks, size.role, replay=size.replay):
             roomy.append(worker)
             if len(roomy) == most:
                 break

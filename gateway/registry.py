@@ -87,7 +87,7 @@ class Registry:
     ``caches`` gets what workers tell of their caches; without it they are not asked.
     ``changed`` is called after each change that placement may use, ``news`` with two reports of
     one instance that follow one another, ``stalled`` with a worker whose engine has work and takes
-    no step, and why.
+    no step, and why. With ``controls_roles`` workers hear that it would change their roles.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Registry:
         *,
         stall_timeout: float,
         caches: CacheIndex | None = None,
+        controls_roles: bool = False,
         changed: Callable[[], None] = lambda: None,
         news: Callable[[Report, Report], None] = lambda before, now: None,
         stalled: Callable[[Worker, str], None] = lambda worker, why: None,
@@ -109,6 +110,7 @@ class Registry:
         self._links = links
         self._stall_timeout = stall_timeout
         self._caches = caches
+        self._controls_roles = controls_roles
         self._changed = changed
         self._news = news
         self._stalled = stalled
@@ -207,6 +209,7 @@ class Registry:
                 worker_pb2.WatchRequest(
                     identity=wire.identity_to_wire(self._identity),
                     cache_changes=self._caches is not None,
+                    controls_roles=self._controls_roles,
                 )
             )
             try:

@@ -50,7 +50,7 @@ class Roster:
         self.workers = tuple(workers)
         self._by_instance = {worker.instance_id: worker for worker in self.workers}
         self._pools: dict[str, list[Pool]] = {}
-        found: dict[tuple[str, Family], Pool] = {}
+        found = self.all_pools = dict[tuple[str, Family], Pool]()  #: by model and family
         for worker in self.workers:
             report = worker.report
             if report.draining:

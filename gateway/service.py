@@ -33,6 +33,7 @@ from gateway.policies import Weights, policies
 from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import Validator
+from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
 from gateway.tokenizer import ModelTokenizer
@@ -88,6 +89,7 @@ async def running(
         links,
         stall_timeout=settings.stall_timeout,
         caches=chosen.caches,
+        controls_roles=settings.auto_roles,
         changed=presence.look,
         news=KvCounters(metrics.registry).count,
         stalled=sessions.give_up,
@@ -137,6 +139,11 @@ async def running(
         tasks.group() as beside,
     ):
         following = [beside.create_task(registry.run(), name="registry")]
+        if settings.auto_roles:
+            controller = RoleController(
+                registry, identity, settings.beat, metrics, settings.role_hold
+            )
+            following.append(beside.create_task(controller.run(), name="roles"))
         if embedded is not None:
             following.append(beside.create_task(embedded.run(), name="registrations"))
         if keys is not None and path is not None:

@@ -129,6 +129,8 @@ def describe(member: Member) -> dict[str, Any]:
         "protocol": report.identity.protocol,
         "numerics_id": report.identity.numerics_id,
         "roles": sorted(role.value for role in report.roles),
+        "possible_roles": sorted(role.value for role in report.possible_roles),
+        "roles_since": report.roles_since,
         "local_prefill": report.local_prefill,
         "draining": report.draining,
         "breaker": member.worker.breaker.state.value,

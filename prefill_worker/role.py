@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from baton.identity import Role
 from baton.kv.grpc_transport import GrpcOutlet
 from baton.kv.nixl.outlet import NixlOutlet
 from baton.kv.relay_transport import RelayOutlet
 from baton.kv.shm.outlet import ShmOutlet
 from baton.kv.transport import Outlet, capabilities, started
-from baton.v1 import prefill_pb2_grpc, worker_pb2
-from model.worker.process import Role
+from baton.v1 import prefill_pb2_grpc
+from model.worker.process import Services
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers
 from prefill_worker.service import PrefillService
 
 
-def prefill_role(kv_address: str = "") -> Role:
-    """Serve Prefill, and the KV beside it.
+def prefill_role(kv_address: str = "") -> Services:
+    """Serve Prefill, and the KV beside it: all that such a worker ever does.
 
     ``kv_address``: where readers find the KV (host:port), if not at the worker's own address.
     """
@@ -30,9 +31,9 @@ def prefill_role(kv_address: str = "") -> Role:
             service = PrefillService(runtime, outlets)
             services.add(prefill_pb2_grpc.add_PrefillServiceServicer_to_server, service)
             yield Profile(
-                roles=[worker_pb2.ROLE_PREFILL],
+                roles=frozenset({Role.PREFILL}),
+                transports={Role.PREFILL: capabilities(outlets)},
                 served_name=runtime.settings.served_name,
-                transports=capabilities(outlets),
             )
 
     return role

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
+from baton.identity import Role
 from baton.kv.framing import Piece
 from baton.kv.transport import Sink
 from model.engine.mock_runner import MockRunner, MockStore
@@ -132,11 +133,11 @@ class LateRunner(MockRunner):
         return self._late
 
 
-async def canary(worker: Worker, barrier: asyncio.Barrier) -> None:
+async def canary(worker: Worker, barrier: asyncio.Barrier, role: Role) -> None:
     """Reuse every block as soon as that may be, and see that nothing lands in it any more.
 
     Begins when no sequence lives there, passes ``barrier`` with the first blocks, and ends when
-    all is quiet. The worker has a ``LateStore``.
+    all is quiet. The worker has a ``LateStore``. ``role`` is what it does; meanwhile it may decode.
     """
     engine, store, mine = worker.runtime.engine, worker.runtime.store, list[int]()
     assert isinstance(store, LateStore)
@@ -156,6 +157,8 @@ async def canary(worker: Worker, barrier: asyncio.Barrier) -> None:
             await asyncio.sleep(0)
         passing = asyncio.ensure_future(barrier.wait())
         with ExitStack() as stack:
+            engine.take_roles({role, Role.DECODE})
+            stack.callback(engine.take_roles, {role})
             while not passing.done() or store.moving.total() or load.blocks.quarantined:
                 if free := load.blocks.free + load.blocks.cached:
                     take(stack, free)

@@ -40,7 +40,7 @@ from model.engine.mock_runner import CostModel, MockRunner, expected_tokens
 from model.engine.settings import SchedulerSettings
 from model.worker.census import Census
 from model.worker.loading import LoadedModel
-from model.worker.process import Role, worker
+from model.worker.process import Services, worker
 from model.worker.runtime import Runtime
 from model.worker.server import Server
 from model.worker.service import check
@@ -130,7 +130,7 @@ async def cluster(
     those who know them."""
     census = Census()
 
-    async def start(stack: AsyncExitStack, settings: WorkerSettings, role: Role) -> Worker:
+    async def start(stack: AsyncExitStack, settings: WorkerSettings, role: Services) -> Worker:
         runner = make_runner(layout, num_blocks, cost=cost, sleep=sleep)
         limits = SchedulerSettings(
             block_size=layout.block_size,
@@ -139,6 +139,7 @@ async def cluster(
             chunk_tokens=chunk_tokens,
             max_running=max_running,
             local_prefill_share=settings.prefill_share,
+            keep_blocks=settings.prefill_blocks(num_blocks),
         )
         own = await stack.enter_async_context(AsyncExitStack())
         server = Server("127.0.0.1", 0, Links.of(settings))

@@ -25,6 +25,7 @@ COMMANDS = {
     "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
     "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
     "certs": Command("baton.cli.certs", "make a certificate for trying TLS out"),
+    "role": Command("baton.cli.workers", "have a worker prefill, decode or do both", "role"),
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
     "keys": Command("baton.cli.keys", "make API keys for a gateway"),
 }

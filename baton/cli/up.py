@@ -26,7 +26,6 @@ from baton.membership.source import join_address
 from baton.settings import (
     DecodeSettings,
     GatewaySettings,
-    PrefillSettings,
     ProcessSettings,
     TlsSettings,
     UpSettings,
@@ -167,7 +166,8 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
                 probe=partial(probes.worker, links, address),
             )
 
-    p = list(workers(prefill, "p", "prefill_worker", PrefillSettings))
+    # Every one can take any role later.
+    p = list(workers(prefill, "p", "decode_worker", DecodeSettings, "--role", "prefill"))
     d = list(workers(decode, "d", "decode_worker", DecodeSettings))
     c = list(workers(colocated, "c", "decode_worker", DecodeSettings, "--local-prefill"))
     gateway = Spec(

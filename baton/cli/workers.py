@@ -1,10 +1,10 @@
-"""``baton workers`` and ``baton drain``: who is there, and sending one away."""
+"""``baton workers``, ``baton role``, ``baton drain``: who is there, what it does, its leaving."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import grpc
@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from baton import wire
 from baton.cli import tls
-from baton.settings import FrontSettings, WorkerSettings
+from baton.identity import ROLES
+from baton.settings import FrontSettings, RoleSettings, WorkerSettings
 from baton.tls.files import BadCertificate
 from baton.tls.names import Party
 from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -73,6 +75,40 @@ def drain(argv: Sequence[str]) -> int:
         return 0
 
     return _call("baton drain", options.worker, Party.WORKER, options, ask)
+
+
+def role(argv: Sequence[str]) -> int:
+    """Change what a worker does; returns when nothing decodes there that may no longer."""
+    parser = argparse.ArgumentParser(
+        prog="baton role",
+        description="Have a worker prefill, decode or do both from now on. Its process and weights "
+        "stay; what decodes there and may no longer goes on elsewhere.",
+    )
+    parser.add_argument("worker", metavar="HOST:PORT", help="the worker's address")
+    parser.add_argument("role", choices=ROLES, help="what it is to do")
+    parser.add_argument(
+        "--grace",
+        metavar="SECONDS",
+        type=_seconds,
+        default=RoleSettings.model_fields["role_grace"].default,
+        help="seconds that running sequences get to finish (default: %(default)s)",
+    )
+    tls.add_options(parser)
+    options = parser.parse_args(argv)
+
+    def ask(channel: grpc.Channel) -> int:
+        request = worker_pb2.SetRolesRequest(
+            roles=wire.roles_to_wire(ROLES[options.role]), grace_ms=round(1000 * options.grace)
+        )
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        reply = stub.SetRoles(request, timeout=options.grace + 2 * _PATIENCE)
+        print(
+            f"{options.worker}: {_named(reply.roles)}; sequences handed back: {reply.handed_back}, "
+            f"prompts that it still finishes: {reply.finishing}"
+        )
+        return 0
+
+    return _call("baton role", options.worker, Party.WORKER, options, ask)
 
 
 def _seconds(text: str) -> float:
@@ -135,10 +171,12 @@ def _digest(value: bytes) -> str:
 
 def _roles(worker: membership_pb2.ListedWorker) -> str:
     said = worker.status if worker.HasField("status") else worker.entry
-    roles = [_ROLES.get(role, "?") for role in said.roles]
-    if worker.status.local_prefill:
-        roles.append("prefill (its own)")
-    return " + ".join(roles)
+    own = " + prefill (its own)" if worker.status.local_prefill else ""
+    return f"{_named(said.roles)}{own}"
+
+
+def _named(roles: Iterable[worker_pb2.Role]) -> str:
+    return " + ".join(_ROLES.get(role, "?") for role in roles)
 
 
 def _health(worker: membership_pb2.ListedWorker) -> str:

@@ -44,6 +44,8 @@ from baton.settings.worker import (
     PrefillSettings,
     Quantize,
     ReadingSettings,
+    RoleSettings,
+    WorkerRole,
     WorkerSettings,
 )
 
@@ -71,7 +73,9 @@ __all__ = [
     "Quantize",
     "ReadingSettings",
     "RelaySettings",
+    "RoleSettings",
     "TlsSettings",
     "UpSettings",
+    "WorkerRole",
     "WorkerSettings",
 ]

@@ -151,6 +151,14 @@ class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings)
     first_token_timeout: Seconds = Field(180.0, description="deadline: first token, seconds")
     inter_token_timeout: Seconds = Field(60.0, description="deadline: between tokens, seconds")
     total_timeout: Seconds = Field(math.inf, description="deadline: whole request, seconds")
+    auto_roles: bool = Field(
+        False,
+        description="have workers that can take either role change it when prompts queue on one "
+        "side while the other has room",
+    )
+    role_hold: Seconds = Field(
+        30.0, description="seconds from one change of roles to the next, with --auto-roles"
+    )
 
     @property
     def weights(self) -> dict[str, float]:

@@ -15,13 +15,19 @@ from baton.settings.worker import (
     HandoffSettings,
     LocalPrefillSettings,
     ReadingSettings,
+    RoleSettings,
 )
 
 Devices = Annotated[list[Device], BeforeValidator(split), Placeholder("DEVICE,...")]
 
 
 class UpSettings(
-    ComputeSettings, HandoffSettings, ReadingSettings, LocalPrefillSettings, FrontSettings
+    ComputeSettings,
+    HandoffSettings,
+    ReadingSettings,
+    LocalPrefillSettings,
+    RoleSettings,
+    FrontSettings,
 ):
     """Start a gateway and its workers on this machine, and stop them together.
 

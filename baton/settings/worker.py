@@ -19,6 +19,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 AttentionChoice = Literal["auto", "flashinfer", "varlen", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 PrefillOrder = Literal["fcfs", "srpt"]
+WorkerRole = Literal["prefill", "decode", "both"]
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
 KvTransports = Annotated[
     list[Literal["shm", "grpc", "nixl", "relay"]], BeforeValidator(split), Placeholder("NAME,...")
@@ -215,6 +216,11 @@ class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings):
         """How much longer prefill may make a step that decodes; None: as long as it gets."""
         return None
 
+    def prefill_blocks(self, num_blocks: int) -> int | None:
+        """KV blocks, of so many, for prompts to be handed over while it has both roles; None
+        where it never has."""
+        return None
+
 
 class PrefillSettings(WorkerSettings):
     """A prefill worker: turns prompts into KV and hands it over, layer by layer."""
@@ -241,11 +247,36 @@ class LocalPrefillSettings(ModelSettings):
     )
 
 
-class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
-    """A decode worker: generates tokens from KV that it is handed, or computes itself."""
+class RoleSettings(ModelSettings):
+    """How a worker changes its roles (`baton role`), and does both."""
+
+    section: ClassVar[str] = "roles"
+
+    role_grace: Annotated[float, Placeholder("SECONDS")] = Field(
+        0.5,
+        ge=0,
+        description="seconds that running sequences get to finish when a worker is told to decode "
+        "no more; then they go on elsewhere",
+    )
+    prefill_memory: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the KV blocks that prompts for other workers may take on a worker of "
+        "both roles; what decodes there must fit the rest",
+    )
+
+
+class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings, RoleSettings):
+    """A decode worker: generates tokens from KV that it is handed, or computes itself.
+
+    It can be told to prefill for others instead, or as well: when it starts, and at any time.
+    """
 
     section: ClassVar[str] = "decode worker"
     party: ClassVar[Party] = Party.DECODE
+
+    role: WorkerRole = Field("decode", description="what it does until `baton role` says otherwise")
 
     local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
     session_queue: Tokens = Field(
@@ -267,3 +298,6 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings):
     def prefill_share(self) -> float | None:
         colocated = self.local_prefill and "local_prefill_share" not in self.model_fields_set
         return None if colocated else self.local_prefill_share
+
+    def prefill_blocks(self, num_blocks: int) -> int | None:
+        return min(num_blocks - 1, max(1, round(self.prefill_memory * num_blocks)))

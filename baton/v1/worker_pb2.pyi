@@ -18,15 +18,17 @@ ROLE_PREFILL: Role
 ROLE_DECODE: Role
 
 class WatchRequest(_message.Message):
-    __slots__ = ("identity", "cache_changes")
+    __slots__ = ("identity", "cache_changes", "controls_roles")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     CACHE_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    CONTROLS_ROLES_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     cache_changes: bool
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., cache_changes: _Optional[bool] = ...) -> None: ...
+    controls_roles: bool
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., cache_changes: _Optional[bool] = ..., controls_roles: _Optional[bool] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "sequence", "prefill_decisions", "kv_pairings", "failing", "tls", "refused", "cache")
+    __slots__ = ("identity", "roles", "local_prefill", "model", "max_model_len", "load", "transports", "draining", "vocab_size", "sequence", "prefill_decisions", "kv_pairings", "failing", "tls", "refused", "cache", "possible_roles", "roles_since_ms", "controller", "max_running")
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     LOCAL_PREFILL_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +45,10 @@ class WorkerStatus(_message.Message):
     TLS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
+    POSSIBLE_ROLES_FIELD_NUMBER: _ClassVar[int]
+    ROLES_SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUNNING_FIELD_NUMBER: _ClassVar[int]
     identity: _common_pb2.Identity
     roles: _containers.RepeatedScalarFieldContainer[Role]
     local_prefill: bool
@@ -59,7 +65,11 @@ class WorkerStatus(_message.Message):
     tls: bool
     refused: _containers.RepeatedCompositeFieldContainer[Refusals]
     cache: CacheChanges
-    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ..., tls: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., cache: _Optional[_Union[CacheChanges, _Mapping]] = ...) -> None: ...
+    possible_roles: _containers.RepeatedScalarFieldContainer[Role]
+    roles_since_ms: int
+    controller: str
+    max_running: int
+    def __init__(self, identity: _Optional[_Union[_common_pb2.Identity, _Mapping]] = ..., roles: _Optional[_Iterable[_Union[Role, str]]] = ..., local_prefill: _Optional[bool] = ..., model: _Optional[str] = ..., max_model_len: _Optional[int] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., transports: _Optional[_Iterable[_Union[TransportCapability, _Mapping]]] = ..., draining: _Optional[bool] = ..., vocab_size: _Optional[int] = ..., sequence: _Optional[int] = ..., prefill_decisions: _Optional[_Iterable[_Union[PrefillDecision, _Mapping]]] = ..., kv_pairings: _Optional[_Iterable[_Union[KvPairing, _Mapping]]] = ..., failing: _Optional[bool] = ..., tls: _Optional[bool] = ..., refused: _Optional[_Iterable[_Union[Refusals, _Mapping]]] = ..., cache: _Optional[_Union[CacheChanges, _Mapping]] = ..., possible_roles: _Optional[_Iterable[_Union[Role, str]]] = ..., roles_since_ms: _Optional[int] = ..., controller: _Optional[str] = ..., max_running: _Optional[int] = ...) -> None: ...
 
 class Refusals(_message.Message):
     __slots__ = ("reason", "count")
@@ -70,7 +80,7 @@ class Refusals(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token")
+    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token", "prefill_room")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +91,7 @@ class Load(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAST_STEP_US_FIELD_NUMBER: _ClassVar[int]
     PREFILL_US_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_ROOM_FIELD_NUMBER: _ClassVar[int]
     queued_tokens: int
     running: int
     waiting: int
@@ -91,7 +102,8 @@ class Load(_message.Message):
     steps: int
     last_step_us: int
     prefill_us_per_token: float
-    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ...) -> None: ...
+    prefill_room: int
+    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ..., prefill_room: _Optional[int] = ...) -> None: ...
 
 class PrefillDecision(_message.Message):
     __slots__ = ("local", "reason", "count")
@@ -186,3 +198,23 @@ class DrainReply(_message.Message):
     HANDED_BACK_FIELD_NUMBER: _ClassVar[int]
     handed_back: int
     def __init__(self, handed_back: _Optional[int] = ...) -> None: ...
+
+class SetRolesRequest(_message.Message):
+    __slots__ = ("roles", "grace_ms", "controller")
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONTROLLER_FIELD_NUMBER: _ClassVar[int]
+    roles: _containers.RepeatedScalarFieldContainer[Role]
+    grace_ms: int
+    controller: str
+    def __init__(self, roles: _Optional[_Iterable[_Union[Role, str]]] = ..., grace_ms: _Optional[int] = ..., controller: _Optional[str] = ...) -> None: ...
+
+class SetRolesReply(_message.Message):
+    __slots__ = ("roles", "handed_back", "finishing")
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    HANDED_BACK_FIELD_NUMBER: _ClassVar[int]
+    FINISHING_FIELD_NUMBER: _ClassVar[int]
+    roles: _containers.RepeatedScalarFieldContainer[Role]
+    handed_back: int
+    finishing: int
+    def __init__(self, roles: _Optional[_Iterable[_Union[Role, str]]] = ..., handed_back: _Optional[int] = ..., finishing: _Optional[int] = ...) -> None: ...

@@ -49,6 +49,11 @@ class WorkerServiceStub:
                 request_serializer=baton_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_worker__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.SetRoles = channel.unary_unary(
+                '/baton.v1.WorkerService/SetRoles',
+                request_serializer=baton_dot_v1_dot_worker__pb2.SetRolesRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_worker__pb2.SetRolesReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -75,6 +80,15 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRoles(self, request, context):
+        """Changes what the worker does, from here on; its weights stay loaded. New work of a role that
+        goes is refused at once, that of one that comes taken at once. What decodes and may no longer
+        gets a grace and is then handed back for placement elsewhere; Prefill calls under way finish.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +106,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=baton_dot_v1_dot_worker__pb2.DrainRequest.FromString,
                     response_serializer=baton_dot_v1_dot_worker__pb2.DrainReply.SerializeToString,
+            ),
+            'SetRoles': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRoles,
+                    request_deserializer=baton_dot_v1_dot_worker__pb2.SetRolesRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_worker__pb2.SetRolesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -175,6 +194,33 @@ class WorkerService:
             '/baton.v1.WorkerService/Drain',
             baton_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
             baton_dot_v1_dot_worker__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRoles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.WorkerService/SetRoles',
+            baton_dot_v1_dot_worker__pb2.SetRolesRequest.SerializeToString,
+            baton_dot_v1_dot_worker__pb2.SetRolesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class WorkerServiceStub:
     """Recomputes every block's references and compares them with the counts."""
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainReply]
     """Refuses new work and hands running sequences back for placement elsewhere."""
+    SetRoles: _grpc.UnaryUnaryMultiCallable[_worker_pb2.SetRolesRequest, _worker_pb2.SetRolesReply]
+    """Changes what the worker does, from here on; its weights stay loaded. New work of a role that
+    goes is refused at once, that of one that comes taken at once. What decodes and may no longer
+    gets a grace and is then handed back for placement elsewhere; Prefill calls under way finish.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -49,6 +54,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Recomputes every block's references and compares them with the counts."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainReply]  # type: ignore[assignment]
     """Refuses new work and hands running sequences back for placement elsewhere."""
+    SetRoles: _aio.UnaryUnaryMultiCallable[_worker_pb2.SetRolesRequest, _worker_pb2.SetRolesReply]  # type: ignore[assignment]
+    """Changes what the worker does, from here on; its weights stay loaded. New work of a role that
+    goes is refused at once, that of one that comes taken at once. What decodes and may no longer
+    gets a grace and is then handed back for placement elsewhere; Prefill calls under way finish.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -74,5 +84,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainReply, _abc.Awaitable[_worker_pb2.DrainReply]]:
         """Refuses new work and hands running sequences back for placement elsewhere."""
+
+    @_abc_1.abstractmethod
+    def SetRoles(
+        self,
+        request: _worker_pb2.SetRolesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.SetRolesReply, _abc.Awaitable[_worker_pb2.SetRolesReply]]:
+        """Changes what the worker does, from here on; its weights stay loaded. New work of a role that
+        goes is refused at once, that of one that comes taken at once. What decodes and may no longer
+        gets a grace and is then handed back for placement elsewhere; Prefill calls under way finish.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

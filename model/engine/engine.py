@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from baton.errors import BatonError, InternalError
 from baton.generation import FinishReason
+from baton.identity import Role
 from model.cache.blocks import BlockCounts, BlockPool
 from model.cache.journal import Changes
 from model.cache.prefix import PrefixCache
@@ -52,6 +53,7 @@ class Load:
     draining: bool
     costs: Costs  #: measured
     failed: bool  #: several steps failed in a row, or the engine itself is broken
+    prefill_room: int | None  #: blocks that prompts to be handed over may take; None: any
 
 
 class Engine:
@@ -178,7 +180,30 @@ class Engine:
         with self._lock:
             self._scheduler.draining = self._broken
 
+    def take_roles(self, roles: Collection[Role]) -> None:
+        """Refuse new sequences of other roles from now on; live ones stay."""
+        with self._lock:
+            self._scheduler.take_roles(roles)
+
+    def hand_back(self, role: Role, error: BatonError) -> int:
+        """End the live sequences of one role as ``drain`` does; returns how many."""
+        with self._lock:
+            ended = self._scheduler.end_all(error, (role,))
+            self._wake()
+            return ended
+
     # -- observation -----------------------------------------------------------------------
+
+    def live(self, role: Role) -> int:
+        """Sequences of one role that have not ended."""
+        with self._lock:
+            return self._scheduler.live_of(role)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that may come, in the roles taken."""
+        with self._lock:
+            return self._scheduler.longest
 
     def load(self) -> Load:
         with self._lock:
@@ -194,6 +219,7 @@ class Engine:
                 draining=scheduler.draining,
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
+                prefill_room=scheduler.prefill_room,
             )
 
     def cache_changes(self, since: int | None) -> Changes | None:

@@ -13,10 +13,12 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
 from baton.generation import FinishReason
+from baton.identity import Role
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
@@ -65,6 +67,7 @@ class Scheduler:
         self._events: list[Event] = []
         self._next_seq_id = 1
         self.draining = False
+        self.take_roles(tuple(Role))
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
@@ -180,10 +183,17 @@ class Scheduler:
         if seq is not None and seq.phase is Phase.PREFILLING:
             self._queue.lag(seq, behind)
 
-    def end_all(self, error: BatonError) -> int:
-        """End every sequence that is not KEPT with ``error``; how many there were. A kept one
-        needs no more compute, and its hand-off may finish."""
-        ended = [s for s in self._live.values() if s.phase is not Phase.KEPT]
+    def take_roles(self, roles: Collection[Role]) -> None:
+        """Refuse new sequences of other roles. Each of both has its share of the memory."""
+        self._roles = frozenset(roles)
+        both = len(self._roles) > 1
+        self._limits = self.settings if both else replace(self.settings, keep_blocks=None)
+
+    def end_all(self, error: BatonError, roles: Collection[Role] = tuple(Role)) -> int:
+        """End every sequence of ``roles`` that is not KEPT with ``error``; how many there were. A
+        kept one needs no more compute, and its hand-off may finish."""
+        live = self._live.values()
+        ended = [s for s in live if s.request.role in roles and s.phase is not Phase.KEPT]
         for seq in ended:
             self._end(seq, SequenceFailed(seq.seq_id, error))
         return len(ended)
@@ -361,8 +371,10 @@ class Scheduler:
         """Raise unless ``request``, of ``tokens`` prompt and generated ids, may be tried."""
         if self.draining:
             raise Draining("this worker is leaving and takes no new sequences")
-        self.settings.require_fits(request, self._memory.num_blocks)
-        if not self.settings.has_room(request, self._live.values()):
+        if request.role not in self._roles:
+            raise Draining(f"this worker does not {request.role.value} now")
+        self._limits.require_fits(request, self._memory.num_blocks)
+        if not self._limits.has_room(request, self._live.values()):
             raise self._full(tokens)
 
     def _full(self, tokens: int) -> WorkerFull:
@@ -391,6 +403,20 @@ class Scheduler:
     def live(self) -> int:
         """Sequences that have not ended."""
         return len(self._live)
+
+    def live_of(self, role: Role) -> int:
+        """Those of one role."""
+        return sum(seq.request.role is role for seq in self._live.values())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that may come, in the roles taken."""
+        return self._limits.longest(self._memory.num_blocks)
+
+    @property
+    def prefill_room(self) -> int | None:
+        """Blocks that ``keep`` sequences may still take; None where they have no quota."""
+        return self._limits.keep_room(self._live.values())
 
     @property
     def running(self) -> int:

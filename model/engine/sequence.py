@@ -8,6 +8,7 @@ from enum import Enum, auto
 
 from baton.errors import InvalidRequest
 from baton.generation import FinishReason, finish_reason
+from baton.identity import Role
 from baton.sampling import SamplingSpec
 from model.engine.events import SequenceTimings
 from model.engine.plan import Sample, Slice
@@ -51,6 +52,11 @@ class SequenceRequest:
             )
         if self.receive and (self.keep or self.export):
             raise ValueError("a sequence that receives its KV neither keeps nor exports it")
+
+    @property
+    def role(self) -> Role:
+        """In which the worker serves it."""
+        return Role.PREFILL if self.keep else Role.DECODE
 
     @property
     def choices(self) -> tuple[int, ...]:

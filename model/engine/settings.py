@@ -47,9 +47,17 @@ class SchedulerSettings:
             return num_blocks
         return self.keep_blocks if request.keep else num_blocks - self.keep_blocks
 
+    def longest(self, num_blocks: int) -> int:
+        """Tokens of the longest sequence that may come, of whichever kind."""
+        blocks = num_blocks
+        if self.keep_blocks is not None:
+            blocks = min(self.keep_blocks, num_blocks - self.keep_blocks)
+        return min(self.max_model_len, blocks * self.block_size)
+
     def require_fits(self, request: SequenceRequest, num_blocks: int) -> None:
-        """Raise ContextLengthExceeded, naming both numbers, for what can never be served, and
-        InvalidRequest for more choices than may run at once."""
+        """Raise ContextLengthExceeded, naming both numbers, for what can never be served,
+        WorkerFull for what only the quota forbids, and InvalidRequest for more choices than may
+        run at once."""
         prompt, asked = len(request.prompt_ids), request.spec.max_tokens
         if prompt + asked > self.max_model_len:
             raise ContextLengthExceeded(
@@ -64,28 +72,39 @@ class SchedulerSettings:
             )
         needed = prompt + (len(request.generated_ids) if request.keep else asked)
         quota, blocks = self.quota(request, num_blocks), request.blocks(self.block_size)
-        capacity = quota * self.block_size
+        capacity = num_blocks * self.block_size
         if needed > capacity:
             raise ContextLengthExceeded(
                 f"the sequence needs room for {needed} tokens, "
                 f"but this worker's KV pool has room for {capacity}"
             )
-        if blocks > quota:
+        if blocks > num_blocks:
             raise ContextLengthExceeded(
                 f"{len(request.choices)} choices of a prompt of {prompt} tokens begin with "
-                f"{blocks} KV blocks, but this worker's pool has {quota}"
+                f"{blocks} KV blocks, but this worker's pool has {num_blocks}"
             )
+        if max(needed, blocks * self.block_size) > (share := quota * self.block_size):
+            # It fitted before the worker took its other role, and fits elsewhere.
+            raise WorkerFull(
+                f"the sequence needs room for {needed} tokens, but beside its other role this "
+                f"worker has room for {share}"
+            )
+
+    def keep_room(self, live: Iterable[Sequence]) -> int | None:
+        """Blocks that ``keep`` sequences may still take; None where they have no quota."""
+        if self.keep_blocks is None:
+            return None
+        return max(0, self.keep_blocks - sum(len(s.blocks) for s in live if s.request.keep))
 
     def has_room(self, request: SequenceRequest, live: Iterable[Sequence]) -> bool:
         """Whether the quota of sequences that are kept has room beside those that are ``live``.
 
         Raises WorkerFull when too many sequences would run at once.
         """
-        peers = [seq for seq in live if seq.request.keep is request.keep]
         if request.keep:
-            taken = sum(len(seq.blocks) for seq in peers) + request.blocks(self.block_size)
-            return self.keep_blocks is None or taken <= self.keep_blocks
-        count = sum(max(1, len(seq.choices)) for seq in peers)
+            room = self.keep_room(live)
+            return room is None or request.blocks(self.block_size) <= room
+        count = sum(max(1, len(seq.choices)) for seq in live if not seq.request.keep)
         if count + len(request.choices) > self.max_running:
             raise WorkerFull(
                 f"{count} sequences are live and {len(request.choices)} more are asked for, but "

@@ -58,6 +58,7 @@ def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
         max_running=settings.max_running,
         prefill_order=settings.prefill_order,
         local_prefill_share=settings.prefill_share,
+        keep_blocks=settings.prefill_blocks(runner.num_blocks),
     )
     return LoadedModel(runner, vocab_size, limits)
 

@@ -15,12 +15,12 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
 
 from baton import log as logs
-from baton import wire
 from baton.errors import Draining
 from baton.kv.heap import keep_freed_memory
 from baton.membership import Entry, MembershipUnavailable
@@ -32,6 +32,7 @@ from baton.v1 import worker_pb2_grpc
 from model.weights.errors import CheckpointError
 from model.worker.census import Census
 from model.worker.loading import LoadedModel, Progress, load_model
+from model.worker.roles import Roles
 from model.worker.runtime import Profile, Runtime
 from model.worker.server import LateHandlers, Server
 from model.worker.service import WorkerService
@@ -39,8 +40,8 @@ from model.worker.service import WorkerService
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-#: Adds a role's services, and says what the worker is; closes what they opened when it ends.
-Role = Callable[[Runtime, LateHandlers], AbstractAsyncContextManager[Profile]]
+#: Adds the services of a worker's roles, and says what it is; closes what they opened at the end.
+Services = Callable[[Runtime, LateHandlers], AbstractAsyncContextManager[Profile]]
 
 #: Makes the runner that settings ask for; hears 0 to 1 of its progress.
 Load = Callable[[WorkerSettings, Progress], LoadedModel]
@@ -53,7 +54,7 @@ _LOOK = 0.02  # seconds between looks at whether the worker is idle
 _WATCH = 1.0  # seconds between looks at the engine's health
 
 
-def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model) -> int:
+def run(name: str, settings: WorkerSettings, role: Services, load: Load = load_model) -> int:
     """Run a worker until SIGTERM or SIGINT; returns the exit status.
 
     A setting or a checkpoint that cannot be served: one line on stderr, status 2.
@@ -70,7 +71,7 @@ def run(name: str, settings: WorkerSettings, role: Role, load: Load = load_model
         return BAD_SETTING
 
 
-async def _live(settings: WorkerSettings, role: Role, load: Load) -> int:
+async def _live(settings: WorkerSettings, role: Services, load: Load) -> int:
     server = Server(settings.host, settings.port, Links.of(settings))
     await server.start()
     try:
@@ -102,7 +103,7 @@ async def _live(settings: WorkerSettings, role: Role, load: Load) -> int:
 async def worker(
     loaded: LoadedModel,
     settings: WorkerSettings,
-    role: Role,
+    role: Services,
     server: Server,
     census: Census | None = None,
 ) -> AsyncIterator[Runtime]:
@@ -117,24 +118,28 @@ async def worker(
                 await registration.leave()
                 return handed_back
 
-            service = WorkerService(runtime, profile, drain_for)
+            roles = Roles(runtime, profile)
+            service = WorkerService(runtime, profile, roles, drain_for)
             server.services.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, service)
             runtime.census.mark()
             await server.serving(True)
             entry = Entry(
                 settings.advertise or server.address,
                 runtime.identity,
-                wire.roles_from_wire(profile.roles),
+                roles.now,
                 profile.served_name,
             )
-            where = posts(settings.posts, settings.beat, server.links)
-            registration = Registration(where, lambda: entry)
+            registration = Registration(
+                posts(settings.posts, settings.beat, server.links),
+                lambda: replace(entry, roles=roles.now),
+            )
             for task in registration.tasks:
                 runtime.census.stand(task)
             try:
                 yield runtime
             finally:
                 await registration.leave()
+                await roles.close()
                 runtime.leaving.set()
                 await server.stop(_LAST_WORDS)
     finally:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from baton.generation import Generation
-from baton.identity import Identity, new_instance_id
+from baton.identity import Identity, Role, new_instance_id
 from baton.kv.trace import Tracer
 from baton.kv.transport import Store
 from baton.settings import WorkerSettings
@@ -25,10 +25,12 @@ from model.worker.sequences import LiveSequence, Sequences
 class Profile:
     """What a worker says of itself that its engine does not know."""
 
-    roles: Sequence[worker_pb2.Role]
+    roles: frozenset[Role]  #: at the start
+    #: By role. Those that are here are the roles that it can take.
+    transports: Mapping[Role, Sequence[worker_pb2.TransportCapability]]
     served_name: str
     local_prefill: bool = False
-    transports: Sequence[worker_pb2.TransportCapability] = ()
+    role_grace: float = 0.0  #: seconds, see RoleSettings; of no use to a worker of one role
     #: Asked for every status.
     prefill_decisions: Callable[[], Sequence[worker_pb2.PrefillDecision]] = tuple
     kv_pairings: Callable[[], Sequence[worker_pb2.KvPairing]] = tuple  #: likewise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 
 import grpc
 
@@ -13,6 +14,7 @@ from baton.errors import BatonError
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.engine import Load
 from model.worker.cache_watch import CacheWatch
+from model.worker.roles import Roles
 from model.worker.runtime import Profile, Runtime
 
 #: Seconds between looks at the load: how late a change is reported, and how much is coalesced.
@@ -23,6 +25,7 @@ Drain = Callable[[float], Awaitable[int]]
 
 WatchContext = grpc.aio.ServicerContext[worker_pb2.WatchRequest, worker_pb2.WorkerStatus]
 DrainContext = grpc.aio.ServicerContext[worker_pb2.DrainRequest, worker_pb2.DrainReply]
+RolesContext = grpc.aio.ServicerContext[worker_pb2.SetRolesRequest, worker_pb2.SetRolesReply]
 CheckContext = grpc.aio.ServicerContext[
     worker_pb2.CheckIntegrityRequest, worker_pb2.IntegrityReport
 ]
@@ -31,9 +34,10 @@ CheckContext = grpc.aio.ServicerContext[
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     """Answers from the engine's own counts; holds nothing."""
 
-    def __init__(self, runtime: Runtime, profile: Profile, drain: Drain) -> None:
+    def __init__(self, runtime: Runtime, profile: Profile, roles: Roles, drain: Drain) -> None:
         self._runtime = runtime
         self._profile = profile
+        self._roles = roles
         self._drain = drain
 
     async def Watch(  # noqa: N802 - named by the contract
@@ -41,21 +45,24 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     ) -> AsyncIterator[worker_pb2.WorkerStatus]:
         """The status now, then every heartbeat, and as soon as it differs."""
         try:
-            wire.identity_from_wire(request.identity)
+            watcher = wire.identity_from_wire(request.identity)
         except BatonError as error:
             await context.abort(error.grpc_code, error.message)
         cache = CacheWatch(self._runtime.engine) if self._tells_cache(request) else None
-        sequence, last, sent_at = 0, None, 0.0
-        while not self._runtime.leaving.is_set():
-            load = self._runtime.engine.load()
-            changes = cache.news() if cache is not None else None
-            now = time.monotonic()
-            # A look early rather than late: a beat that comes late may count as missed.
-            due = now - sent_at >= self._runtime.beat.interval - _LOOK
-            if _news(load) != last or changes is not None or due:
-                sequence, last, sent_at = sequence + 1, _news(load), now
-                yield self._status(load, sequence, changes)
-            await asyncio.sleep(_LOOK)
+        with ExitStack() as watching:
+            if request.controls_roles:
+                watching.enter_context(self._roles.controller(watcher.instance_id))
+            sequence, last, sent_at = 0, None, 0.0
+            while not self._runtime.leaving.is_set():
+                load = self._runtime.engine.load()
+                changes = cache.news() if cache is not None else None
+                news, now = (*_news(load), *self._roles.news), time.monotonic()
+                # A look early rather than late: a beat that comes late may count as missed.
+                due = now - sent_at >= self._runtime.beat.interval - _LOOK
+                if news != last or changes is not None or due:
+                    sequence, last, sent_at = sequence + 1, news, now
+                    yield self._status(load, sequence, changes)
+                await asyncio.sleep(_LOOK)
 
     async def CheckIntegrity(  # noqa: N802
         self, request: worker_pb2.CheckIntegrityRequest, context: CheckContext
@@ -78,6 +85,22 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         """Returns when every sequence has finished or was handed back."""
         return worker_pb2.DrainReply(handed_back=await self._drain(request.grace_ms / 1000))
 
+    async def SetRoles(  # noqa: N802
+        self, request: worker_pb2.SetRolesRequest, context: RolesContext
+    ) -> worker_pb2.SetRolesReply:
+        """Returns when nothing decodes that may no longer, after the grace at the latest."""
+        grace = request.grace_ms / 1000 if request.HasField("grace_ms") else None
+        try:
+            roles = wire.roles_from_wire(request.roles)
+            done = await self._roles.change(roles, grace=grace, controller=request.controller)
+        except BatonError as error:
+            await context.abort(error.grpc_code, error.message)
+        return worker_pb2.SetRolesReply(
+            roles=wire.roles_to_wire(self._roles.now),
+            handed_back=done.handed_back,
+            finishing=done.finishing,
+        )
+
     def _tells_cache(self, request: worker_pb2.WatchRequest) -> bool:
         """Without a prefix cache every sequence has a salt that no other knows."""
         return request.cache_changes and self._runtime.settings.prefix_cache
@@ -85,15 +108,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     def _status(
         self, load: Load, sequence: int, cache: worker_pb2.CacheChanges | None
     ) -> worker_pb2.WorkerStatus:
-        runtime, profile = self._runtime, self._profile
+        runtime, profile, roles = self._runtime, self._profile, self._roles
         return worker_pb2.WorkerStatus(
             identity=wire.identity_to_wire(runtime.identity),
-            roles=profile.roles,
+            roles=wire.roles_to_wire(roles.now),
             local_prefill=profile.local_prefill,
             model=profile.served_name,
-            max_model_len=runtime.max_model_len,
+            max_model_len=runtime.engine.longest,
             load=_load(load),
-            transports=profile.transports,
+            transports=roles.transports,
             draining=load.draining,
             vocab_size=runtime.vocab_size,
             sequence=sequence,
@@ -106,6 +129,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 for reason, count in runtime.links.refused.items()
             ],
             cache=cache,
+            possible_roles=wire.roles_to_wire(roles.possible),
+            roles_since_ms=round(roles.since * 1000),
+            controller=roles.in_control,
+            max_running=runtime.engine.settings.max_running,
         )
 
 
@@ -132,4 +159,5 @@ def _load(load: Load) -> worker_pb2.Load:
         steps=load.steps,
         last_step_us=round(load.last_step_s * 1e6),
         prefill_us_per_token=load.costs.prefill_token_s * 1e6,
+        prefill_room=load.prefill_room,
     )

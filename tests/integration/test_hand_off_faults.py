@@ -29,6 +29,7 @@ from baton.errors import (
     PrefillFull,
     PrefillLost,
 )
+from baton.identity import Role
 from baton.kv.shm.wire import name_of
 from model.engine.mock_runner import CostModel
 from tests.faulty import (
@@ -304,7 +305,10 @@ async def test_a_fault_in_mid_hand_off(
         with ExitStack() as lasting:
             await strike(kind, s, streams, st, lasting, rng)
             barrier = asyncio.Barrier(3)
-            canaries = [asyncio.create_task(canary(w, barrier)) for w in (decode, prefill)]
+            canaries = [
+                asyncio.create_task(canary(decode, barrier, Role.DECODE)),
+                asyncio.create_task(canary(prefill, barrier, Role.PREFILL)),
+            ]
             cancelled = kind.startswith("cancel")
             errors = [] if cancelled else [await ended(s, stream) for stream in streams]
             await barrier.wait()

@@ -141,6 +141,26 @@ def test_full_is_not_absent() -> None:
     assert choose([worker("d"), worker("p", free=1, roles=PREFILL)], need()) is None
 
 
+def test_a_worker_of_both_roles_has_less_room_for_prompts_of_others() -> None:
+    load = Load(blocks_free=100, prefill_room=3)
+    both = worker("b", roles=frozenset(Role), load=load)
+    assert choose([worker("d", free=200), both], need(48)) == ("d", "b")
+    assert choose([worker("d", free=200), both], need(49)) is None
+    Booking(worker("d"), both, 32, now=10.0)
+    assert (both.room_blocks, both.prefill_room) == (98, 1)
+
+
+def test_a_changed_role_is_no_longer_blamed_for_the_old() -> None:
+    changed = worker("p", roles=PREFILL)
+    for at in range(3):
+        changed.breaker.failed(at + 0.5, at + 0.6)
+    assert changed.breaker.refuses
+    changed.reported(report("p", roles=PREFILL), now=2.7)
+    assert changed.breaker.refuses
+    changed.reported(report("p"), now=2.8)
+    assert not changed.breaker.refuses
+
+
 def test_placements_count_until_they_are_reported() -> None:
     decode, prefill = worker("d"), worker("p", roles=PREFILL)
     booking = Booking(decode, prefill, 30, now=10.0)

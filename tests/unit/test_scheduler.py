@@ -16,6 +16,7 @@ from baton.errors import (
     WorkerFull,
 )
 from baton.generation import FinishReason
+from baton.identity import Role
 from baton.sampling import SamplingSpec
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
@@ -255,14 +256,41 @@ def test_draining_refuses_and_hands_back() -> None:
 
 def test_a_worker_of_both_roles_has_a_quota_for_each() -> None:
     bench = Bench(num_blocks=8, keep_blocks=3)
-    with pytest.raises(ContextLengthExceeded, match=r"room for 12"):
+    with pytest.raises(WorkerFull, match=r"room for 12"):
         bench.submit(13, keep=True)
-    with pytest.raises(ContextLengthExceeded, match=r"room for 20"):
+    with pytest.raises(WorkerFull, match=r"room for 20"):
         bench.submit(13, most=8)
+    with pytest.raises(ContextLengthExceeded, match=r"room for 32"):
+        bench.submit(33, keep=True)
+    assert bench.longest == 12 and bench.prefill_room == 3
     bench.submit(9, keep=True)
     with pytest.raises(WorkerFull):
         bench.submit(1, keep=True)
+    assert bench.prefill_room == 0
     bench.submit(12, most=8)
+
+
+def test_roles_come_and_go_with_their_quota() -> None:
+    bench = Bench(num_blocks=8, keep_blocks=3)
+    bench.take_roles([Role.DECODE])
+    with pytest.raises(Draining, match="does not prefill now"):
+        bench.submit(1, keep=True)
+    decoding = bench.submit(20, most=8)
+    assert bench.longest == 32 and bench.prefill_room is None
+    bench.take_roles(tuple(Role))
+    kept = bench.submit(8, keep=True)
+    with pytest.raises(WorkerFull):
+        bench.submit(8, keep=True)
+    bench.take_roles([Role.PREFILL])
+    with pytest.raises(Draining, match="does not decode now"):
+        bench.submit(1)
+    assert bench.live_of(Role.DECODE) == bench.live_of(Role.PREFILL) == 1, "what runs stays"
+    assert bench.end_all(Draining("it goes"), [Role.DECODE]) == 1
+    (event,) = bench.take_events()
+    assert event.seq_id == decoding
+    bench.submit(20, keep=True)
+    bench.cancel(kept)
+    bench.step()
 
 
 # -- prefix hits ---------------------------------------------------------------------------

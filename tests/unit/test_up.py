@@ -10,10 +10,9 @@ from baton.cli import cores, ports
 from baton.cli.processes import Patience, Spec
 from baton.cli.up import FrontPorts, plan
 from baton.configure import load
-from baton.settings import DecodeSettings, GatewaySettings, PrefillSettings, UpSettings
+from baton.settings import DecodeSettings, GatewaySettings, UpSettings
 
 KINDS = {
-    "prefill_worker": PrefillSettings,
     "decode_worker": DecodeSettings,
     "gateway": GatewaySettings,
 }
@@ -24,7 +23,7 @@ def planned(*flags: str) -> dict[str, Spec]:
     return {spec.name: spec for spec in plan(settings, FrontPorts(9000, 9001, 9002))}
 
 
-def told(spec: Spec) -> PrefillSettings | DecodeSettings | GatewaySettings:
+def told(spec: Spec) -> DecodeSettings | GatewaySettings:
     """The settings of the process itself, from the arguments it is given."""
     return load(KINDS[spec.module], spec.arguments, spec.name)
 
@@ -50,7 +49,7 @@ def test_settings_reach_the_processes_that_know_them() -> None:
     )
     for name in ("p0", "d0"):
         worker = told(specs[name])
-        assert isinstance(worker, PrefillSettings | DecodeSettings)
+        assert isinstance(worker, DecodeSettings)
         assert (worker.num_blocks, worker.deterministic, worker.prefix_cache) == (64, True, False)
         assert (worker.dtype, worker.log_level, worker.served_name) == ("bfloat16", "warning", "m")
         assert specs[name].address == f"{worker.host}:{worker.port}"
@@ -61,9 +60,17 @@ def test_settings_reach_the_processes_that_know_them() -> None:
     assert gateway.membership == "embedded"
     for name in ("p0", "d0"):
         worker = told(specs[name])
-        assert isinstance(worker, PrefillSettings | DecodeSettings)
+        assert isinstance(worker, DecodeSettings)
         assert worker.join == "127.0.0.1:9002"
     assert all(told(spec).exit_with_parent for spec in specs.values())
+
+
+def test_every_worker_can_take_any_role() -> None:
+    specs = planned("--role-grace", "2", "--auto-roles")
+    p0, d0, gateway = told(specs["p0"]), told(specs["d0"]), told(specs["gateway"])
+    assert isinstance(p0, DecodeSettings) and isinstance(d0, DecodeSettings)
+    assert (p0.role, d0.role, p0.role_grace) == ("prefill", "decode", 2.0)
+    assert isinstance(gateway, GatewaySettings) and gateway.auto_roles
 
 
 def test_unset_settings_keep_the_one_default() -> None:
@@ -77,7 +84,7 @@ def test_our_environment_is_not_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"p0", "p1"} <= specs.keys()
     assert "BATON_PREFILL" not in specs["gateway"].environment
     worker = told(specs["p1"])
-    assert isinstance(worker, PrefillSettings)
+    assert isinstance(worker, DecodeSettings)
     assert worker.num_blocks == 32
 
 
