@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from baton import channels, wire
-from baton.errors import Draining, PrefillLost, WorkerFull
+from baton.errors import Draining, PrefillFull, PrefillLost, WorkerFull
 from baton.generation import Generation
 from baton.identity import ROLES, Role
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -180,7 +180,7 @@ async def test_both_roles_share_the_memory_and_hand_nothing_over_to_themselves()
         await eventually(lambda: both.runtime.engine.live(Role.PREFILL) == 1)
         assert (await status(both)).load.prefill_room == quota - 10
         refused = await elsewhere.submit(prompts[1], both).failed()
-        assert isinstance(refused, PrefillLost) and "worker_full" in refused.message
+        assert isinstance(refused, PrefillFull) and "need room" in refused.message
         own = s.submit(generation(prompt(60, 400), max_tokens=100), both)
         assert await own.finished() == expected(own.asked)
         assert own.timings.prefill_instance_id == both.instance_id
