@@ -14,6 +14,7 @@ from baton.errors import ModelNotFound, NoWorker
 from baton.identity import Identity
 from baton.tls.links import Links
 from gateway.admission import Admission
+from gateway.fleet import Health
 from gateway.metrics import Metrics
 from gateway.placement import Need, Placement
 from gateway.registry import Member, Registry
@@ -61,9 +62,9 @@ class Status:
             self._placement.choose(self._registry.roster, need)
         except NoWorker as error:
             reasons = [error.message] + [
-                f"{member.address}: {member.health.value}: {member.reason}"
+                f"{member.address}: {member.health.value}: {member.reason or 'no report yet'}"
                 for member in self._registry.members
-                if member.reason
+                if member.reason or member.health is Health.CONNECTING
             ]
             return JSONResponse({"status": "not ready", "reasons": reasons}, status_code=503)
         return JSONResponse({"status": "ready"})
