@@ -76,7 +76,7 @@ $(BIN)/python:
 # A stamp is older than its sources when a version or an extra has changed.
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV); the first time takes some minutes"
-	@$(PIP) -e '.[gateway,worker]'
+	@$(PIP) -e '.[gateway,worker,tui]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
