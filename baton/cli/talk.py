@@ -207,3 +207,5 @@ def _talk(options: argparse.Namespace, prog: str, talk: Callable[[Client], int])
     except BatonError as error:
         print(f"{prog}: {error.code}: {error.message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED

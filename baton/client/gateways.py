@@ -124,8 +124,10 @@ class Tries:
         return Turn(url, max(0.0, self._until(url) - now))
 
     def got_on(self, url: str) -> None:
-        """It gave a token, or an answer."""
+        """It gave a token, or an answer: what is still to come is asked of it first."""
         self._gateways.reached(url)
+        if self._order[0] != url:
+            self._order.sort(key=lambda each: each != url)
         if self._failing_since is not None:
             self._failing_since = None
             self._rests.clear()

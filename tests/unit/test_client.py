@@ -123,6 +123,16 @@ class TestTries:
         made.failed(second.url, GatewayLost("gone, too"))
         assert 0.0 < made.next().wait <= 0.2
 
+    def test_it_stays_with_the_gateway_that_got_on(self) -> None:
+        clock = Clock()
+        made, _ = tries(A, B, clock=clock)
+        first = made.next()
+        made.failed(first.url, GatewayLost("gone"))
+        second = made.next()
+        made.got_on(second.url)
+        clock.now += 100.0
+        assert made.next() == second
+
     def test_retry_after_is_waited_for(self) -> None:
         clock = Clock()
         made, _ = tries(A, clock=clock)
