@@ -16,7 +16,7 @@ Nothing here imports torch, and only ``rpc`` needs gRPC.
 from baton.client.aio import AsyncClient, AsyncStream
 from baton.client.answer import Answer, Choice, Chunk, Logprob, ToolCall, ToolCallDelta, Usage
 from baton.client.asked import ChatOptions, GenerateOptions, Messages, Prompt
-from baton.client.cluster import AsyncCluster, Cluster, Drained, RoleSet, Worker
+from baton.client.cluster import AsyncCluster, Cluster, Drained, RoleSet, Tls, Worker
 from baton.client.sync import Client, Stream
 from baton.deadlines import UNLIMITED, Deadlines
 
@@ -39,6 +39,7 @@ __all__ = [
     "Prompt",
     "RoleSet",
     "Stream",
+    "Tls",
     "ToolCall",
     "ToolCallDelta",
     "Usage",

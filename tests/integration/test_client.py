@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 import pytest
 
-from baton import AsyncClient, Client, channels
+from baton import AsyncClient, Client
 from baton.client import Answer, Chunk
 from baton.errors import (
     DeadlineExceeded,
@@ -26,7 +26,7 @@ from baton.errors import (
     UnsupportedParameter,
 )
 from baton.keys import ApiKey
-from baton.v1 import worker_pb2, worker_pb2_grpc
+from baton.v1 import worker_pb2
 from tests.fakes import EOS, MODEL, FakeWorker, answering, ids, write_checkpoint
 from tests.gateways import Gateway, serving
 from tests.lines import TcpLine
@@ -35,6 +35,7 @@ TEXT = "one two thrée €uro 😀 six"
 TOKENS = [*ids(TEXT), EOS]
 #: Above what tests wait for; a machine may be busy.
 LONG = 60.0
+ROOT = Path(__file__).resolve().parents[2]
 
 T = TypeVar("T")
 
@@ -268,65 +269,47 @@ async def test_the_gateways_own_deadlines_name_their_phase(checkpoint: Path) -> 
             await client.generate("hi", deadlines={"first_token": 1000.0})
 
 
-class _Told(worker_pb2_grpc.WorkerServiceServicer):
-    """A worker that does as it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[object] = []
-
-    async def SetRoles(  # noqa: N802
-        self, request: worker_pb2.SetRolesRequest, context: Any
-    ) -> worker_pb2.SetRolesReply:
-        self.told.append(request)
-        return worker_pb2.SetRolesReply(roles=request.roles, handed_back=2, finishing=1)
-
-    async def Drain(  # noqa: N802
-        self, request: worker_pb2.DrainRequest, context: Any
-    ) -> worker_pb2.DrainReply:
-        self.told.append(request)
-        if request.grace_ms > 1000:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too long")
-        return worker_pb2.DrainReply(handed_back=3)
-
-
 async def test_a_clusters_workers_are_shown_and_told(checkpoint: Path) -> None:
     worker = colocated()
     async with (
         serving(checkpoint, [worker]) as gateway,
         AsyncClient(gateway.url, admin=gateway.admin_url) as client,
-        telling() as (port, told),
     ):
         cluster = client.cluster()
         [seen] = await cluster.workers()
         assert (seen.address, seen.state, seen.roles) == (worker.address, "healthy", ("decode",))
         assert (seen.model, seen.instance_id) == (MODEL, worker.instance_id)
         assert seen.load["blocks_free"] == worker.blocks_free
-        changed = await cluster.set_role(port, "both")
+        changed = await cluster.set_role(worker.address, "both")
         assert set(changed.roles) == {"prefill", "decode"}
         assert (changed.handed_back, changed.finishing) == (2, 1)
-        assert (await cluster.drain(port, grace=0.5)).handed_back == 3
+        assert (await cluster.drain(worker.address, grace=0.5)).handed_back == 3
         with pytest.raises(InvalidRequest, match="prefill, decode, both"):
-            await cluster.set_role(port, "idle")
+            await cluster.set_role(worker.address, "idle")
         with pytest.raises(InvalidRequest, match="too long"):
-            await cluster.drain(port, grace=2.0)
+            await cluster.drain(worker.address, grace=11.0)
         with pytest.raises(PeerError, match="unavailable"):
             await cluster.set_role(NOWHERE, "decode", grace=0.1)
     roles = [worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE]
-    assert told == [
+    assert worker.told == [
         worker_pb2.SetRolesRequest(roles=roles),
         worker_pb2.DrainRequest(grace_ms=500),
-        worker_pb2.DrainRequest(grace_ms=2000),
+        worker_pb2.DrainRequest(grace_ms=11_000),
     ]
 
 
-@asynccontextmanager
-async def telling() -> AsyncIterator[tuple[str, list[object]]]:
-    """Address of a worker, and what it was told."""
-    server, worker = channels.server(), _Told()
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
-    port = channels.bind(server, "127.0.0.1", 0)
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}", worker.told
-    finally:
-        await server.stop(None)
+async def test_the_examples_of_the_documentation_run(checkpoint: Path) -> None:
+    text = (ROOT / "docs" / "client.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    first, second = colocated(), colocated()
+    async with serving(checkpoint, [first]) as a, serving(checkpoint, [second]) as b:
+        given = {"http://a:8000": a.url, "http://b:8000": b.url, "http://a:8001": a.admin_url}
+        script = "\n".join(examples)
+        for url, real in given.items():
+            script = script.replace(url, real)
+        names: dict[str, Any] = {}
+        await asyncio.to_thread(exec, compile(script, "docs/client.md", "exec"), names)
+        names["client"].close()
+    assert len(examples) == 6
+    assert len(first.told) == 2
+    assert len(first.submits) + len(second.submits) == 14
