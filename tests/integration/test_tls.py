@@ -20,7 +20,6 @@ from baton.tls.authority import Authority
 from baton.tls.links import Links
 from baton.tls.names import Party
 from baton.v1 import (
-    decode_pb2,
     decode_pb2_grpc,
     membership_pb2,
     membership_pb2_grpc,
