@@ -117,8 +117,12 @@ class Course:
         The choice that was to be gone on with may turn out to have ended: that is a chunk, too.
         """
         if isinstance(error, AnswerFinished) and self._resuming is not None:
-            chunk = Chunk(choice=self._resuming, finish_reason=error.finish_reason)
-            self._answer.choice(self._resuming).add(chunk)
+            choice = self._answer.choice(self._resuming)
+            # Its gateway saw tokens alone, and they have ended.
+            called = choice.tool_calls and error.finish_reason == "stop"
+            reason = "tool_calls" if called else error.finish_reason
+            chunk = Chunk(choice=self._resuming, finish_reason=reason)
+            choice.add(chunk)
             yield chunk
             return
         self._tries.failed(self._gateway, error)

@@ -318,6 +318,22 @@ class TestCourse:
         had = {"choice": 0, "generated_ids": [0, 1]}
         assert again.body["baton_resume"] == told | had
 
+    @pytest.mark.parametrize(("calls", "reason"), [([], "stop"), ([{"index": 0}], "tool_calls")])
+    def test_an_end_that_was_not_heard(self, calls: list[dict[str, Any]], reason: str) -> None:
+        made, _ = tries(clock=Clock())
+        answer = Answer()
+        course = Course(asked.chat("hi", {}), "m", made, answer)
+        told = {"request_id": "r", "seed": 5, "prompt_digest": "d", "workers": "w"}
+        said = {"index": 0, "delta": {"tool_calls": calls}, "token_ids": [7]}
+        course.next()
+        list(course.take(json.dumps({"model": "m", "baton": told, "choices": [said]})))
+        list(course.failed(GatewayLost("cut")))
+        course.next()
+        ended = AnswerFinished("finished", finish_reason="stop", param="baton_resume")
+        [chunk] = course.failed(ended)
+        assert chunk.finish_reason == answer.finish_reason == reason
+        assert course.next() is None
+
     @pytest.mark.parametrize("data", ["[]", "nonsense", "3"])
     def test_what_is_no_event_is_not_taken_for_one(self, data: str) -> None:
         made, _ = tries(clock=Clock())
