@@ -9,7 +9,6 @@ in its grammar follows from its generated ids alone, so a replay needs no other 
 from __future__ import annotations
 
 import asyncio
-import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from baton.grammar_limits import GrammarLimits
 
 #: The field that a refusal names, where no other is known.
 _PARAM = "grammar"
+#: Characters of llguidance's own words that a refusal has.
+_MOST_WORDS = 400
 
 
 class Constraint:
@@ -150,5 +151,5 @@ class Grammars:
 def _broken(matcher: LLMatcher, what: str) -> BatonError:
     """With the first lines of llguidance's own words."""
     lines = matcher.get_error().replace("<non-verbose/>", "").strip().splitlines()
-    words = reprlib.Repr(maxstring=400).repr(" ".join(line.strip() for line in lines))
-    return InvalidRequest(f"{what}: {words}", param=_PARAM)
+    words = " ".join(line.strip() for line in lines)
+    return InvalidRequest(f"{what}: {words[:_MOST_WORDS]}", param=_PARAM)

@@ -114,14 +114,12 @@ class OutputSettings(ProcessSettings):
     )
     reasoning_format: ReasoningFormatName = Field(
         "auto",
-        description="how it reasons before it answers: qwen3 between <think> and </think>, deepseek "
-        "up to </think>, none; auto: as its chat template has it",
+        description="how it reasons before it answers: qwen3 between <think> and </think>, "
+        "deepseek up to </think>, none; auto: as its chat template has it",
     )
 
 
-class FrontSettings(
-    OutputSettings, GrammarSettings, AccessSettings, HttpSettings, HealthSettings
-):
+class FrontSettings(OutputSettings, GrammarSettings, AccessSettings, HttpSettings, HealthSettings):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"

@@ -30,7 +30,7 @@ def from_wire(message: common_pb2.Generation, max_model_len: int) -> Generation:
 def to_sequence(
     generation: Generation,
     vocab_size: int,
-    constraint: Constraint | None,
+    constraint: Constraint | None = None,
     *,
     prefix_cache: bool,
     keep: bool = False,
