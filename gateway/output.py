@@ -162,7 +162,7 @@ class Output:
     def _calls(self, wire: ChatRequest) -> tuple[Calls | None, bool]:
         """What may be called; and whether some function is to be called as it is defined."""
         choice = wire.tool_choice
-        if wire.tools is None or not wire.tools.root:
+        if wire.tools is None:
             for name in ("tool_choice", "parallel_tool_calls"):
                 if getattr(wire, name) not in (None, "none", "auto"):
                     raise InvalidRequest(f"'{name}' needs 'tools'", param=name)
@@ -227,6 +227,8 @@ def _as_held(function: FunctionDefinition) -> FunctionDefinition:
 
 
 def _check(functions: Sequence[FunctionDefinition]) -> None:
+    if not functions:
+        raise InvalidRequest("'tools' is empty", param="tools")
     if len(functions) > MAX_TOOLS:
         raise InvalidRequest(
             f"'tools' has {len(functions)} tools, but {MAX_TOOLS} are allowed", param="tools"
