@@ -94,7 +94,7 @@ async def follow_schemas(running: Cluster, count: int) -> None:
 
 
 async def test_random_schemas(demo: Cluster) -> None:
-    await follow_schemas(demo, 12)
+    await follow_schemas(demo, 40)
 
 
 @pytest.fixture(scope="module")
