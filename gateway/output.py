@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from baton.errors import InvalidRequest, UnsupportedParameter
+from baton.errors import InvalidRequest, RequestError, UnsupportedParameter
 from baton.grammar_limits import GrammarLimits
 from baton.grammars import Grammars
 from baton.sampling import SamplingSpec
 from baton.settings import ReasoningFormatName, ToolFormatName
-from gateway import grammar, reasoning, tool_formats
+from gateway import grammar, reasoning, resume, tool_formats
 from gateway.chat_template import ChatTemplate
 from gateway.grammar import Body, Calls, Plan
 from gateway.reply import Reply
@@ -125,10 +126,12 @@ class Output:
         body = None if wire.structured_outputs is None else self._structured(wire)
         return Plan(body=body).text()
 
-    async def check(self, spec: SamplingSpec, generated_ids: Sequence[int]) -> None:
+    async def check(
+        self, spec: SamplingSpec, generated_ids: Sequence[int], wire: GenerationRequest
+    ) -> None:
         """Compile the grammar, where there is one, and follow what the client has of the answer.
 
-        Raises InvalidRequest, UnsupportedParameter.
+        Raises InvalidRequest or UnsupportedParameter, naming the field of ``wire``.
         """
         if not spec.grammar:
             return
@@ -137,7 +140,11 @@ class Output:
                 "'ignore_eos' does not go with an answer that is held to a format: that ends",
                 param="ignore_eos",
             )
-        await self._grammars.begin(spec.grammar, spec.eos_ids, generated_ids)
+        with _blaming(_holding(wire)):
+            await self._grammars.begin(spec.grammar, spec.eos_ids)
+        if generated_ids:
+            with _blaming(f"{resume.FIELD}.generated_ids"):
+                await self._grammars.begin(spec.grammar, spec.eos_ids, generated_ids)
 
     def _body(self, wire: ChatRequest) -> Body | None:
         wanted = wire.response_format
@@ -216,6 +223,24 @@ class Output:
                     param="chat_template_kwargs",
                 )
         return given
+
+
+def _holding(wire: GenerationRequest) -> str:
+    """The field that its grammar comes from."""
+    if wire.structured_outputs is not None:
+        return "structured_outputs"
+    tools = isinstance(wire, ChatRequest) and wire.tools is not None
+    return "tools" if tools else "response_format"
+
+
+@contextmanager
+def _blaming(field: str) -> Iterator[None]:
+    """What is refused in the body is a fault of ``field``."""
+    try:
+        yield
+    except RequestError as error:
+        error.param = field
+        raise
 
 
 def _as_held(function: FunctionDefinition) -> FunctionDefinition:

@@ -162,7 +162,7 @@ class Validator:
             )
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
         valid = self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
-        return await self._held(replace(valid, reply=reply), grammar)
+        return await self._held(replace(valid, reply=reply), grammar, wire)
 
     async def completion(
         self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
@@ -181,16 +181,18 @@ class Validator:
             self._check_ids(prompt_ids)
         asked = wire.max_tokens
         valid = self._finish("completion", wire, prompt_ids, asked, limits, caller, traceparent)
-        return await self._held(valid, self._output.grammar(wire))
+        return await self._held(valid, self._output.grammar(wire), wire)
 
-    async def _held(self, valid: ValidRequest, grammar: str) -> ValidRequest:
+    async def _held(
+        self, valid: ValidRequest, grammar: str, wire: GenerationRequest
+    ) -> ValidRequest:
         """With its grammar, once that is known to compile."""
         if valid.resume is not None and valid.reply.tools is not None and not valid.stream:
             raise InvalidRequest(
                 "an answer with tools is gone on with as a stream: set 'stream'", param="stream"
             )
         sampling = replace(valid.sampling, grammar=grammar)
-        await self._output.check(sampling, valid.generated_ids)
+        await self._output.check(sampling, valid.generated_ids, wire)
         return replace(valid, sampling=sampling)
 
     def _finish(

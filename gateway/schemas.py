@@ -22,14 +22,14 @@ from gateway.tool_schemas import (
     ToolCalls,
     Tools,
 )
-from gateway.wire_type import Wire as _Wire
+from gateway.wire_type import Wire
 
 
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool = False
 
 
-class TextPart(_Wire):
+class TextPart(Wire):
     type: Literal["text"]
     text: str
 
@@ -50,7 +50,7 @@ class TokenIdLists(RootModel[Annotated[list[TokenIds], FailFast()]]):
     model_config = ConfigDict(strict=True)
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message. The fields that are only ever null come back from earlier answers."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -73,7 +73,7 @@ class ChatMessage(_Wire):
         return "".join(part.text for part in self.content.root)
 
 
-class PhaseDeadlines(_Wire):
+class PhaseDeadlines(Wire):
     """Seconds per phase, each at most the gateway's own; see ``baton.deadlines``."""
 
     queue: float | None = None
@@ -84,7 +84,7 @@ class PhaseDeadlines(_Wire):
     total: float | None = None
 
 
-class Resume(_Wire):
+class Resume(Wire):
     """An answer that another gateway began; see ``gateway.resume``."""
 
     generated_ids: Annotated[list[int], FailFast()]
@@ -95,7 +95,7 @@ class Resume(_Wire):
     choice: int = 0
 
 
-class GenerationRequest(_Wire):
+class GenerationRequest(Wire):
     """What both endpoints take."""
 
     model: str

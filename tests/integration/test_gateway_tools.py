@@ -303,6 +303,9 @@ async def test_what_cannot_be_met_is_refused_by_name(gateway: Gateway, worker: F
     answer = await gateway.chat(structured_outputs={"regex": "ab"}, baton_resume=resume)
     assert answer.status_code == 400
     assert "generated token 0" in answer.text
+    assert answer.json()["error"]["param"] == "baton_resume.generated_ids"
+    answer = await gateway.chat(structured_outputs={"regex": "("})
+    assert answer.json()["error"]["param"] == "structured_outputs"
     assert not worker.submits
 
 
