@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from baton import errors, generation
 from baton.deadlines import Deadlines
 from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
 from baton.identity import CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
 from baton.v1 import common_pb2, decode_pb2, worker_pb2
@@ -102,14 +102,14 @@ def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:
         min_tokens=spec.min_tokens,
         ignore_eos=spec.ignore_eos,
         eos_ids=spec.eos_ids,
+        logprobs=spec.logprobs,
     )
 
 
 def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
     """Raises InvalidRequest out of range, UnsupportedParameter for what this build cannot do."""
-    for name in ("logprobs", "grammar"):
-        if message.HasField(name):
-            raise UnsupportedParameter(f"{name} is not supported by this worker", param=name)
+    if message.HasField("grammar"):
+        raise UnsupportedParameter("grammar is not supported by this worker", param="grammar")
     return SamplingSpec(
         temperature=message.temperature,
         top_k=message.top_k,
@@ -124,6 +124,7 @@ def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
         min_tokens=message.min_tokens,
         ignore_eos=message.ignore_eos,
         eos_ids=tuple(message.eos_ids),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
     )
 
 
@@ -220,6 +221,23 @@ def timings_from_wire(message: common_pb2.Timings) -> Timings:
         prefill_instance_id=message.prefill_instance_id,
         transfer_bytes=message.transfer_bytes,
     )
+
+
+def logprobs_to_wire(value: TokenLogprobs) -> common_pb2.TokenLogprobs:
+    """As float32."""
+    return common_pb2.TokenLogprobs(
+        logprob=value.logprob,
+        top_ids=[token_id for token_id, _ in value.top],
+        top_logprobs=[logprob for _, logprob in value.top],
+    )
+
+
+def logprobs_from_wire(messages: Iterable[common_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
+    """Raises ValueError for one whose two lists differ in length."""
+    return [
+        TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True)))
+        for m in messages
+    ]
 
 
 def finish_to_wire(reason: FinishReason) -> decode_pb2.FinishReason:

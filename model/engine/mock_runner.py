@@ -21,6 +21,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from baton.generation import TokenLogprobs
 from baton.identity import CompatibilityClass
 from baton.kv.transport import Region
 from baton.sampling import SamplingSpec
@@ -76,6 +77,12 @@ class Answers:
         draw = (0, 0, 0) if spec.greedy else (spec.seed, position, sample.choice_index + 1)
         digest = blake2b(struct.pack("<4Q", checksum, *draw), digest_size=8).digest()
         return self.low_id + int.from_bytes(digest, "little") % (self.high_id - self.low_id)
+
+
+    def logprobs(self, token_id: int, count: int) -> TokenLogprobs:
+        """Made up from the id alone, exact as float32: the lowest are the most likely. Pure."""
+        top = range(self.low_id, self.high_id)[:count]
+        return TokenLogprobs(-token_id / 64, tuple((i, -i / 64) for i in top))
 
 
 class MockStore:
@@ -181,7 +188,13 @@ class MockRunner:
             for checksum in (self._checksum(part),)
             for seq_id, sample in part.asked
         }
-        return StepResult(plan.step, tokens, compute_s=seconds)
+        logprobs = {
+            seq_id: self._answers.logprobs(tokens[seq_id], sample.spec.logprobs)
+            for part in plan.slices
+            for seq_id, sample in part.asked
+            if sample.spec.logprobs is not None
+        }
+        return StepResult(plan.step, tokens, compute_s=seconds, logprobs=logprobs)
 
     def _rows(self, layer: int) -> Bytes:
         """A view of one layer, [num_blocks, 2 (K and V), block_size, row bytes / 2]."""
