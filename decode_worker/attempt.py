@@ -219,9 +219,7 @@ class Attempts:
             sink.require_complete()
 
 
-def _told(
-    first: prefill_pb2.FirstToken, generation: Generation
-) -> Sequence[TokenLogprobs | None]:
+def _told(first: prefill_pb2.FirstToken, generation: Generation) -> Sequence[TokenLogprobs | None]:
     """The log probabilities of each first token. Raises HandoffFailed where they are asked for and
     not there."""
     tokens = 1 + len(first.more_token_ids)

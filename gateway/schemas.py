@@ -22,6 +22,8 @@ class _Wire(BaseModel):
 
 class StreamOptions(_Wire):
     include_usage: bool = False
+    #: Padding against an eavesdropper who measures chunks: TLS is what there is here.
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(_Wire):
@@ -46,6 +48,10 @@ class TokenIds(RootModel[Annotated[list[int], FailFast()]]):
 
 
 class TokenIdLists(RootModel[Annotated[list[TokenIds], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class Modalities(RootModel[Annotated[list[Literal["text"]], FailFast()]]):
     model_config = ConfigDict(strict=True)
 
 
@@ -124,24 +130,35 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[ChatMessage], FailFast()]
     max_completion_tokens: int | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    #: Nothing is stored, so there is nothing that labels could be found by.
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    #: There is one tier.
+    service_tier: Literal["auto", "default"] | None = None
+    #: As ``user``: names whose requests may go to one worker.
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     response_format: TextFormat | None = None
     tools: None = None
     tool_choice: Literal["none"] | None = None
     functions: None = None
     function_call: Literal["none"] | None = None
-    modalities: None = None
+    modalities: Modalities | None = None
     audio: None = None
+    prediction: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(GenerationRequest):
-    """Body of POST /v1/completions. Of a list of prompts, one is served."""
+    """Body of POST /v1/completions."""
 
     prompt: str | TokenIds | Texts | TokenIdLists
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    logprobs: None = None
+    echo: bool | None = None
+    logprobs: int | None = None
     suffix: Literal[""] | None = None
 
 

@@ -190,8 +190,8 @@ class Session:
             if attempt is not None:
                 attempt.end(
                     DecodeLost(
-                        f"decode worker {self._address} sent token {delta.token_index} out of order, "
-                        "or without what was asked of it"
+                        f"decode worker {self._address} sent token {delta.token_index} out of "
+                        "order, or without its log probabilities"
                     )
                 )
                 del self._attempts[key]

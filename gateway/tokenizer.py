@@ -73,6 +73,11 @@ class ModelTokenizer:
             )
         return await self._encode(self.chat_template.render(messages), special=False)
 
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of known ids, special tokens included."""
+        decode = partial(self.vocabulary.tokenizer.decode, ids, skip_special_tokens=False)
+        return await self.apart(len(ids), decode)
+
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
         return Detokenizer(self.vocabulary)

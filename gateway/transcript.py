@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 from gateway.detokenizer import Detokenizer
 from gateway.orchestrator import Delta, Deltas
 from gateway.requests import ValidRequest
@@ -15,6 +15,15 @@ from gateway.resume import finished
 from gateway.stopper import Stopper
 
 Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token of the answer, and how likely it was."""
+
+    token_id: int
+    offset: int  #: characters of the answer's text that were certain before it
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +40,8 @@ class Piece:
     cached_tokens: int | None = None  #: see Course.cached_tokens
     choice: int = 0
     workers: str = ""  #: see Delta.workers
+    #: Of its tokens, but for an end of sequence that is not shown; where they are asked for.
+    scored: list[Scored] = field(default_factory=list)
 
 
 class Transcript:
@@ -44,6 +55,7 @@ class Transcript:
         self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
         self._detokenizer = detokenizer
         self._stopper = Stopper(request.stop)
+        self._characters = 0
         for count, token_id in enumerate(request.generated_ids, start=1):
             self._push(token_id)
             if self._stopper.stopped:
@@ -52,25 +64,37 @@ class Transcript:
     def add(self, delta: Delta) -> Piece:
         """The piece that the delta gives. Tokens behind a completed stop string are dropped."""
         text = ""
+        scored = list[Scored]()
         for count, token_id in enumerate(delta.token_ids, start=1):
+            if delta.logprobs and token_id not in self._silent:
+                scored.append(Scored(token_id, self._characters, delta.logprobs[count - 1]))
             text += self._push(token_id)
             if self._stopper.stopped:
-                return self._piece(text, delta.token_ids[:count], "stop", delta)
+                return self._piece(text, delta.token_ids[:count], "stop", delta, scored)
         if delta.finish is None:
-            return self._piece(text, delta.token_ids, None, delta)
+            return self._piece(text, delta.token_ids, None, delta, scored)
         text += self._stopper.push(self._detokenizer.flush()) + self._stopper.flush()
         finish: Finish = "length"
         if self._stopper.stopped or delta.finish is FinishReason.STOP:
             finish = "stop"
-        return self._piece(text, delta.token_ids, finish, delta)
+        return self._piece(text, delta.token_ids, finish, delta, scored)
 
     def _push(self, token_id: int) -> str:
         if token_id in self._silent:
             return ""
-        return self._stopper.push(self._detokenizer.push(token_id))
+        text = self._detokenizer.push(token_id)
+        self._characters += len(text)
+        return self._stopper.push(text)
 
-    def _piece(self, text: str, token_ids: list[int], finish: Finish | None, of: Delta) -> Piece:
-        return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
+    def _piece(
+        self,
+        text: str,
+        token_ids: list[int],
+        finish: Finish | None,
+        of: Delta,
+        scored: list[Scored],
+    ) -> Piece:
+        return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers, scored)
 
 
 async def transcribe(deltas: Deltas, transcript: Transcript) -> AsyncGenerator[Piece, None]:

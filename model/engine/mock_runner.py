@@ -78,7 +78,6 @@ class Answers:
         digest = blake2b(struct.pack("<4Q", checksum, *draw), digest_size=8).digest()
         return self.low_id + int.from_bytes(digest, "little") % (self.high_id - self.low_id)
 
-
     def logprobs(self, token_id: int, count: int) -> TokenLogprobs:
         """Made up from the id alone, exact as float32: the lowest are the most likely. Pure."""
         top = range(self.low_id, self.high_id)[:count]
