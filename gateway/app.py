@@ -24,10 +24,12 @@ from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.refusal import refusal
 from gateway.status import Status
+from gateway.tokens import Tokens
 
 
 def public_app(
     generation: Generation,
+    tokens: Tokens,
     status: Status,
     callers: Callers,
     *,
@@ -47,6 +49,9 @@ def public_app(
         [
             Route("/v1/chat/completions", generation.chat, methods=["POST"]),
             Route("/v1/completions", generation.completion, methods=["POST"]),
+            Route("/v1/responses", generation.response, methods=["POST"]),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/v1/models", status.models),
             Route("/v1/models/{name:path}", status.model),
             Route("/health", status.health),

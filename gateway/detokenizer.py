@@ -50,10 +50,12 @@ class Vocabulary:
             byte_ids=frozenset(i for i in byte_tokens if i is not None),
             longest=max(map(len, tokenizer.get_vocab()), default=1),
             added={i: token.content for i, token in added.items()},
-            byte_level=b'"ByteLevel"' in tokenizer.decoder.__getstate__()
-            if tokenizer.decoder is not None
-            else False,
+            byte_level=_is_byte_level(tokenizer),
         )
+
+    def written(self, token_id: int) -> str:
+        """A token as the tokenizer writes it; empty for an id that it does not know."""
+        return self.tokenizer.id_to_token(token_id) or ""
 
     def bytes_of(self, token_id: int) -> bytes:
         """What one token stands for, by itself: a space before a word included, and bytes that are
@@ -61,12 +63,17 @@ class Vocabulary:
         text = self.added.get(token_id)
         if text is not None:
             return text.encode()
-        text = self.tokenizer.id_to_token(token_id) or ""
+        text = self.written(token_id)
         if token_id in self.byte_ids:
             return bytes([int(text[1:-1], 16)])
         if self.byte_level and all(character in _BYTES for character in text):
             return bytes(_BYTES[character] for character in text)
         return text.replace(_SPACE, " ").encode()
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    decoder = tokenizer.decoder
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 class Detokenizer:

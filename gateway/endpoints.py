@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
@@ -23,6 +23,8 @@ from gateway.openai_api import OpenAiAnswers
 from gateway.orchestrator import Deltas, Orchestrator
 from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
+from gateway.responses.answers import ResponseAnswers
+from gateway.responses.schemas import ResponsesRequest
 from gateway.schemas import ChatRequest, CompletionRequest, parse
 from gateway.streams import AnswerStream, Chunks
 from gateway.tokenizer import ModelTokenizer
@@ -40,7 +42,7 @@ class Answers(Protocol):
 
     async def whole(
         self, requests: Sequence[ValidRequest], pieces: AsyncIterator[Piece]
-    ) -> dict[str, Any]: ...
+    ) -> Mapping[str, object]: ...
 
     def chunks(self, requests: Sequence[ValidRequest]) -> Chunks: ...
 
@@ -54,7 +56,7 @@ class Asked:
 
 
 class Generation:
-    """POST /v1/chat/completions and /v1/completions."""
+    """POST /v1/chat/completions, /v1/completions and /v1/responses."""
 
     def __init__(
         self,
@@ -71,13 +73,17 @@ class Generation:
         self._orchestrator = orchestrator
         self._metrics = metrics
         self._write_timeout = write_timeout
-        self._openai = OpenAiAnswers(Logprobs(tokenizer.vocabulary))
+        self._logprobs = Logprobs(tokenizer.vocabulary)
+        self._openai = OpenAiAnswers(self._logprobs)
 
     async def chat(self, http: Request) -> Response:
         return await self._counted(http, self._validate_chat)
 
     async def completion(self, http: Request) -> Response:
         return await self._counted(http, self._validate_completion)
+
+    async def response(self, http: Request) -> Response:
+        return await self._counted(http, self._validate_response)
 
     async def _validate_chat(self, http: Request) -> Asked:
         wire = parse(ChatRequest, await http.body())
@@ -92,6 +98,14 @@ class Generation:
             wire, self.limits(), caller_of(http.scope), _traceparent(http)
         )
         return Asked(requests, self._openai)
+
+    async def _validate_response(self, http: Request) -> Asked:
+        wire = parse(ResponsesRequest, await http.body())
+        caller = caller_of(http.scope)
+        request = await self._validator.chat(
+            wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+        )
+        return Asked([request], ResponseAnswers(wire, self._logprobs))
 
     async def _counted(
         self, http: Request, validate: Callable[[Request], Awaitable[Asked]]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
+from gateway.answers import CompletionLogprobs, LikelyToken, TokenLogprob
 from gateway.detokenizer import Vocabulary
 from gateway.transcript import Scored
 
@@ -15,7 +15,7 @@ class Logprobs:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
-    def chat(self, scored: Iterable[Scored]) -> list[dict[str, Any]]:
+    def chat(self, scored: Iterable[Scored]) -> list[TokenLogprob]:
         """An entry per token. Bytes that are no whole character show as U+FFFD in ``token``; in
         ``bytes`` they are what they are."""
         return [
@@ -26,7 +26,7 @@ class Logprobs:
             for one in scored
         ]
 
-    def completion(self, scored: Iterable[Scored], before: int) -> dict[str, Any]:
+    def completion(self, scored: Iterable[Scored], before: int) -> CompletionLogprobs:
         """Four lists, an entry per token in each. The token itself is always among its
         ``top_logprobs``. ``before``: characters shown before the answer's own."""
         all_ = list(scored)
@@ -37,7 +37,7 @@ class Logprobs:
             "text_offset": [before + one.offset for one in all_],
         }
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+    def _token(self, token_id: int, logprob: float) -> LikelyToken:
         data = self._vocabulary.bytes_of(token_id)
         return {
             "token": data.decode(errors="replace"),

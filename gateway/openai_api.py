@@ -14,13 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from baton.errors import BatonError
+from gateway.answers import (
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Origin,
+    OriginBody,
+    UsageBody,
+)
 from gateway.logprobs import Logprobs
 from gateway.requests import ValidRequest
 from gateway.transcript import Finish, Piece, Scored
 
 DONE = b"data: [DONE]\n\n"
 
-_OBJECT = {"chat": "chat.completion", "completion": "text_completion"}
 _CHUNK = {"chat": "chat.completion.chunk", "completion": "text_completion"}
 
 
@@ -50,7 +60,7 @@ class Usage:
         """Of the prompts' tokens."""
         return sum(self._cached.values())
 
-    def rendered(self) -> dict[str, Any]:
+    def rendered(self) -> UsageBody:
         return {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
@@ -67,7 +77,7 @@ class OpenAiAnswers:
 
     async def whole(
         self, requests: Sequence[ValidRequest], pieces: AsyncIterator[Piece]
-    ) -> dict[str, Any]:
+    ) -> ChatCompletion | Completion:
         """The answer as one object, once the last piece is here."""
         usage = Usage(requests)
         by_choice: dict[int, list[Piece]] = {c: [] for r in requests for c in r.choices}
@@ -75,37 +85,80 @@ class OpenAiAnswers:
             usage.count(piece)
             by_choice[piece.choice].append(piece)
         origins = [_origin(r, by_choice[r.choices[0]][-1].workers) for r in requests]
+        if requests[0].kind == "chat":
+            [request] = requests
+            return self._chat(request, by_choice, usage, origins[0])
+        return self._completion(requests, by_choice, usage, origins)
+
+    def _chat(
+        self,
+        request: ValidRequest,
+        by_choice: Mapping[int, list[Piece]],
+        usage: Usage,
+        origin: Origin,
+    ) -> ChatCompletion:
         return {
-            **_head(requests[0], _OBJECT[requests[0].kind]),
-            "choices": [
-                self._choice(request, index, by_choice[index])
-                for request in requests
-                for index in request.choices
-            ],
+            "id": request.request_id,
+            "object": "chat.completion",
+            "created": request.created,
+            "model": request.model,
+            "choices": [self._chat_choice(request, i, by_choice[i]) for i in request.choices],
             "usage": usage.rendered(),
-            **origins[0],
-            **({"prompts": origins} if len(origins) > 1 else {}),
+            **origin,
         }
+
+    def _completion(
+        self,
+        requests: Sequence[ValidRequest],
+        by_choice: Mapping[int, list[Piece]],
+        usage: Usage,
+        origins: list[Origin],
+    ) -> Completion:
+        body: Completion = {
+            "id": requests[0].request_id,
+            "object": "text_completion",
+            "created": requests[0].created,
+            "model": requests[0].model,
+            "choices": [self._text_choice(r, i, by_choice[i]) for r in requests for i in r.choices],
+            "usage": usage.rendered(),
+            "baton": origins[0]["baton"],
+        }
+        if "prompt_token_ids" in origins[0]:
+            body["prompt_token_ids"] = origins[0]["prompt_token_ids"]
+        if len(origins) > 1:
+            body["prompts"] = origins
+        return body
 
     def chunks(self, requests: Sequence[ValidRequest]) -> Chunks:
         return Chunks(requests, self.logprobs)
 
-    def _choice(self, request: ValidRequest, index: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _chat_choice(self, request: ValidRequest, index: int, pieces: list[Piece]) -> ChatChoice:
         text = "".join(piece.text for piece in pieces)
-        scored = [one for piece in pieces for one in piece.scored]
-        choice: dict[str, Any] = {
+        asked, scored = request.sampling.logprobs is not None, _scored(pieces)
+        choice: ChatChoice = {
             "index": index,
-            "finish_reason": pieces[-1].finish,
-            "logprobs": None,
+            "finish_reason": _finish(pieces),
+            "logprobs": _chat_logprobs(self.logprobs, scored) if asked else None,
+            "message": {"role": "assistant", "content": text, "refusal": None},
         }
-        if request.kind == "chat":
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = request.echo + text
-        if request.sampling.logprobs is not None:
-            choice["logprobs"] = _logprobs(self.logprobs, request, scored)
         if request.return_token_ids:
-            choice["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
+            choice["token_ids"] = _token_ids(pieces)
+        return choice
+
+    def _text_choice(
+        self, request: ValidRequest, index: int, pieces: list[Piece]
+    ) -> CompletionChoice:
+        text = "".join(piece.text for piece in pieces)
+        asked, scored = request.sampling.logprobs is not None, _scored(pieces)
+        before = len(request.echo)
+        choice: CompletionChoice = {
+            "index": index,
+            "finish_reason": _finish(pieces),
+            "logprobs": self.logprobs.completion(scored, before) if asked else None,
+            "text": request.echo + text,
+        }
+        if request.return_token_ids:
+            choice["token_ids"] = _token_ids(pieces)
         return choice
 
 
@@ -147,7 +200,7 @@ class Chunks:
             return opening
         told = "null"
         if piece.scored:
-            told = _compact(_logprobs(self._logprobs, request, piece.scored))
+            told = _compact(self._told(request, piece.scored))
         text = json.dumps(piece.text)
         before = self._before[piece.choice]
         event = f'{before}"logprobs":{told},{ids}{self._text}{text}{self._after}'
@@ -172,10 +225,17 @@ class Chunks:
         """What ends a stream that had already begun when something went wrong."""
         return _event(error.to_openai())
 
+    def _told(
+        self, request: ValidRequest, scored: Sequence[Scored]
+    ) -> ChatLogprobs | CompletionLogprobs:
+        if self._chat:
+            return _chat_logprobs(self._logprobs, scored)
+        return self._logprobs.completion(scored, len(request.echo))
+
     def _open(self, request: ValidRequest, workers: str) -> bytes:
         """Each choice's role or echo, and what the client needs to resume elsewhere."""
         events = b""
-        origin = _origin(request, workers)
+        origin: Mapping[str, object] = _origin(request, workers)
         for index in request.choices:
             opening: dict[str, Any] = {"text": request.echo}
             if self._chat:
@@ -186,12 +246,22 @@ class Chunks:
         return events
 
 
-def _logprobs(
-    logprobs: Logprobs, request: ValidRequest, scored: Sequence[Scored]
-) -> dict[str, Any]:
-    if request.kind == "chat":
-        return {"content": logprobs.chat(scored), "refusal": None}
-    return logprobs.completion(scored, len(request.echo))
+def _finish(pieces: Sequence[Piece]) -> Finish:
+    finish = pieces[-1].finish
+    assert finish is not None, "the last piece has it"
+    return finish
+
+
+def _scored(pieces: Sequence[Piece]) -> list[Scored]:
+    return [one for piece in pieces for one in piece.scored]
+
+
+def _token_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def _chat_logprobs(logprobs: Logprobs, scored: Sequence[Scored]) -> ChatLogprobs:
+    return {"content": logprobs.chat(scored), "refusal": None}
 
 
 def _head(request: ValidRequest, kind: str) -> dict[str, Any]:
@@ -203,23 +273,26 @@ def _head(request: ValidRequest, kind: str) -> dict[str, Any]:
     }
 
 
-def _origin(request: ValidRequest, workers: str) -> dict[str, Any]:
-    origin: dict[str, Any] = {
-        "baton": {
-            "request_id": request.request_id,
-            "seed": request.sampling.seed,
-            "prompt_digest": request.prompt_digest,
-            "workers": workers,
-        }
+def origin_of(request: ValidRequest, workers: str) -> OriginBody:
+    """What it takes to go on elsewhere."""
+    return {
+        "request_id": request.request_id,
+        "seed": request.sampling.seed,
+        "prompt_digest": request.prompt_digest,
+        "workers": workers,
     }
+
+
+def _origin(request: ValidRequest, workers: str) -> Origin:
+    origin: Origin = {"baton": origin_of(request, workers)}
     if request.return_token_ids:
         origin["prompt_token_ids"] = list(request.prompt_ids)
     return origin
 
 
-def _compact(value: dict[str, Any]) -> str:
+def _compact(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _event(value: Mapping[str, Any]) -> bytes:
     return f"data: {_compact(value)}\n\n".encode()

@@ -8,7 +8,7 @@ import reprlib
 import secrets
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,7 +33,8 @@ from gateway.schemas import (
 )
 from gateway.tokenizer import ModelTokenizer
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "response"]
+_ID_PREFIX: Mapping[Kind, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
 
 #: As many as OpenAI takes. They travel with every attempt and are looked at in every step.
 MAX_LOGIT_BIASES = 300
@@ -134,20 +135,25 @@ class Validator:
         self._deadlines = deadlines
 
     async def chat(
-        self, wire: ChatRequest, limits: Limits, caller: Caller, traceparent: str
+        self,
+        wire: ChatRequest,
+        limits: Limits,
+        caller: Caller,
+        traceparent: str,
+        kind: Kind = "chat",
     ) -> ValidRequest:
         """Raises a RequestError that names the field, the value and the limit."""
         self.require_model(wire.model)
         if not wire.messages:
             raise InvalidRequest("'messages' is empty", param="messages")
-        prompt_ids = await self._tokenizer.encode_chat([_as_dict(m) for m in wire.messages])
+        prompt_ids = await self._tokenizer.encode_chat([as_dict(m) for m in wire.messages])
         if wire.max_tokens is not None and wire.max_completion_tokens is not None:
             raise InvalidRequest(
                 "'max_tokens' and 'max_completion_tokens' are the same; give one",
                 param="max_completion_tokens",
             )
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
-        return self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
+        return self._finish(kind, wire, prompt_ids, asked, limits, caller, traceparent)
 
     async def completion(
         self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
@@ -219,10 +225,9 @@ class Validator:
             )
         if wire.stream_options is not None and not wire.stream:
             raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
-        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
         sampling = self._sampling(wire, max(1, limits.fill(len(prompt_ids), max_tokens)))
         return ValidRequest(
-            request_id=prefix + secrets.token_hex(12),
+            request_id=_ID_PREFIX[kind] + secrets.token_hex(12),
             created=int(time.time()),
             kind=kind,
             model=wire.model,
@@ -323,7 +328,7 @@ def _seed(wire: GenerationRequest) -> int:
     return secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed
 
 
-def _as_dict(message: ChatMessage) -> dict[str, str]:
+def as_dict(message: ChatMessage) -> dict[str, str]:
     """As templates know it: they have no ``developer``, which is the newer name of ``system``."""
     role = "system" if message.role == "developer" else message.role
     named = {} if message.name is None else {"name": message.name}

@@ -37,6 +37,7 @@ from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -125,6 +126,7 @@ async def running(
     )
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
         Callers(keys, metrics),
         max_body_bytes=settings.max_body_bytes,
