@@ -22,6 +22,7 @@ from baton.errors import (
 from gateway.body_limit import BodyLimit
 from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
+from gateway.idempotency import Idempotency
 from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.tokens import Tokens
@@ -31,6 +32,7 @@ def public_app(
     generation: Generation,
     tokens: Tokens,
     status: Status,
+    idempotency: Idempotency,
     callers: Callers,
     *,
     max_body_bytes: int,
@@ -38,18 +40,19 @@ def public_app(
     cors_origins: Sequence[str],
 ) -> Starlette:
     """What clients see."""
+    once = idempotency.once
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After", "X-Request-Id"],
+        expose_headers=["Retry-After", "X-Request-Id", "Idempotent-Replayed"],
     )
     return application(
         [
-            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-            Route("/v1/completions", generation.completion, methods=["POST"]),
-            Route("/v1/responses", generation.response, methods=["POST"]),
+            Route("/v1/chat/completions", once(generation.chat), methods=["POST"]),
+            Route("/v1/completions", once(generation.completion), methods=["POST"]),
+            Route("/v1/responses", once(generation.response), methods=["POST"]),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),
             Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/v1/models", status.models),

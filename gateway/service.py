@@ -22,6 +22,7 @@ from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.kv_metrics import KvCounters, KvPairs
 from gateway.link_metrics import LinkMetrics
@@ -121,6 +122,17 @@ async def running(
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
     )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
+    )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
@@ -128,6 +140,7 @@ async def running(
         generation,
         Tokens(validator, tokenizer),
         status,
+        idempotency,
         Callers(keys, metrics),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
@@ -155,4 +168,5 @@ async def running(
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
