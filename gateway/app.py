@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from baton.errors import (
@@ -23,6 +23,7 @@ from gateway.body_limit import BodyLimit
 from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
+from gateway.openapi import document
 from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.tokens import Tokens
@@ -60,6 +61,7 @@ def public_app(
             Route("/health", status.health),
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
+            Route("/openapi.json", _saying(document(status.model_name, keys=not callers.anybody))),
         ],
         [
             *([browsers] if cors_origins else []),
@@ -67,6 +69,15 @@ def public_app(
             Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
         ],
     )
+
+
+def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that says the same to all."""
+
+    async def endpoint(_: Request) -> Response:
+        return JSONResponse(body)
+
+    return endpoint
 
 
 def admin_app(status: Status) -> Starlette:
