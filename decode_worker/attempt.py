@@ -221,7 +221,7 @@ class Attempts:
 
 def _told(first: prefill_pb2.FirstToken, generation: Generation) -> Sequence[TokenLogprobs | None]:
     """The log probabilities of each first token. Raises HandoffFailed where they are asked for and
-    not there."""
+    not there, or not whole."""
     tokens = 1 + len(first.more_token_ids)
     if generation.sampling.logprobs is None:
         return [None] * tokens
@@ -229,7 +229,10 @@ def _told(first: prefill_pb2.FirstToken, generation: Generation) -> Sequence[Tok
         raise HandoffFailed(
             f"{tokens} first tokens came with the log probabilities of {len(first.logprobs)}"
         )
-    return wire.logprobs_from_wire(first.logprobs)
+    try:
+        return wire.logprobs_from_wire(first.logprobs)
+    except ValueError as error:
+        raise HandoffFailed(f"the log probabilities of a first token: {error}") from None
 
 
 async def _raise_early_end(sequence: LiveSequence) -> None:

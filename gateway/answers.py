@@ -26,6 +26,13 @@ class ErrorBody(TypedDict):
     error: ErrorDetail
 
 
+class StreamEvent(TypedDict):
+    """One event of a stream: JSON, or at the end of one, ``[DONE]``."""
+
+    data: str
+    event: NotRequired[str]
+
+
 class CachedTokens(TypedDict):
     """Of the prompt."""
 

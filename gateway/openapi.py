@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema
@@ -19,6 +19,7 @@ from gateway.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, T
 
 _COMPONENTS = "#/components/schemas/"
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
+_ALWAYS = (answers.ErrorBody, answers.StreamEvent)
 #: Told to nobody: who left, and what a wrong path or method gets wherever one is.
 _UNTOLD = frozenset({errors.ClientGone, errors.RouteNotFound, errors.MethodNotAllowed})
 #: What only the endpoints that generate may say.
@@ -100,9 +101,11 @@ def document(model: str, *, keys: bool) -> dict[str, Any]:
 
 def _schemas(model: str) -> dict[str, Any]:
     types = [t for o in OPERATIONS for t in (o.answer, o.body) if t is not None]
-    inputs = [(t, "validation", TypeAdapter(t).core_schema) for t in (*types, answers.ErrorBody)]
+    validated: Literal["validation"] = "validation"
+    inputs = [(t, validated, TypeAdapter(t).core_schema) for t in (*types, *_ALWAYS)]
     template = DEFAULT_REF_TEMPLATE.replace("#/$defs/", _COMPONENTS)
-    _, found = GenerateJsonSchema(ref_template=template).generate_definitions(inputs)
+    _, definitions = GenerateJsonSchema(ref_template=template).generate_definitions(inputs)
+    found: dict[str, Any] = {str(name): schema for name, schema in definitions.items()}
     for schema in found.values():
         properties = schema.get("properties")
         if properties is not None:
@@ -110,7 +113,7 @@ def _schemas(model: str) -> dict[str, Any]:
             if "model" in properties:
                 nothing = [] if "type" in properties["model"] else [None]
                 properties["model"] = {**properties["model"], "enum": [model, *nothing]}
-    return dict(found)
+    return found
 
 
 def _described(operation: Operation, *, keys: bool) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _responses(operation: Operation, *, locked: bool) -> dict[str, Any]:
     if operation.answer is not None:
         content = _content(operation.answer)
     if operation.generates:
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        content[_EVENTS] = {"schema": {"$ref": _COMPONENTS + answers.StreamEvent.__name__}}
     for status in operation.statuses:
         said[str(status)] = {"description": operation.summary, "content": content}
     return said

@@ -100,11 +100,11 @@ def fuzz(url: str, examples: int) -> Counter[int]:
 
 async def test_whatever_is_sent(gateway: Gateway) -> None:
     statuses = await asyncio.to_thread(fuzz, gateway.url, 12)
-    assert statuses[200] > 40 and statuses[400] > 40, statuses
+    assert statuses[200] > 10 and statuses[400] > 40, statuses
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 async def test_much_of_whatever_is_sent(gateway: Gateway) -> None:
     statuses = await asyncio.to_thread(fuzz, gateway.url, 300)
-    assert statuses[200] > 500 and statuses[400] > 1000, statuses
+    assert statuses[200] > 200 and statuses[400] > 1000, statuses

@@ -135,7 +135,7 @@ async def test_fields_of_later_versions_are_refused_not_ignored() -> None:
         stream = s.submit(generation(prompt(9)))
         submit = s.outgoing.get_nowait()  # not pulled yet: nothing was awaited
         assert submit is not None
-        submit.submit.generation.sampling.logprobs = 3
+        submit.submit.generation.sampling.grammar.regex = "a+"
         s.outgoing.put_nowait(submit)
         assert isinstance(await stream.failed(), UnsupportedParameter)
 
