@@ -16,6 +16,7 @@ import hashlib
 import reprlib
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -144,9 +145,8 @@ class Recorded(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = self._recording.send(send, self._timeout, repeated=self._repeated)
         try:
-            await unless_gone(receive, sending)
-        except ClientGone:
-            pass
+            with suppress(ClientGone):  # nobody is left to be told
+                await unless_gone(receive, sending)
         except TimeoutError:
             log.warning("client reads too slowly", seconds=self._timeout)
         finally:
