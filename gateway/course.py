@@ -17,7 +17,13 @@ from baton.errors import (
     RelayRefused,
     WorkerFull,
 )
-from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
+from baton.generation import (
+    AttemptKey,
+    FinishReason,
+    Generation,
+    TokenLogprobs,
+    finish_reason,
+)
 from baton.identity import Family
 from gateway.attempt import Attempt, DecodeSilent
 from gateway.caches import Prefix
@@ -52,6 +58,8 @@ class Course:
     #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
     #: a worker has said so. Later attempts find what that one left in the caches.
     cached_tokens: int | None = None
+    #: Of tokens received and not given on yet, where they are asked for.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     attempts: int = 0
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
@@ -129,9 +137,16 @@ class Course:
         if self.cached_tokens is None and not self.patience.started and self.run is not None:
             self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
+        if self.run is not None:
+            self.logprobs += self.run.attempt.logprobs(len(tokens))
         if self.avoid or self.lost:
             self.avoid.clear()
             self.lost.clear()
+
+    def take_logprobs(self) -> list[TokenLogprobs]:
+        """Of the tokens that are given on now."""
+        taken, self.logprobs = self.logprobs, []
+        return taken
 
     def complete(self) -> FinishReason | None:
         """Whether the tokens received are all there will be, though the worker died unsaid."""

@@ -54,6 +54,11 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.repeated = Counter(
+            "baton_repeated",
+            "Requests answered by what an earlier one with their Idempotency-Key got.",
+            registry=registry,
+        )
         self.role_changes = Counter(
             "baton_role_changes",
             "Workers told by --auto-roles to change, by what they do since.",

@@ -22,6 +22,7 @@ from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.kv_metrics import KvCounters, KvPairs
 from gateway.link_metrics import LinkMetrics
@@ -38,6 +39,7 @@ from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -124,12 +126,25 @@ async def running(
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
     )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
+    )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
+        idempotency,
         Callers(keys, metrics),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
@@ -157,5 +172,6 @@ async def running(
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
             output.close()

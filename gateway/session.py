@@ -67,7 +67,10 @@ class Session:
 
     def _attempt(self, key: AttemptKey, generation: Generation, prefill: str) -> Attempt:
         next_index, limit = len(generation.generated_ids), generation.sampling.max_tokens
-        attempt = Attempt(key, next_index, limit, lambda: self._cancel(key), prefill)
+        wants = generation.sampling.logprobs is not None
+        attempt = Attempt(
+            key, next_index, limit, lambda: self._cancel(key), prefill, logprobs=wants
+        )
         self._attempts[key] = attempt
         return attempt
 
@@ -179,7 +182,7 @@ class Session:
         for delta in step.tokens:
             key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
             attempt = self._attempts.get(key)
-            if attempt is not None and attempt.put(delta.token_index, delta.token_ids):
+            if attempt is not None and _put(attempt, delta):
                 if delta.HasField("cached_tokens"):
                     attempt.cached_tokens = delta.cached_tokens
                 continue
@@ -187,7 +190,8 @@ class Session:
             if attempt is not None:
                 attempt.end(
                     DecodeLost(
-                        f"decode worker {self._address} sent token {delta.token_index} out of order"
+                        f"decode worker {self._address} sent token {delta.token_index} out of "
+                        "order, or without its log probabilities"
                     )
                 )
                 del self._attempts[key]
@@ -198,6 +202,14 @@ class Session:
             self._disowned.pop(key, None)
             if attempt is not None:
                 attempt.end(_how(ended))
+
+
+def _put(attempt: Attempt, delta: decode_pb2.TokenDelta) -> bool:
+    try:
+        logprobs = wire.logprobs_from_wire(delta.logprobs) if delta.logprobs else ()
+    except ValueError:
+        return False
+    return attempt.put(delta.token_index, delta.token_ids, logprobs)
 
 
 def _how(ended: decode_pb2.Ended) -> Finished | BatonError:

@@ -171,6 +171,7 @@ class PrefillCall:
             token_id=first.token_id,
             timings=timings,
             more_token_ids=[other.token_id for other in firsts[1:]],
+            logprobs=[wire.logprobs_to_wire(t.logprobs) for t in firsts if t.logprobs is not None],
         )
         self._outbox.put(prefill_pb2.PrefillEvent(first_token=token))
         return timings

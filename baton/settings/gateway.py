@@ -119,7 +119,33 @@ class OutputSettings(ProcessSettings):
     )
 
 
-class FrontSettings(OutputSettings, GrammarSettings, AccessSettings, HttpSettings, HealthSettings):
+class RepeatSettings(ProcessSettings):
+    """What is kept of answers to requests with an Idempotency-Key."""
+
+    section: ClassVar[str] = "repeated requests"
+
+    idempotency_seconds: Seconds = Field(
+        600.0, description="seconds that an answer is kept for who sends its Idempotency-Key again"
+    )
+    idempotency_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        64 * 2**20, ge=1, description="of all answers kept, bytes; the oldest go first"
+    )
+    idempotency_answers: int = Field(1000, ge=1, description="answers kept for each API key")
+    idempotency_grace: Seconds = Field(
+        10.0,
+        description="seconds that such an answer is generated on after its client has gone, for "
+        "when it comes back",
+    )
+
+
+class FrontSettings(
+    OutputSettings,
+    GrammarSettings,
+    AccessSettings,
+    HttpSettings,
+    RepeatSettings,
+    HealthSettings,
+):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"

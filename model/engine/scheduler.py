@@ -226,6 +226,7 @@ class Scheduler:
         self.computed_tokens += sum(self._running_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
+        told = result.logprobs.get
         for part in plan.slices:
             seq_id = part.seq_id
             seq = live.get(seq_id)
@@ -253,7 +254,8 @@ class Scheduler:
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
-            emit(TokenSampled(seq_id, token, len(seq.generated_ids) - 1, finish, timings))
+            index = len(seq.generated_ids) - 1
+            emit(TokenSampled(seq_id, token, index, finish, timings, told(seq_id)))
             if first:
                 self._leave_queue(seq, finish)
             elif finish is not None:
