@@ -13,8 +13,11 @@ from typing import Any
 import httpx
 import httpx_sse
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from baton import live
+from baton.errors import Draining
 from baton.keys import ApiKey
 from model.engine.mock_runner import CostModel
 from tests.collector import Collector, Span, collecting
@@ -322,3 +325,22 @@ async def test_nothing_of_the_prompt_is_told(checkpoint: Path) -> None:
         assert (await gateway.complete(secret)).status_code == 200
         told = [live.rendered(event) for event in await until(events, live.Ended)]
         assert not any("secret" in line or str(ids(secret)[:3]) in line for line in told)
+
+
+# -- in the log ------------------------------------------------------------------------------------
+
+
+async def test_every_line_about_a_request_names_it(checkpoint: Path) -> None:
+    async with whole(checkpoint, decode=2) as (gateway, c):
+        with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+            asking = asyncio.create_task(completed(gateway, {}, max_tokens=150))
+            running: list[Any] = []
+            while not running:
+                await asyncio.sleep(0.01)
+                running = [w for w in c.decode if w.runtime.engine.load().running]
+            running[0].runtime.engine.drain(Draining("it leaves"))
+            name = (await asking)["id"]
+        said = {line["event"]: line.get("request_id") for line in lines}
+        assert {"attempt lost", "choice ended early", "kv transport"} <= said.keys()
+        for event in ("attempt lost", "choice ended early", "kv transport"):
+            assert said[event] == name, event
