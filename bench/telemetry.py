@@ -83,7 +83,7 @@ class Collector:
 async def collecting(collector: Collector) -> AsyncIterator[str]:
     """Yields where it listens."""
     server = grpc.aio.server()
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
