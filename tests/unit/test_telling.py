@@ -89,10 +89,10 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
     feed = Feed()
     watched: list[bool] = []
     feed.on_watched = watched.append
-    feed.say(live.WorkerGone(at=0, id="nobody listens"))
+    feed.say(live.WorkerGone(at=0, id=None, address="nobody listens"))
     with feed.listen() as slow:
         for number in range(WAITING + 10):
-            feed.say(live.WorkerGone(at=number, id="w"))
+            feed.say(live.WorkerGone(at=number, id="w", address="w:1"))
         (name, data), *rest = await anext(slow.take())
         assert (name, json.loads(data)) == ("lost", {"events": 10})
         assert [json.loads(data)["at"] for _, data in rest] == list(range(10, WAITING + 10))
