@@ -30,6 +30,7 @@ from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
+from gateway.output import Output
 from gateway.placement import Placement
 from gateway.policies import Weights, policies
 from gateway.presence import Presence
@@ -125,7 +126,10 @@ async def running(
         ),
         metrics,
     )
-    validator = Validator(settings.served_name, tokenizer, settings.deadlines)
+    output = Output(
+        tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
+    )
+    validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
     feed = Feed()
     broadcast = Broadcast(
         feed,
@@ -181,4 +185,5 @@ async def running(
             for task in following:
                 task.cancel()
             await sessions.close()
+            output.close()
             await traces.close()

@@ -11,6 +11,7 @@ from baton.flags import Placeholder
 from baton.membership.source import Source
 from baton.settings.process import (
     Address,
+    GrammarSettings,
     ModelSettings,
     Port,
     TlsSettings,
@@ -163,7 +164,9 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings, TracingSettings):
+class WorkerSettings(
+    ComputeSettings, HandoffSettings, GrammarSettings, TlsSettings, TracingSettings
+):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
