@@ -79,7 +79,9 @@ class Attempts:
         self, sequence: LiveSequence, generation: Generation, choices: Sequence[Choice]
     ) -> None:
         async with within("prefill", generation.deadlines.prefill):
-            await sequence.first
+            first = await sequence.first
+        assert first.timings is not None, "the first token comes with timings"
+        self._runtime.metrics.prefilled(first.timings)
         here = self._runtime.identity.instance_id
         await _to_the_end(
             choices,
@@ -137,7 +139,7 @@ class Attempts:
                 self._activate(sequence, going_on)
                 timings = _hand_off_timings(call, sink, hit)
                 call.received(sink.bytes)
-                hand_off.complete(timings.transfer)
+                hand_off.complete(timings.transfer, timings.transfer_tail)
                 self._chooser.handed_over(
                     target,
                     nbytes=sink.bytes,

@@ -158,6 +158,7 @@ class PrefillCall:
         if trace is not None:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
+        self._runtime.metrics.prefilled(first.timings)
         timings = wire.timings_to_wire(
             Timings(
                 queue=first.timings.queued_s,

@@ -63,7 +63,7 @@ class Scheduler:
         self._stems = Stems()
         self._to_publish: deque[Sequence] = deque()  # of the batch, each with a block to publish
         self._running: StepPlan | None = None
-        self._running_load = (0, 0)  # its prompt tokens and its decodes
+        self.step_load = (0, 0)  #: prompt tokens and decodes of the step planned last
         self._events: list[Event] = []
         self._next_seq_id = 1
         self.draining = False
@@ -71,6 +71,7 @@ class Scheduler:
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
+        self.preemptions = 0
 
     # -- commands --------------------------------------------------------------------------
 
@@ -219,7 +220,7 @@ class Scheduler:
         ]
         self._catch_up()
         chunks = self._queue.chunks(len(slices))
-        self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
+        self.step_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
         plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
@@ -230,8 +231,8 @@ class Scheduler:
         """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
         plan = self._finish_step()
         self.compute_s += result.compute_s
-        self.costs.observe(*self._running_load, result.compute_s)
-        self.computed_tokens += sum(self._running_load)
+        self.costs.observe(*self.step_load, result.compute_s)
+        self.computed_tokens += sum(self.step_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
         for part in plan.slices:
@@ -396,6 +397,7 @@ class Scheduler:
                     memory.sitting_out += 1
                     break
                 self._end(last, SequencePreempted(last.seq_id))
+                self.preemptions += 1
 
     # -- the books -------------------------------------------------------------------------
 
