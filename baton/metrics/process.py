@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from baton.identity import PROTOCOL
+from baton.tls.gate import REASONS
 from baton.tls.links import Links
 
 
@@ -44,8 +45,9 @@ class LinkMetrics(Collector):
             "Peers and calls that this process's gRPC server refused for their certificate.",
             labels=["reason"],
         )
-        for reason, count in tuple(self._links.refused.items()):
-            refused.add_metric([reason], count)
+        if self._links.encrypted:
+            for reason in REASONS:
+                refused.add_metric([reason], self._links.refused.get(reason, 0))
         yield refused
         if (expires := self._links.expires) is not None:
             yield GaugeMetricFamily(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,30 +16,8 @@ from baton.tls.links import PLAIN
 from gateway.relay.admin import Metrics as RelayMetrics
 from tests.fakes import FakeWorker, eventually, write_checkpoint
 from tests.gateways import serving
+from tests.telemetry import Told, table
 from tests.workers import Worker, cluster, generation, prompt, session
-
-TABLE = Path(__file__).parents[2] / "docs" / "metrics.md"
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One metric, as a row of the table has it."""
-
-    type: str
-    labels: frozenset[str]
-    processes: frozenset[str]
-    meaning: str
-
-
-def table() -> dict[str, Told]:
-    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", TABLE.read_text(encoding="utf-8"), re.M)
-    assert len(rows) == len(dict(rows)), "a metric has two rows"
-    found = {}
-    for name, rest in rows:
-        type_, labels, _, processes, meaning = (cell.strip() for cell in rest.split("|"))
-        named = frozenset(re.findall(r"`(\w+)`", labels))
-        found[name] = Told(type_, named, frozenset(processes.split(", ")), meaning)
-    return found
 
 
 class Scraped:
@@ -70,7 +46,7 @@ class Scraped:
 
 def _links(process: str) -> Iterator[Metric]:
     """Of a process with TLS that has refused somebody."""
-    links = SimpleNamespace(refused={"wrong_id": 1}, expires=1e9)
+    links = SimpleNamespace(encrypted=True, refused={"wrong_id": 1}, expires=1e9)
     return LinkMetrics(cast(Any, links)).collect()
 
 
