@@ -33,8 +33,8 @@ from bench.records import Param, Record
 
 #: Tokens of each prompt.
 _PROMPT = 4
-#: Connections being opened at a time.
-_OPENING = 100
+#: Streams that wait for their first token at a time.
+_OPENING = 1000
 #: Seconds between scrapes: not in step with the worker.
 _PAUSE = 0.037
 
@@ -46,6 +46,8 @@ def _flags(streams: int, step: float) -> tuple[str, ...]:
         *("--mock", "--colocated", "1", "--mock-step-ms", str(step * 1e3)),
         *("--mock-prefill-us", "0", "--mock-decode-us", "0", "--max-running", str(streams)),
         *("--num-blocks", str(16 * streams), "--max-step-tokens", tokens, "--chunk-tokens", tokens),
+        # A burst of tokens keeps the gateway's loop from its heartbeats.
+        *("--heartbeat-interval", "10", "--retry-budget", patient),
         *("--max-queue-tokens", tokens, "--max-queue-requests", str(streams)),
         *(
             flag
@@ -60,22 +62,31 @@ def _hold(url: str, streams: int, begun: Event) -> None:
     asyncio.run(_read_all(urlsplit(url).hostname or "", urlsplit(url).port or 0, streams, begun))
 
 
+def _request(host: str, number: int) -> bytes:
+    body = {
+        "model": NAME,
+        "prompt": [number // 256 % 256, number % 256, 1, 2],
+        "max_tokens": 200,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    content = json.dumps(body).encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
 async def _read_all(host: str, port: int, streams: int, begun: Event) -> None:
     turns, waiting = asyncio.Semaphore(_OPENING), streams
 
     async def read(number: int) -> None:
         nonlocal waiting
-        prompt = [number // 256 % 256, number % 256, 1, 2]
-        body = {"model": NAME, "prompt": prompt, "max_tokens": 200, "stream": True}
-        content = json.dumps(body | {"ignore_eos": True}).encode()
         async with turns:
             reader, writer = await asyncio.open_connection(host, port)
-        writer.write(
-            f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(content)}\r\n\r\n".encode()
-            + content
-        )
-        head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(_request(host, number))
+            head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise RuntimeError(f"a stream was refused: {head.decode()}")
         waiting -= 1

@@ -3,7 +3,8 @@
 Each figure is told by the one kind of process that knows it first hand, so that sums over a fleet
 count nothing twice; what a gateway only hears of workers is a gauge, per gateway.
 
-    process.py     the registry of a process: who it is, its connections, its CPU and memory
+    process.py     the registry of a process: who it is, and its connections
+    usage.py       its CPU time, memory and descriptors
     buckets.py     the borders of the histograms
     hand_offs.py   KV received, on the decode side
     server.py      the HTTP port of a process that has no other

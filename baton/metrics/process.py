@@ -9,13 +9,13 @@ from prometheus_client import (
     CollectorRegistry,
     Info,
     Metric,
-    ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from baton.identity import PROTOCOL
+from baton.metrics.usage import Usage
 from baton.tls.gate import REASONS
 from baton.tls.links import Links
 
@@ -28,7 +28,7 @@ def process_registry(process: str, links: Links) -> CollectorRegistry:
     registry = CollectorRegistry()
     build = Info("baton_build", "What runs here.", registry=registry)
     build.info({"process": process, "version": version("baton-serve"), "protocol": str(PROTOCOL)})
-    ProcessCollector(registry=registry)
+    registry.register(Usage())
     registry.register(LinkMetrics(links))
     return registry
 
