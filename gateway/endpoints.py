@@ -107,7 +107,7 @@ class Generation:
         return AnswerStream(request, first, pieces, self._write_timeout, self._count, headers)
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
-        """Of each choice. Raises InvalidRequest: see Transcript."""
+        """Of each choice. Raises AnswerFinished: see Transcript."""
 
         def begin() -> dict[int, Transcript]:
             return {

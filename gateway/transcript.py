@@ -38,7 +38,7 @@ class Transcript:
 
     def __init__(self, request: ValidRequest, detokenizer: Detokenizer, choice: int = 0) -> None:
         """Of an answer that another gateway began it takes in what the client has. Raises
-        InvalidRequest when a stop string is in that. O(tokens): off the event loop when many."""
+        AnswerFinished when a stop string is in that. O(tokens): off the event loop when many."""
         spec = request.sampling
         self._choice = choice
         self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
@@ -47,7 +47,7 @@ class Transcript:
         for count, token_id in enumerate(request.generated_ids, start=1):
             self._push(token_id)
             if self._stopper.stopped:
-                raise finished(f"a stop string is complete with token {count}")
+                raise finished(FinishReason.STOP, f"a stop string is complete with token {count}")
 
     def add(self, delta: Delta) -> Piece:
         """The piece that the delta gives. Tokens behind a completed stop string are dropped."""

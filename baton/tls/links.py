@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
 from baton import channels
-from baton.settings.process import TlsSettings
 from baton.tls.files import Files, Material, describe
 from baton.tls.gate import Gate
 from baton.tls.names import Party
+
+if TYPE_CHECKING:  # the client has none
+    from baton.settings.process import TlsSettings
 
 log = structlog.get_logger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,6 +144,7 @@ def test_every_row_of_the_error_table_survives(code: str) -> None:
     back = wire.error_from_wire(wire.error_to_wire(error))
     assert (type(back), back.message) == (type(error), "what went wrong")
     assert error.to_openai()["error"]["code"] == error.code
+    assert isinstance(error.grpc_code, grpc.StatusCode)
 
 
 def test_an_unknown_code_is_a_defect_of_ours() -> None:
