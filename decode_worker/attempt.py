@@ -55,8 +55,9 @@ class Attempts:
         """
         if target is not None and target.instance_id == self._runtime.identity.instance_id:
             target = None  # a worker of both roles hands nothing over to itself
+        constraint = await self._runtime.constraint(generation)
         receive = self._chooser.receives(target)
-        with self._runtime.sequence(generation, receive=receive) as sequence:
+        with self._runtime.sequence(generation, constraint, receive=receive) as sequence:
             for choice, own in zip(choices, sequence.choices, strict=True):
                 choice.join(own)
             stays = self._chooser.stays(target, sequence.reservation)

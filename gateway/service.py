@@ -27,6 +27,7 @@ from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
+from gateway.output import Output
 from gateway.placement import Placement
 from gateway.policies import Weights, policies
 from gateway.presence import Presence
@@ -114,7 +115,10 @@ async def running(
         ),
         metrics,
     )
-    validator = Validator(settings.served_name, tokenizer, settings.deadlines)
+    output = Output(
+        tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
+    )
+    validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
     )
@@ -152,3 +156,4 @@ async def running(
             for task in following:
                 task.cancel()
             await sessions.close()
+            output.close()

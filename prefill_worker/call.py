@@ -56,8 +56,9 @@ class PrefillCall:
         agreed = negotiate(start.transports, self._outlets)
         compatibility = self._runtime.runner.compatibility
         shape = Shape.of(compatibility, start.from_token, generation.tokens)
+        constraint = await self._runtime.constraint(generation)
         with (
-            self._runtime.sequence(generation, keep=True) as sequence,
+            self._runtime.sequence(generation, constraint, keep=True) as sequence,
             self._trace(generation, shape) as trace,
             self._offer(agreed, shape, sequence, trace) as offer,
         ):

@@ -21,7 +21,9 @@ from baton.settings.gateway import (
     HealthSettings,
     HttpSettings,
     PlacementName,
+    ReasoningFormatName,
     RelaySettings,
+    ToolFormatName,
 )
 from baton.settings.process import (
     ModelSettings,
@@ -72,9 +74,11 @@ __all__ = [
     "ProcessSettings",
     "Quantize",
     "ReadingSettings",
+    "ReasoningFormatName",
     "RelaySettings",
     "RoleSettings",
     "TlsSettings",
+    "ToolFormatName",
     "UpSettings",
     "WorkerRole",
     "WorkerSettings",

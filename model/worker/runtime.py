@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from baton.generation import Generation
+from baton.grammars import Constraint, Grammars
 from baton.identity import Identity, Role, new_instance_id
 from baton.kv.trace import Tracer
 from baton.kv.transport import Store
@@ -17,6 +18,7 @@ from baton.settings import WorkerSettings
 from baton.tls.links import Links
 from baton.v1 import worker_pb2
 from model.engine.engine import Engine
+from model.weights.hub import resolve_model
 from model.worker.census import Census
 from model.worker.loading import LoadedModel
 from model.worker.metrics import WorkerMetrics
@@ -75,6 +77,7 @@ class Runtime:
         self.metrics_address = self._scraped.enter_context(
             metrics_server(settings.host, settings.metrics_port, self.metrics.registry)
         )
+        self._grammars = Grammars(self._tokenizer, self.vocab_size, settings.grammar_limits)
         self.engine.start()
 
     @property
@@ -85,15 +88,29 @@ class Runtime:
     def store(self) -> Store:
         return self.runner.store
 
+    async def constraint(self, generation: Generation) -> Constraint | None:
+        """What holds the answer, where it is: compiled off the loop, and before anything is
+        reserved. Raises what ``Grammars.begin`` raises."""
+        spec = generation.sampling
+        if not spec.grammar:
+            return None
+        return await self._grammars.begin(spec.grammar, spec.eos_ids, generation.generated_ids)
+
     @contextmanager
     def sequence(
-        self, generation: Generation, *, keep: bool = False, receive: bool = False
+        self,
+        generation: Generation,
+        constraint: Constraint | None,
+        *,
+        keep: bool = False,
+        receive: bool = False,
     ) -> Iterator[LiveSequence]:
-        """A sequence for ``generation`` while the body runs: see ``to_sequence`` and
-        ``Sequences.open`` for what it raises."""
+        """A sequence for ``generation`` while the body runs, held by its ``constraint``: see
+        ``to_sequence`` and ``Sequences.open`` for what it raises."""
         request = to_sequence(
             generation,
             self.vocab_size,
+            constraint,
             prefix_cache=self.settings.prefix_cache,
             keep=keep,
             receive=receive,
@@ -110,5 +127,11 @@ class Runtime:
     def close(self) -> None:
         """Answer no more scrapes, stop the engine after its running step, and free the device."""
         self._scraped.close()
+        self._grammars.close()
         self.engine.stop()
         self.runner.close()
+
+    def _tokenizer(self) -> str:
+        """Raises OSError, or CheckpointError for a hub id that is no longer there."""
+        path = resolve_model(self.settings.model) / "tokenizer.json"
+        return path.read_text(encoding="utf-8")
