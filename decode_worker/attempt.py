@@ -120,6 +120,7 @@ class Attempts:
         async with within("prefill", generation.deadlines.prefill):
             first = await sequence.first
         if first.timings is not None:
+            self._runtime.metrics.prefilled(first.timings)
             spans.prefill_here(span, since, first.timings)
             if report is not None:
                 report.complete(phases(first.timings))

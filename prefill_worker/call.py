@@ -189,6 +189,7 @@ class PrefillCall:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
         _tell(span, since, first.timings)
+        self._runtime.metrics.prefilled(first.timings)
         timings = wire.timings_to_wire(
             Timings(
                 queue=first.timings.queued_s,

@@ -175,6 +175,9 @@ class WorkerSettings(
         "127.0.0.1", description="address to listen on"
     )
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
+        None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
+    )
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
