@@ -5,7 +5,7 @@ Named as in OpenAI's API, where it has them. ``baton`` and its like are addition
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired
+from typing import Literal, NotRequired, TypeAlias
 
 # Before Python 3.12 pydantic needs these, and not those of typing.
 from typing_extensions import TypedDict
@@ -65,6 +65,10 @@ class Origin(TypedDict):
 
     baton: OriginBody
     prompt_token_ids: NotRequired[list[int]]
+
+
+#: Where the time went, of each of several prompts: see docs/timings.md.
+Timings: TypeAlias = dict[str, object] | list[dict[str, object]]
 
 
 class LikelyToken(TypedDict):
@@ -152,6 +156,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: UsageBody
     baton: OriginBody
+    baton_timings: NotRequired[Timings]
     prompt_token_ids: NotRequired[list[int]]
 
 
@@ -165,6 +170,7 @@ class Completion(TypedDict):
     choices: list[CompletionChoice]
     usage: UsageBody
     baton: OriginBody
+    baton_timings: NotRequired[Timings]
     prompt_token_ids: NotRequired[list[int]]
     prompts: NotRequired[list[Origin]]
 
@@ -296,3 +302,4 @@ class ResponseBody(TypedDict):
     usage: ResponseUsage | None
     user: str | None
     baton: OriginBody
+    baton_timings: NotRequired[Timings]

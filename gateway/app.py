@@ -26,6 +26,7 @@ from gateway.idempotency import Idempotency
 from gateway.openapi import document
 from gateway.refusal import refusal
 from gateway.status import Status
+from gateway.telling.endpoint import LiveEndpoint
 from gateway.tokens import Tokens
 
 
@@ -35,13 +36,15 @@ def public_app(
     status: Status,
     idempotency: Idempotency,
     callers: Callers,
+    live: LiveEndpoint | None,
     *,
     max_body_bytes: int,
     body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
-    """What clients see."""
+    """What clients see; ``live`` only where nobody needs a key."""
     once = idempotency.once
+    told = document(status.model_name, keys=not callers.anybody, live=live is not None)
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
@@ -61,7 +64,8 @@ def public_app(
             Route("/health", status.health),
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
-            Route("/openapi.json", _saying(document(status.model_name, keys=not callers.anybody))),
+            Route("/openapi.json", _saying(told)),
+            *_live(live),
         ],
         [
             *([browsers] if cors_origins else []),
@@ -80,7 +84,7 @@ def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Respons
     return endpoint
 
 
-def admin_app(status: Status) -> Starlette:
+def admin_app(status: Status, live: LiveEndpoint | None) -> Starlette:
     """What operators see, on a port of its own."""
     return application(
         [
@@ -88,9 +92,14 @@ def admin_app(status: Status) -> Starlette:
             Route("/health", status.health),
             Route("/ready", status.ready),
             Route("/metrics", status.metrics),
+            *_live(live),
         ],
         [],
     )
+
+
+def _live(live: LiveEndpoint | None) -> list[Route]:
+    return [] if live is None else [Route("/live", live.follow)]
 
 
 def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:

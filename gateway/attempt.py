@@ -6,9 +6,13 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from baton.errors import BatonError, DecodeLost
-from baton.generation import AttemptKey, FinishReason, Timings, TokenLogprobs
+from baton.generation import AttemptKey, FinishReason, Progress, Timings, TokenLogprobs
+
+#: Who wants to know how far an attempt is.
+Heed: TypeAlias = Callable[[Progress], None]
 
 
 class DecodeSilent(DecodeLost):
@@ -38,15 +42,18 @@ class Attempt:
         limit: int,
         cancel: Callable[[], None],
         prefill: str = "",
+        heed: Heed | None = None,
         *,
         logprobs: bool = False,
     ) -> None:
         """``prefill``: instance of the worker that computes the prompt, empty for the decode
-        worker itself. ``logprobs``: tokens are to come with theirs."""
+        worker itself. ``heed`` is told how far it is, if its worker says so. ``logprobs``: tokens
+        are to come with theirs."""
         self.key = key
         self.ended: Finished | BatonError | None = None
         #: Prompt tokens that nobody computed for it, once its worker has said so.
         self.cached_tokens: int | None = None
+        self.heed = heed
         self._prefill = prefill
         self._first = self._next = next_index
         self._limit = limit

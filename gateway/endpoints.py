@@ -27,6 +27,8 @@ from gateway.responses.answers import ResponseAnswers
 from gateway.responses.schemas import ResponsesRequest
 from gateway.schemas import ChatRequest, CompletionRequest, parse
 from gateway.streams import AnswerStream, Chunks
+from gateway.telling.account import Account, Accounts
+from gateway.telling.tale import Tale
 from gateway.tokenizer import ModelTokenizer
 from gateway.transcript import Piece, Transcript, transcribe
 
@@ -65,6 +67,7 @@ class Generation:
         registry: Registry,
         orchestrator: Orchestrator,
         metrics: Metrics,
+        accounts: Accounts,
         write_timeout: float,
     ) -> None:
         self._validator = validator
@@ -72,6 +75,7 @@ class Generation:
         self._registry = registry
         self._orchestrator = orchestrator
         self._metrics = metrics
+        self._accounts = accounts
         self._write_timeout = write_timeout
         self._logprobs = Logprobs(tokenizer.vocabulary)
         self._openai = OpenAiAnswers(self._logprobs)
@@ -113,7 +117,9 @@ class Generation:
         """Every request is counted once: here, unless its stream begins and counts itself."""
         try:
             trail = _trail(http)
-            return await self._answer(http, _in_session(http, await validate(http)), trail)
+            with self._accounts.open(http) as account:
+                asked = _in_session(http, await validate(http))
+                return await self._answer(http, asked, trail, account)
         except ClientDisconnect:
             self._count(ClientGone.http_status)
             raise ClientGone("the client closed the connection within the body") from None
@@ -127,25 +133,44 @@ class Generation:
             self._count(InternalError.http_status)
             raise
 
-    async def _answer(self, http: Request, asked: Asked, trail: Trail | None) -> Response:
+    async def _answer(
+        self, http: Request, asked: Asked, trail: Trail | None, account: Account
+    ) -> Response:
         requests, answers = asked.requests, asked.answers
+        # For every line that is logged from here on, in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=requests[0].request_id)
         # One trail is left: that of the first prompt.
         trails = [trail, *[None] * (len(requests) - 1)]
-        pieces = merge([await self._pieces(*one) for one in zip(requests, trails, strict=True)])
+        tales = [account.tale(request) for request in requests]
+        each = zip(requests, trails, tales, strict=True)
+        pieces = merge([await self._pieces(*one) for one in each])
+
+        def count(status: int) -> None:
+            self._count(status)
+            account.ended(status)
+
         if not requests[0].stream:
             body = await unless_gone(http.receive, answers.whole(requests, pieces))
-            self._count(200)
-            return JSONResponse(body, headers=_headers(requests[0], trail))
+            told = {**body, **account.extra}
+            count(200)
+            return JSONResponse(told, headers=_headers(requests[0], trail))
         # Until the first token is here, what goes wrong still has an HTTP status.
         first = await unless_gone(http.receive, _first(pieces))
         headers = _headers(requests[0], trail)
         chunks = answers.chunks(requests)
         return AnswerStream(
-            requests, chunks, first, pieces, self._write_timeout, self._count, headers
+            requests,
+            chunks,
+            first,
+            pieces,
+            self._write_timeout,
+            count,
+            headers,
+            extra=lambda: account.extra,
         )
 
     async def _pieces(
-        self, request: ValidRequest, trail: Trail | None
+        self, request: ValidRequest, trail: Trail | None, tale: Tale
     ) -> AsyncGenerator[Piece, None]:
         """The answers to one prompt. Nothing is admitted before the first is asked for."""
         if not request.generates:
@@ -157,7 +182,7 @@ class Generation:
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
             return transcribe(deltas, transcripts[choice])
 
-        return self._orchestrator.generate(request, render, trail)
+        return self._orchestrator.generate(request, render, trail, tale)
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
         """Of each choice. Raises AnswerFinished: see Transcript."""

@@ -98,15 +98,18 @@ class OpenAiAnswers:
         usage: Usage,
         origin: Origin,
     ) -> ChatCompletion:
-        return {
+        body: ChatCompletion = {
             "id": request.request_id,
             "object": "chat.completion",
             "created": request.created,
             "model": request.model,
             "choices": [self._chat_choice(request, i, by_choice[i]) for i in request.choices],
             "usage": usage.rendered(),
-            **origin,
+            "baton": origin["baton"],
         }
+        if "prompt_token_ids" in origin:
+            body["prompt_token_ids"] = origin["prompt_token_ids"]
+        return body
 
     def _completion(
         self,
@@ -218,11 +221,11 @@ class Chunks:
             choice["text"] = ""
         return _event({**self._head, "choices": [choice]})
 
-    def last(self, usage: Usage) -> bytes:
-        """Usage if asked for, and the mark of the end."""
-        if not self._include_usage:
-            return DONE
-        return _event({**self._head, "choices": [], "usage": usage.rendered()}) + DONE
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """Usage if asked for, with what else there is to say, and the mark of the end."""
+        if self._include_usage:
+            extra = {"usage": usage.rendered(), **extra}
+        return (_event({**self._head, "choices": [], **extra}) if extra else b"") + DONE
 
     def error(self, error: BatonError) -> bytes:
         """What ends a stream that had already begun when something went wrong."""

@@ -16,6 +16,7 @@ from gateway import answers
 from gateway.idempotency import HEADER, MAX_KEY
 from gateway.responses.schemas import ResponsesRequest
 from gateway.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from gateway.telling import timings
 
 _COMPONENTS = "#/components/schemas/"
 _JSON, _EVENTS, _TEXT = "application/json", "text/event-stream", "text/plain"
@@ -35,7 +36,8 @@ class Operation:
     summary: str
     answer: Any = None  #: a type of ``gateway.answers``; None for plain text
     body: Any = None  #: a wire type
-    generates: bool = False  #: streams, too; knows Idempotency-Key; asks workers
+    generates: bool = False  #: streams, too; knows Idempotency-Key and timings; asks workers
+    follows: bool = False  #: streams, and never ends
     open: bool = False  #: no key is needed
     statuses: tuple[int, ...] = (200,)  #: with ``answer``
 
@@ -79,14 +81,16 @@ OPERATIONS = (
         statuses=(200, 503),
     ),
     Operation("get", "/metrics", "For Prometheus"),
+    Operation("get", "/live", "What happens, as it happens", follows=True),
 )
 
 
-def document(model: str, *, keys: bool) -> dict[str, Any]:
-    """The document of a gateway that serves ``model``. ``keys``: who asks must show one."""
+def document(model: str, *, keys: bool, live: bool) -> dict[str, Any]:
+    """The document of a gateway that serves ``model``. ``keys``: who asks must show one; ``live``:
+    it has /live."""
     schemas = _schemas(model)
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in (o for o in OPERATIONS if live or not o.follows):
         paths.setdefault(operation.path, {})[operation.method] = _described(operation, keys=keys)
     components: dict[str, Any] = {"schemas": schemas}
     if keys:
@@ -132,6 +136,14 @@ def _described(operation: Operation, *, keys: bool) -> dict[str, Any]:
                 "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
             }
         )
+        parameters.append(
+            {
+                "name": timings.ASK,
+                "in": "header",
+                "description": "Have the answer tell where its time went",
+                "schema": {"type": "string", "enum": [timings.ASKED]},
+            }
+        )
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:
@@ -151,7 +163,9 @@ def _responses(operation: Operation, *, locked: bool) -> dict[str, Any]:
     content = {_TEXT: {"schema": {"type": "string"}}}
     if operation.answer is not None:
         content = _content(operation.answer)
-    if operation.generates:
+    if operation.follows:
+        content = {}
+    if operation.generates or operation.follows:
         content[_EVENTS] = {"schema": {"$ref": _COMPONENTS + answers.StreamEvent.__name__}}
     for status in operation.statuses:
         said[str(status)] = {"description": operation.summary, "content": content}
@@ -163,9 +177,8 @@ def _may_say(operation: Operation, *, locked: bool) -> Iterable[type[BatonError]
     for error in errors.TABLE.values():
         if error in _UNTOLD or (error is errors.InvalidApiKey and not locked):
             continue
-        if issubclass(error, _OF_WORKERS) and not (
-            operation.generates or (locked and error is errors.RateLimited)
-        ):
+        limited = error is errors.RateLimited and (locked or operation.follows)
+        if issubclass(error, _OF_WORKERS) and not (operation.generates or limited):
             continue
         yield error
 

@@ -31,8 +31,8 @@ class Chunks(Protocol):
         """A choice has ended."""
         ...
 
-    def last(self, usage: Usage) -> bytes:
-        """All have."""
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """All have. ``extra`` is to be told beside usage."""
         ...
 
     def error(self, error: BatonError) -> bytes:
@@ -44,7 +44,8 @@ class AnswerStream(EventSourceResponse):
     """Sends the pieces of an answer whose first one is here.
 
     sse-starlette watches for the client's departure whatever the ASGI version says, and bounds
-    every send. ``on_end`` is called once, with the HTTP status that the whole came to.
+    every send. ``on_end`` is called once, with the HTTP status that the whole came to; ``extra``
+    when all pieces are there, for what goes into the last chunk beside usage.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class AnswerStream(EventSourceResponse):
         write_timeout: float,
         on_end: Callable[[int], None],
         headers: Mapping[str, str],
+        extra: Callable[[], Mapping[str, object]],
     ) -> None:
         self._requests = requests
         self._chunks = chunks
         self._rest = rest
         self._on_end = on_end
+        self._extra = extra
         self.status = ClientGone.http_status  #: that the whole came to
         super().__init__(
             self._events(first),
@@ -102,7 +105,7 @@ class AnswerStream(EventSourceResponse):
             await self._rest.aclose()
             self.status = 200
             assert piece.finish is not None, "the last piece of all ends its choice"
-            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage)
+            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage, self._extra())
         except BatonError as error:
             self.status = error.http_status
             yield chunks.error(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,13 @@ class Links:
     def refused(self) -> Mapping[str, int]:
         """Peers and calls refused by this process's server since it started, by reason."""
         return {} if self.gate is None else self.gate.refused
+
+    @property
+    def expires(self) -> float | None:
+        """When the certificate in use does, Unix time; None without TLS."""
+        if self._files is None:
+            return None
+        return float(ssl.cert_time_to_seconds(self._files.current().expires))
 
     @property
     def generation(self) -> int:

@@ -83,10 +83,10 @@ class ResponseEvents:
             + self._event("response.output_item.done", item)
         )
 
-    def last(self, usage: Usage) -> bytes:
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
         """The response as a whole."""
         body = self.body(usage)
-        return self._event(f"response.{body['status']}", {"response": body})
+        return self._event(f"response.{body['status']}", {"response": {**body, **extra}})
 
     def error(self, error: BatonError) -> bytes:
         """What ends a stream that had already begun when something went wrong."""
