@@ -91,7 +91,7 @@ COPY --from=kernels /opt/kernels /opt/kernels
 ENV XDG_CACHE_HOME=/opt/kernels TRITON_CACHE_DIR=/home/baton/.cache/triton \
     OMP_WAIT_POLICY=PASSIVE BATON_PORT=7000
 USER 10001:10001
-EXPOSE 7000
+EXPOSE 7000 7001
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10m \
     CMD ["baton", "health", "127.0.0.1:7000"]
 CMD ["python", "-m", "decode_worker"]

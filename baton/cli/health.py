@@ -1,4 +1,4 @@
-"""``baton health``: a probe for containers, which knows TLS, as a kubelet's own for gRPC does not."""
+"""``baton health``: a probe for containers. It knows TLS; a kubelet's own for gRPC does not."""
 
 from __future__ import annotations
 

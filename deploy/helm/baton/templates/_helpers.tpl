@@ -3,7 +3,7 @@
 {{- define "baton.selector" -}}
 app.kubernetes.io/name: baton
 app.kubernetes.io/instance: {{ .root.Release.Name }}
-{{- with .component }}
+{{- with get . "component" }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
@@ -16,7 +16,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 
 {{- define "baton.metadata" -}}
-name: {{ .root.Release.Name }}-{{ .name | default .component }}
+name: {{ .root.Release.Name }}-{{ get . "name" | default (get . "component") }}
 namespace: {{ .root.Release.Namespace }}
 labels:
   {{- include "baton.labels" . | nindent 2 }}
