@@ -170,7 +170,7 @@ class Engine:
         each, so that the one recovery path moves them; sequences that only wait to be handed
         off are left to finish. Returns how many ended."""
         with self._lock:
-            self._scheduler.draining = True
+            self._scheduler.intake.draining = True
             ended = 0 if error is None else self._scheduler.end_all(error)
             self._wake()
             return ended
@@ -178,12 +178,12 @@ class Engine:
     def resume(self) -> None:
         """Take new sequences again after ``drain``."""
         with self._lock:
-            self._scheduler.draining = self._broken
+            self._scheduler.intake.draining = self._broken
 
     def take_roles(self, roles: Collection[Role]) -> None:
         """Refuse new sequences of other roles from now on; live ones stay."""
         with self._lock:
-            self._scheduler.take_roles(roles)
+            self._scheduler.intake.take_roles(roles)
 
     def hand_back(self, role: Role, error: BatonError) -> int:
         """End the live sequences of one role as ``drain`` does; returns how many."""
@@ -203,7 +203,7 @@ class Engine:
     def longest(self) -> int:
         """Tokens of the longest sequence that may come, in the roles taken."""
         with self._lock:
-            return self._scheduler.longest
+            return self._scheduler.intake.longest
 
     def load(self) -> Load:
         with self._lock:
@@ -216,7 +216,7 @@ class Engine:
                 steps=scheduler.steps,
                 last_step_s=self._last_step_s,
                 idle=scheduler.queued_tokens == 0 and scheduler.running == 0,
-                draining=scheduler.draining,
+                draining=scheduler.intake.draining,
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
                 prefill_room=scheduler.prefill_room,
@@ -330,7 +330,7 @@ class Engine:
         failure = InternalError(f"the engine is broken: {error!r}")
         failure.__cause__ = error
         with self._lock:
-            self._broken = self._scheduler.draining = True
+            self._broken = self._scheduler.intake.draining = True
             self._scheduler.end_all(failure)
             events = self._scheduler.take_events()
         self._emit(events)

@@ -12,11 +12,10 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 
-from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
+from baton.errors import BatonError, InternalError, Preempted, WorkerFull
 from baton.generation import FinishReason
 from baton.identity import Role
 from model.cache.blocks import BlockPool
@@ -31,6 +30,7 @@ from model.engine.events import (
     TokenSampled,
 )
 from model.engine.fork import Stems, first_tokens
+from model.engine.intake import Intake
 from model.engine.memory import Memory
 from model.engine.order import arrival
 from model.engine.plan import Slice, StepPlan, StepResult
@@ -56,18 +56,16 @@ class Scheduler:
         self.settings = settings
         self.costs = StepCosts()
         self._memory = Memory(pool, prefix, settings.block_size)
+        self.intake = Intake(settings, pool.num_blocks)
         self._clock = clock
         self._live: dict[int, Sequence] = {}
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
         self._stems = Stems()
-        self._to_publish: deque[Sequence] = deque()  # of the batch, each with a block to publish
         self._running: StepPlan | None = None
         self._running_load = (0, 0)  # its prompt tokens and its decodes
         self._events: list[Event] = []
         self._next_seq_id = 1
-        self.draining = False
-        self.take_roles(tuple(Role))
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
@@ -78,11 +76,11 @@ class Scheduler:
         """Reserve every block for prompt and generated ids at once: pin those in the prefix cache
         and those that others are computing, take fresh ones for the rest.
 
-        Raises ContextLengthExceeded when it can never fit, WorkerFull when it does not now.
+        Raises WorkerFull when it does not fit now, and what ``Intake.admit`` raises.
         """
         tokens = (*request.prompt_ids, *request.generated_ids)
-        self._admit(request, len(tokens))
-        table = self._memory.reserve(request, tokens)
+        room = self.intake.admit(request, self._live.values())
+        table = self._memory.reserve(request, tokens) if room else None
         if table is None:
             raise self._full(len(tokens))
         border = -(-len(tokens) // self.settings.block_size)
@@ -183,12 +181,6 @@ class Scheduler:
         if seq is not None and seq.phase is Phase.PREFILLING:
             self._queue.lag(seq, behind)
 
-    def take_roles(self, roles: Collection[Role]) -> None:
-        """Refuse new sequences of other roles. Each of both has its share of the memory."""
-        self._roles = frozenset(roles)
-        both = len(self._roles) > 1
-        self._limits = self.settings if both else replace(self.settings, keep_blocks=None)
-
     def end_all(self, error: BatonError, roles: Collection[Role] = tuple(Role)) -> int:
         """End every sequence of ``roles`` that is not KEPT with ``error``; how many there were. A
         kept one needs no more compute, and its hand-off may finish."""
@@ -254,7 +246,7 @@ class Scheduler:
             else:
                 seq.computed += 1
                 if seq.computed % size == 0:
-                    self._to_publish.append(seq)
+                    self._memory.publish_soon(seq)
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
@@ -266,7 +258,7 @@ class Scheduler:
                 self._leave_queue(seq, finish)
             elif finish is not None:
                 self._end(seq)
-        self._publish_some()
+        self._memory.publish_some(len(self._decoding))
 
     def fail(self, error: BatonError) -> None:
         """The running step came to nothing: every sequence in it ends with ``error``."""
@@ -282,16 +274,6 @@ class Scheduler:
         self.steps += 1
         self._memory.step_ended()
         return plan
-
-    def _publish_some(self) -> None:
-        """Publish full blocks of the batch, as many as it fills in a step on average: it may fill
-        all of them in the same one, and nobody waits for them. The rest follows, at the end of
-        its sequence at the latest."""
-        share = len(self._decoding) // self.settings.block_size + 1
-        for _ in range(min(len(self._to_publish), share)):
-            seq = self._to_publish.popleft()
-            if seq.phase is Phase.DECODING:
-                self._memory.publish(seq)
 
     def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
         """The prompt is computed: hand it off, decode it, or end it."""
@@ -367,16 +349,6 @@ class Scheduler:
 
     # -- memory ----------------------------------------------------------------------------
 
-    def _admit(self, request: SequenceRequest, tokens: int) -> None:
-        """Raise unless ``request``, of ``tokens`` prompt and generated ids, may be tried."""
-        if self.draining:
-            raise Draining("this worker is leaving and takes no new sequences")
-        if request.role not in self._roles:
-            raise Draining(f"this worker does not {request.role.value} now")
-        self._limits.require_fits(request, self._memory.num_blocks)
-        if not self._limits.has_room(request, self._live.values()):
-            raise self._full(tokens)
-
     def _full(self, tokens: int) -> WorkerFull:
         free = self._memory.free_tokens
         return WorkerFull(f"{tokens} tokens need room, but only {free} tokens' blocks are free")
@@ -409,14 +381,9 @@ class Scheduler:
         return sum(seq.request.role is role for seq in self._live.values())
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that may come, in the roles taken."""
-        return self._limits.longest(self._memory.num_blocks)
-
-    @property
     def prefill_room(self) -> int | None:
         """Blocks that ``keep`` sequences may still take; None where they have no quota."""
-        return self._limits.keep_room(self._live.values())
+        return self.intake.prefill_room(self._live.values())
 
     @property
     def running(self) -> int:

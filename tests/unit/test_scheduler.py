@@ -244,7 +244,7 @@ def test_draining_refuses_and_hands_back() -> None:
     running, kept = bench.submit(2), bench.submit(2, keep=True)
     bench.step()
     bench.take_events()
-    bench.draining = True
+    bench.intake.draining = True
     with pytest.raises(Draining):
         bench.submit(1)
     assert bench.end_all(Draining("leaving")) == 1
@@ -262,7 +262,7 @@ def test_a_worker_of_both_roles_has_a_quota_for_each() -> None:
         bench.submit(13, most=8)
     with pytest.raises(ContextLengthExceeded, match=r"room for 32"):
         bench.submit(33, keep=True)
-    assert bench.longest == 12 and bench.prefill_room == 3
+    assert bench.intake.longest == 12 and bench.prefill_room == 3
     bench.submit(9, keep=True)
     with pytest.raises(WorkerFull):
         bench.submit(1, keep=True)
@@ -272,16 +272,16 @@ def test_a_worker_of_both_roles_has_a_quota_for_each() -> None:
 
 def test_roles_come_and_go_with_their_quota() -> None:
     bench = Bench(num_blocks=8, keep_blocks=3)
-    bench.take_roles([Role.DECODE])
+    bench.intake.take_roles([Role.DECODE])
     with pytest.raises(Draining, match="does not prefill now"):
         bench.submit(1, keep=True)
     decoding = bench.submit(20, most=8)
-    assert bench.longest == 32 and bench.prefill_room is None
-    bench.take_roles(tuple(Role))
+    assert bench.intake.longest == 32 and bench.prefill_room is None
+    bench.intake.take_roles(tuple(Role))
     kept = bench.submit(8, keep=True)
     with pytest.raises(WorkerFull):
         bench.submit(8, keep=True)
-    bench.take_roles([Role.PREFILL])
+    bench.intake.take_roles([Role.PREFILL])
     with pytest.raises(Draining, match="does not decode now"):
         bench.submit(1)
     assert bench.live_of(Role.DECODE) == bench.live_of(Role.PREFILL) == 1, "what runs stays"
