@@ -24,7 +24,7 @@ RELEASE = "baton"
 #: What ``resourceFieldRef`` stands for in these tests.
 CPUS = "2"
 
-#: The overlay that a set of values of the chart is the same as.
+#: Values of the chart that switch on all that is off by itself.
 EVERYTHING = {
     "gateway": {"apiKeysSecret": "baton-api-keys"},
     "tls": {"enabled": True},
@@ -151,7 +151,8 @@ def image_of(name: str) -> str:
 def compose_containers(services: Mapping[str, Document]) -> Iterator[Container]:
     for name in ("gateway", "prefill", "decode"):
         service = services[name]
-        environment = image_environment(image_of(name)) | service["environment"]
+        own = {each: str(value) for each, value in service["environment"].items()}
+        environment = image_environment(image_of(name)) | own
         yield Container(name, tuple(service["command"]), environment)
 
 
