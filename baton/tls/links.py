@@ -30,16 +30,13 @@ class Links:
         self.gate: Gate | None = None  #: of the server, where there is one, with TLS
 
     @classmethod
-    def of(cls, settings: TlsSettings, *, quietly: bool = False) -> Links:
-        """As the settings say, which is logged, unless ``quietly``. Raises BadCertificate,
-        OSError."""
+    def of(cls, settings: TlsSettings) -> Links:
+        """As the settings say, which is logged. Raises BadCertificate, OSError."""
         if settings.tls_files is None:
-            if not quietly:
-                log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
+            log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
             return cls()
         files = Files(*settings.tls_files, settings.party)
-        if not quietly:
-            log.info("TLS on every gRPC connection", **describe(files.current()))
+        log.info("TLS on every gRPC connection", **describe(files.current()))
         return cls(files)
 
     @property
