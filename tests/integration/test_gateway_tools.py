@@ -21,48 +21,14 @@ from tests.fakes import (
     write_checkpoint,
 )
 from tests.gateways import Gateway, events, serving
+from tests.tool_talk import ADD, CALLS, SCHEMA, STOP, write_talking_checkpoint
 
-#: Tells of tools and thoughts as Qwen3's template does, in small.
-TEMPLATE = (
-    "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
-    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
-    "{% endfor %}{% endfor %}<|assistant|>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
-)
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-            "additionalProperties": False,
-        },
-    },
-}
-STOP = {"type": "function", "function": {"name": "stop"}}
-CALLS = (
-    "<think>\nFirst \u20ac\n</think>\n\nAdding.\n"
-    '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {"n": {"type": "integer"}},
-    "required": ["n"],
-    "additionalProperties": False,
-}
 JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_checkpoint(tmp_path_factory.mktemp("qwen"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return write_talking_checkpoint(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
