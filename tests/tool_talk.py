@@ -40,6 +40,10 @@ SCHEMA: dict[str, Any] = {
     "required": ["n"],
     "additionalProperties": False,
 }
+JSON_SCHEMA: dict[str, Any] = {
+    "type": "json_schema",
+    "json_schema": {"name": "n", "schema": SCHEMA},
+}
 
 
 def write_talking_checkpoint(folder: Path) -> Path:
