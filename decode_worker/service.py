@@ -9,7 +9,6 @@ import structlog
 
 from baton import wire
 from baton.errors import BatonError, ClientGone
-from baton.liveness import PeerSilent
 from baton.streams import Writer
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from decode_worker.attempt import Attempts
@@ -44,10 +43,7 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             await session.run()
         except ClientGone as gone:
             log.info("session over", peer=context.peer(), reason=gone.message)
-        except PeerSilent as silence:
-            log.warning("gateway lost", peer=context.peer(), reason=str(silence))
-            await write.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
         except BatonError as error:
             log.warning("session ended", peer=context.peer(), code=error.code, reason=error.message)
-            said = decode_pb2.SessionEvent(error=wire.error_to_wire(error))
+            said = decode_pb2.SessionEvent(error=wire.error_to_wire(error, session.protocol))
             await write.abort(error.grpc_code, error.message, said)

@@ -6,12 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from baton.errors import BatonError, DecodeLost
+from baton.errors import BatonError
 from baton.generation import AttemptKey, FinishReason, Timings
-
-
-class DecodeSilent(DecodeLost):
-    """The decode worker says nothing any more, though no connection broke: do not ask it again."""
 
 
 @dataclass(frozen=True, slots=True)

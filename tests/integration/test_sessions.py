@@ -15,13 +15,15 @@ from baton import channels, wire
 from baton.errors import (
     BatonError,
     ContextLengthExceeded,
+    DecodeSilent,
     Draining,
     IncompatiblePeer,
+    PrefillDraining,
     PrefillLost,
     RequestError,
     UnsupportedParameter,
 )
-from baton.identity import Identity, new_instance_id
+from baton.identity import PROTOCOL, Identity, new_instance_id
 from baton.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from model.engine.mock_runner import CostModel
 from model.worker.process import drain
@@ -75,6 +77,8 @@ async def test_a_silent_gateway_is_dead() -> None:
         await asyncio.sleep(0.4)
         assert c.decode[0].runtime.engine.load().blocks.owned
         await c.settle()
+        await s.ended
+        assert isinstance(s.error, DecodeSilent)
 
 
 async def test_a_gateway_that_does_not_read_loses_its_session() -> None:
@@ -152,6 +156,18 @@ async def test_draining_hands_back_what_runs() -> None:
         assert stream.token_ids == expected(whole)[: len(stream.token_ids)]
         refused = await s.submit(generation(prompt(30), request_id="late")).failed()
         assert isinstance(refused, Draining)
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL])
+async def test_a_draining_prefill_worker_is_named_as_its_gateway_knows_it(protocol: int) -> None:
+    async with (
+        cluster() as c,
+        session(c.decode[0], identity=gateway_identity(protocol=protocol)) as s,
+    ):
+        await drain(c.prefill[0].runtime, c.prefill[0].server, 0.1)
+        error = await s.submit(generation(prompt(30)), c.prefill[0]).failed()
+        assert type(error) is (PrefillDraining if protocol == PROTOCOL else PrefillLost)
+        assert c.prefill[0].address in error.message and error.retryable
 
 
 async def test_preempted_sequences_go_back_and_on() -> None:

@@ -13,7 +13,6 @@ from baton import wire
 from baton.deadlines import UNLIMITED, Deadlines
 from baton.errors import (
     TABLE,
-    BatonError,
     IncompatiblePeer,
     InvalidRequest,
     UnsupportedParameter,
@@ -145,10 +144,29 @@ def test_every_row_of_the_error_table_survives(code: str) -> None:
     assert error.to_openai()["error"]["code"] == error.code
 
 
-def test_an_unknown_code_is_a_defect_of_ours() -> None:
-    error = from_code("from_the_future", "?")
-    assert isinstance(error, BatonError)
-    assert error.code == "internal_error"
+@pytest.mark.parametrize(("retryable", "code"), [(False, "internal_error"), (True, "no_capacity")])
+def test_an_unknown_code_is_placed_again_where_its_sender_says_so(
+    retryable: bool, code: str
+) -> None:
+    said = common_pb2.Error(code="from_the_future", message="?", retryable=retryable)
+    error = wire.error_from_wire(said)
+    assert (error.code, error.message, error.retryable) == (code, "?", retryable)
+
+
+def test_a_peer_of_the_protocol_before_gets_codes_that_it_knows() -> None:
+    """Those are the rows that came with protocol 2."""
+    errors = [from_code(code, "?") for code in TABLE]
+    changed = {
+        error.code: said.code
+        for error in errors
+        if (said := wire.error_to_wire(error, PROTOCOL - 1)).code != error.code
+    }
+    assert changed == {
+        "prefill_full": "prefill_lost",
+        "prefill_draining": "prefill_lost",
+        "decode_silent": "decode_lost",
+    }
+    assert all(wire.error_to_wire(error, PROTOCOL + 1).code == error.code for error in errors)
 
 
 def test_every_finish_reason_survives() -> None:
