@@ -20,7 +20,6 @@ from baton.tls.authority import Authority
 from baton.tls.links import Links
 from baton.tls.names import Party
 from baton.v1 import (
-    decode_pb2,
     decode_pb2_grpc,
     membership_pb2,
     membership_pb2_grpc,
@@ -79,8 +78,8 @@ async def test_through_a_relay(fleet: Fleet) -> None:
 
 
 async def session_call(channel: grpc.aio.Channel) -> None:
-    hello = decode_pb2.SessionRequest(hello=wire.identity_to_wire(gateway_identity()))
-    call = decode_pb2_grpc.DecodeServiceStub(channel).Session(iter([hello]))
+    # Nothing is written: beside a write that comes too late, grpc.aio loses the call's status.
+    call = decode_pb2_grpc.DecodeServiceStub(channel).Session()
     try:
         await call.read()
     finally:
@@ -180,6 +179,31 @@ async def test_only_the_role_that_was_meant_is_talked_to(fleet: Fleet) -> None:
             assert isinstance(error, PrefillLost) and "Verification" in error.message
         async with session(c.prefill[0], links=links) as s:
             assert "Verification" in await asyncio.wait_for(s.ended, 10)
+
+
+# -- roles that change -------------------------------------------------------------------------
+
+
+async def test_a_role_that_the_certificate_does_not_name_is_refused_at_once(fleet: Fleet) -> None:
+    async with cluster(prefill=0, decode=2, tls=fleet) as c:
+        links = fleet.gateway()
+        fleet.settings("d1", Party.PREFILL, Party.DECODE)  # read anew for the next call
+        for worker, possible in ((c.decode[0], 1), (c.decode[1], 2)):
+            assert len((await status(worker, links)).possible_roles) == possible
+        async with links.connect(c.decode[0].address, Party.WORKER, shared=False) as channel:
+            both = worker_pb2.SetRolesRequest(
+                roles=[worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE]
+            )
+            said = "does not name prefill: nobody would work with it"
+            with pytest.raises(grpc.aio.AioRpcError, match=said) as e:
+                await worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(both)
+            assert e.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        async with links.connect(c.decode[1].address, Party.WORKER, shared=False) as channel:
+            await worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(both)
+        assert list((await status(c.decode[0], links)).roles) == [worker_pb2.ROLE_DECODE]
+        asked = generation(prompt(40), max_tokens=4)
+        async with session(c.decode[0], links=links) as s:
+            assert await s.submit(asked, c.decode[1]).finished() == expected(asked)
 
 
 # -- rotation --------------------------------------------------------------------------------
