@@ -21,6 +21,7 @@
         NoWorker                503  no healthy worker of the class is there
         WorkerFull              503  too few free KV blocks; another attempt may find room
         PrefillFull             503  the same, said by the prefill worker of an attempt
+        TooManyConnections      503  the port has as many open as it may
         Draining                503  a worker is leaving; place the request elsewhere
         PrefillDraining         503  the same of the prefill worker of an attempt
         Preempted               503  a sequence gave its blocks to an older one
@@ -179,6 +180,11 @@ class RateLimited(CapacityError):
 class NoWorker(CapacityError):
     code = "no_worker"
     grpc_code = grpc.StatusCode.UNAVAILABLE
+
+
+class TooManyConnections(CapacityError):
+    code = "too_many_connections"
+    retryable = False
 
 
 class WorkerFull(CapacityError):

@@ -16,6 +16,7 @@ from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway import resume
 from gateway.keys import Caller
+from gateway.quota import MAX_PRIORITY
 from gateway.resume import Resume
 from gateway.schemas import (
     ChatMessage,
@@ -37,8 +38,6 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
 #: As many as OpenAI takes. They travel with every attempt and are looked at in every step.
 MAX_LOGIT_BIASES = 300
-#: Either way from 0.
-MAX_PRIORITY = 100
 #: Seeds drawn here survive any JSON reader, which may know only doubles.
 _DRAWN_SEED_BITS = 53
 
@@ -209,7 +208,7 @@ class Validator:
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
-            priority=-_priority(wire.priority or 0),
+            priority=-caller.quota.priority(_priority(wire.priority)),
             session=wire.user or "",
             traceparent=traceparent,
         )
@@ -320,8 +319,8 @@ def _asked(wire: PhaseDeadlines | None) -> dict[str, float]:
     return {} if wire is None else wire.model_dump(exclude_none=True)
 
 
-def _priority(wire: int) -> int:
-    if abs(wire) > MAX_PRIORITY:
+def _priority(wire: int | None) -> int | None:
+    if wire is not None and abs(wire) > MAX_PRIORITY:
         raise InvalidRequest(
             f"priority is {reprlib.repr(wire)}, but must be at least -{MAX_PRIORITY} and at most "
             f"{MAX_PRIORITY}",

@@ -10,6 +10,7 @@ from functools import partial
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Generation, Timings
+from baton.identity import require_pair
 from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
 from baton.kv.trace import NO_LAYER, Trace
@@ -83,7 +84,7 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        self._runtime.identity.require_pair(theirs)
+        require_pair(prefill=self._runtime.identity, decode=theirs)
         return first.start
 
     def _trace(self, generation: Generation, shape: Shape) -> AbstractContextManager[Trace | None]:

@@ -19,7 +19,7 @@ from baton.errors import (
     from_code,
 )
 from baton.generation import AttemptKey, FinishReason, Generation, Timings
-from baton.identity import PROTOCOL, CompatibilityClass, Identity
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, require_pair
 from baton.sampling import MAX_SEED, SamplingSpec
 from baton.v1 import common_pb2
 
@@ -113,10 +113,14 @@ def test_foreign_protocol_is_refused_with_both_versions(protocol: int) -> None:
 
 
 def test_class_mismatch_names_every_field_with_both_values() -> None:
-    here = CompatibilityClass("rev", 30, 3, 64, 16)
-    there = CompatibilityClass("rev", 32, 3, 64, 8)
-    with pytest.raises(IncompatiblePeer, match=r"layers 30 here, 32 there; block_size 16 here, 8"):
-        here.require_same(there)
+    prefill = Identity("p", CompatibilityClass("rev", 30, 3, 64, 16))
+    decode = Identity("d", CompatibilityClass("rev", 32, 3, 64, 8))
+    said = (
+        "layers 30 of the prefill worker, 32 of the decode worker; "
+        "block_size 16 of the prefill worker, 8 of the decode worker"
+    )
+    with pytest.raises(IncompatiblePeer, match=said):
+        require_pair(prefill=prefill, decode=decode)
 
 
 @pytest.mark.parametrize(
