@@ -27,6 +27,7 @@ from baton.identity import PROTOCOL, Identity, new_instance_id
 from baton.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from model.engine.mock_runner import CostModel
 from model.worker.process import drain
+from tests.fakes import eventually
 from tests.workers import (
     CONTEXT,
     LAYOUT,
@@ -90,9 +91,12 @@ async def test_a_gateway_that_does_not_read_loses_its_session() -> None:
             s.submit(generation(prompt(9, i), request_id=f"{i}" * 900, max_tokens=200))
             for i in range(8)
         ]
+        # Not before they run: there is nothing to settle until then, and who reads loses nothing.
+        await eventually(lambda: bool(c.decode[0].runtime.census.calls))
         await c.settle(20)
         s.reading.set()
-        assert await s.ended  # with a status: what exactly depends on what gRPC had in hand
+        async with asyncio.timeout(20):
+            assert await s.ended  # with a status: what exactly depends on what gRPC had in hand
         assert not all(stream.ended.done() for stream in tasks)
 
 
