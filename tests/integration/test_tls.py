@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -211,14 +212,20 @@ async def test_a_role_that_the_certificate_does_not_name_is_refused_at_once(flee
 
 async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
     """Authority and certificates: the stream goes on, and what is new uses the new ones only."""
-    async with cluster(tls=fleet, cost=CostModel(step_s=0.03), local_prefill_queue=0) as c:
+    hurry = threading.Event()  # until then the stream would take many seconds
+
+    def step(seconds: float) -> None:
+        hurry.wait(seconds)
+
+    slow = CostModel(step_s=0.1)
+    async with cluster(tls=fleet, cost=slow, sleep=step, local_prefill_queue=0) as c:
         links, old = fleet.gateway(), (fleet.directory / "ca.pem").read_bytes()
         before = credentials("g0", fleet.directory, fleet.directory / "ca.pem")
         running = generation(prompt(20, 3), request_id="long", max_tokens=200)
         async with session(c.decode[0], links=links) as s:
             stream = s.submit(running, c.prefill[0])
             await stream.progress.wait()
-            fleet.renew()
+            await asyncio.to_thread(fleet.renew)
             assert old not in (fleet.directory / "ca.pem").read_bytes()
             beside = generation(prompt(40, 200), request_id="beside", max_tokens=4)
             assert await s.submit(beside, c.prefill[0]).finished() == expected(beside)
@@ -226,6 +233,7 @@ async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await _dial(c, before)
             assert not stream.ended.done(), "else the test shows nothing"
+            hurry.set()
             assert await stream.finished(60.0) == expected(running)
 
 
