@@ -82,3 +82,20 @@ class Timings:
     decode_cached_tokens: int = 0  #: found in the decode worker's prefix cache
     prefill_instance_id: str = ""  #: where the prompt was computed
     transfer_bytes: int = 0  #: KV received
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an attempt is on its way to its first decode step."""
+
+    key: AttemptKey  #: of the first choice
+    prefill_instance_id: str  #: where the prompt is computed
+    computed_tokens: int = 0  #: of prompt and generated ids: those whose KV is there
+    cached_tokens: int = 0  #: of these, found in a prefix cache
+    total_tokens: int = 0
+    kv_bytes: int = 0  #: written on the decode worker
+    kv_total_bytes: int = 0  #: 0 for local prefill
+    kv_layers: int = 0  #: whole there
+    layers: int = 0
+    transport: str = ""  #: of KV; empty for local prefill
+    timings: Timings | None = None  #: once, when all KV is there

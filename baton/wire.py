@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from baton import errors, generation
 from baton.deadlines import Deadlines
 from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.generation import AttemptKey, FinishReason, Generation, Progress, Timings
 from baton.identity import CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
 from baton.v1 import common_pb2, decode_pb2, worker_pb2
@@ -219,6 +219,42 @@ def timings_from_wire(message: common_pb2.Timings) -> Timings:
         decode_cached_tokens=message.decode_cached_tokens,
         prefill_instance_id=message.prefill_instance_id,
         transfer_bytes=message.transfer_bytes,
+    )
+
+
+def progress_to_wire(value: Progress) -> decode_pb2.Progress:
+    message = decode_pb2.Progress(
+        request_id=value.key.request_id,
+        attempt=value.key.attempt,
+        choice_index=value.key.choice_index,
+        prefill_instance_id=value.prefill_instance_id,
+        computed_tokens=value.computed_tokens,
+        cached_tokens=value.cached_tokens,
+        total_tokens=value.total_tokens,
+        kv_bytes=value.kv_bytes,
+        kv_total_bytes=value.kv_total_bytes,
+        kv_layers=value.kv_layers,
+        layers=value.layers,
+        transport=value.transport,
+    )
+    if value.timings is not None:
+        message.timings.CopyFrom(timings_to_wire(value.timings))
+    return message
+
+
+def progress_from_wire(message: decode_pb2.Progress) -> Progress:
+    return Progress(
+        key=AttemptKey(message.request_id, message.attempt, message.choice_index),
+        prefill_instance_id=message.prefill_instance_id,
+        computed_tokens=message.computed_tokens,
+        cached_tokens=message.cached_tokens,
+        total_tokens=message.total_tokens,
+        kv_bytes=message.kv_bytes,
+        kv_total_bytes=message.kv_total_bytes,
+        kv_layers=message.kv_layers,
+        layers=message.layers,
+        transport=message.transport,
+        timings=timings_from_wire(message.timings) if message.HasField("timings") else None,
     )
 
 

@@ -98,7 +98,6 @@ class Choice:
         elif isinstance(error, BatonError):
             log.info(
                 "choice ended early",
-                request=self.key.request_id,
                 choice=self.key.choice_index,
                 code=error.code,
                 reason=error.message,

@@ -24,18 +24,20 @@ from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.refusal import refusal
 from gateway.status import Status
+from gateway.telling.endpoint import LiveEndpoint
 
 
 def public_app(
     generation: Generation,
     status: Status,
     callers: Callers,
+    live: LiveEndpoint | None,
     *,
     max_body_bytes: int,
     body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
-    """What clients see."""
+    """What clients see; ``live`` only where nobody needs a key."""
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
@@ -52,6 +54,7 @@ def public_app(
             Route("/health", status.health),
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
+            *_live(live),
         ],
         [
             *([browsers] if cors_origins else []),
@@ -61,7 +64,7 @@ def public_app(
     )
 
 
-def admin_app(status: Status) -> Starlette:
+def admin_app(status: Status, live: LiveEndpoint | None) -> Starlette:
     """What operators see, on a port of its own."""
     return application(
         [
@@ -69,9 +72,14 @@ def admin_app(status: Status) -> Starlette:
             Route("/health", status.health),
             Route("/ready", status.ready),
             Route("/metrics", status.metrics),
+            *_live(live),
         ],
         [],
     )
+
+
+def _live(live: LiveEndpoint | None) -> list[Route]:
+    return [] if live is None else [Route("/live", live.follow)]
 
 
 def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from baton.errors import BatonError, DecodeLost
-from baton.generation import AttemptKey, FinishReason, Timings
+from baton.generation import AttemptKey, FinishReason, Progress, Timings
+
+#: Who wants to know how far an attempt is.
+Heed: TypeAlias = Callable[[Progress], None]
 
 
 class DecodeSilent(DecodeLost):
@@ -37,13 +41,15 @@ class Attempt:
         limit: int,
         cancel: Callable[[], None],
         prefill: str = "",
+        heed: Heed | None = None,
     ) -> None:
         """``prefill``: instance of the worker that computes the prompt, empty for the decode
-        worker itself."""
+        worker itself. ``heed`` is told how far it is, if its worker says so."""
         self.key = key
         self.ended: Finished | BatonError | None = None
         #: Prompt tokens that nobody computed for it, once its worker has said so.
         self.cached_tokens: int | None = None
+        self.heed = heed
         self._prefill = prefill
         self._first = self._next = next_index
         self._limit = limit

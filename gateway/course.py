@@ -26,6 +26,7 @@ from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
+from gateway.telling.tale import Tale
 from gateway.waiting import Turn
 
 
@@ -46,6 +47,7 @@ class Course:
     choice: int
     turn: Turn  #: in the waiting room
     patience: Patience
+    tale: Tale
     trail: Trail | None = None  #: wants to know where attempts were placed, and why
     #: Every token received, those not yet shown included: what the next attempt continues.
     generated: list[int] = field(init=False)
@@ -94,8 +96,8 @@ class Course:
             self._prefix = Prefix(known, self.request.caller.cache_salt, self.request.session)
         return self._prefix
 
-    def next_generation(self, others: Sequence[Course] = ()) -> Generation:
-        """The attempt to submit now. No attempt number is used twice.
+    def next_generation(self, others: Sequence[Course], traceparent: str) -> Generation:
+        """The attempt to submit now, within that trace. No attempt number is used twice.
 
         ``others`` are choices that stand where this one does, and begin with it.
         """
@@ -111,7 +113,7 @@ class Course:
             deadlines=request.deadlines.after(self.patience.elapsed, started=self.patience.started),
             priority=request.priority,
             cache_salt=request.caller.cache_salt,
-            traceparent=request.traceparent,
+            traceparent=traceparent,
             more_choices=tuple(course.choice for course in others),
         )
 
@@ -127,7 +129,7 @@ class Course:
     def received(self, tokens: list[int]) -> None:
         """Progress: what failed before is forgiven."""
         if self.cached_tokens is None and not self.patience.started and self.run is not None:
-            self.cached_tokens = self.run.attempt.cached_tokens
+            self.tale.cached_tokens = self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
         if self.avoid or self.lost:
             self.avoid.clear()

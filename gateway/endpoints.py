@@ -21,6 +21,7 @@ from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
 from gateway.schemas import ChatRequest, CompletionRequest, parse
 from gateway.streams import AnswerStream
+from gateway.telling.account import Account, Accounts
 from gateway.tokenizer import ModelTokenizer
 from gateway.transcript import Piece, Transcript, transcribe
 
@@ -41,6 +42,7 @@ class Generation:
         registry: Registry,
         orchestrator: Orchestrator,
         metrics: Metrics,
+        accounts: Accounts,
         write_timeout: float,
     ) -> None:
         self._validator = validator
@@ -48,6 +50,7 @@ class Generation:
         self._registry = registry
         self._orchestrator = orchestrator
         self._metrics = metrics
+        self._accounts = accounts
         self._write_timeout = write_timeout
 
     async def chat(self, http: Request) -> Response:
@@ -74,7 +77,9 @@ class Generation:
         """Every request is counted once: here, unless its stream begins and counts itself."""
         try:
             trail = _trail(http)
-            return await self._answer(http, _in_session(http, await validate(http)), trail)
+            with self._accounts.open(http) as account:
+                request = _in_session(http, await validate(http))
+                return await self._answer(http, request, trail, account)
         except ClientDisconnect:
             self._count(ClientGone.http_status)
             raise ClientGone("the client closed the connection within the body") from None
@@ -88,7 +93,11 @@ class Generation:
             self._count(InternalError.http_status)
             raise
 
-    async def _answer(self, http: Request, request: ValidRequest, trail: Trail | None) -> Response:
+    async def _answer(
+        self, http: Request, request: ValidRequest, trail: Trail | None, account: Account
+    ) -> Response:
+        # For every line that is logged from here on, in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=request.request_id)
         transcripts = await self._transcripts(request)
         if request.resume is not None:
             self._metrics.resumes.labels(outcome="accepted").inc()
@@ -96,15 +105,28 @@ class Generation:
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
             return transcribe(deltas, transcripts[choice])
 
-        pieces = self._orchestrator.generate(request, render, trail)
+        def count(status: int) -> None:
+            self._count(status)
+            account.ended(status)
+
+        pieces = self._orchestrator.generate(request, render, trail, account.tale(request))
         if not request.stream:
             body = await unless_gone(http.receive, openai_api.whole(request, pieces))
-            self._count(200)
+            body |= account.extra
+            count(200)
             return JSONResponse(body, headers=_headers(request, trail))
         # Until the first token is here, what goes wrong still has an HTTP status.
         first = await unless_gone(http.receive, _first(pieces))
         headers = _headers(request, trail)
-        return AnswerStream(request, first, pieces, self._write_timeout, self._count, headers)
+        return AnswerStream(
+            request,
+            first,
+            pieces,
+            self._write_timeout,
+            count,
+            headers,
+            extra=lambda: account.extra,
+        )
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
         """Of each choice. Raises InvalidRequest: see Transcript."""

@@ -9,7 +9,7 @@ for its usage, which counts all.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from baton.errors import BatonError
@@ -136,11 +136,11 @@ class Chunks:
             choice["text"] = ""
         return _event({**self._head, "choices": [choice]})
 
-    def last(self, usage: Usage) -> bytes:
-        """Usage if asked for, and the mark of the end."""
-        if not self._request.include_usage:
-            return DONE
-        return _event({**self._head, "choices": [], "usage": usage.rendered()}) + DONE
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """Usage if asked for, with what else there is to say, and the mark of the end."""
+        if self._request.include_usage:
+            extra = {"usage": usage.rendered(), **extra}
+        return (_event({**self._head, "choices": [], **extra}) if extra else b"") + DONE
 
 
 def _head(request: ValidRequest, kind: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ they part: each goes on, ends and is placed again by itself.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -43,6 +44,7 @@ from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
 from gateway.session import Sessions
+from gateway.telling.tale import Tale
 from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -105,20 +107,29 @@ class Orchestrator:
         self._trying_again: set[frozenset[str]] = set()
 
     async def generate(
-        self, request: ValidRequest, render: Render[T], trail: Trail | None = None
+        self,
+        request: ValidRequest,
+        render: Render[T],
+        trail: Trail | None = None,
+        tale: Tale | None = None,
     ) -> AsyncGenerator[T, None]:
         """Yield what ``render`` makes of each choice, in which every token is seen once. Closing
         the iterator cancels the request down the tree.
 
-        ``trail`` is told where each attempt was placed, and why.
+        ``trail`` is told where each attempt was placed, and why; ``tale`` what happens to it.
 
         Raises QueueFull, DeadlineOutOfReach, RateLimited or NoWorker before anything is placed;
         DeadlineExceeded naming the phase; an error that no other attempt could mend, as it came;
         one that it could, when the retry budget is spent.
         """
+        tale = tale or Tale(request)
         courses = [
             Course(
-                request, choice, self._waiting.arrive(request.priority), Patience(request.deadlines)
+                request,
+                choice,
+                self._waiting.arrive(request.priority),
+                Patience(request.deadlines),
+                tale,
             )
             for choice in request.choices
         ]
@@ -130,6 +141,7 @@ class Orchestrator:
             self._admission.admit(request, courses[0].turn) as ticket,
         ):
             try:
+                tale.queued()
                 begun = await self._restart(courses)
                 ticket.give_back()
                 rendered = [
@@ -139,6 +151,9 @@ class Orchestrator:
                 async with aclosing(merge(rendered)) as items:
                     async for item in items:
                         yield item
+            except BatonError as error:
+                tale.failed(error)
+                raise
             finally:
                 for course in courses:
                     self._leave(course)
@@ -273,14 +288,20 @@ class Orchestrator:
         """Place and submit in one go, so that the next in line sees the room that is left."""
         first, *others = courses
         need = replace(first.need, choices=len(courses))
+        began = time.monotonic()
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
         if len(courses) == len(first.request.choices):  # one that has parted from others goes on
             self._require_time(first, place)
         first.give_up_room()
-        generation = first.next_generation(others)
-        attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
+        tale, attempt = first.tale, first.attempts
+        choices = [course.choice for course in courses]
+        traceparent = tale.placed(attempt, choices, place, need.tokens, began)
+        generation = first.next_generation(others, traceparent)
+        attempts = self._sessions.to(place.decode).submit(
+            generation, place.prefill, tale.heed(attempt)
+        )
         now = asyncio.get_running_loop().time()
         cached = place.cached
         booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses), cached)
@@ -308,6 +329,7 @@ class Orchestrator:
             return
         first = not course.patience.started
         course.received(tokens)
+        course.tale.received(course.choice, course.attempts - 1, len(tokens))
         waited = course.patience.progress()
         if not first:
             self._metrics.inter_token_latency.observe(waited)
@@ -355,6 +377,7 @@ class Orchestrator:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""
         run, course.run = course.run, None
         if run is not None:
+            course.tale.left(course.choice, course.attempts - 1, run.attempt.ended)
             run.attempt.cancel()
             run.booking.ended(asyncio.get_running_loop().time())
             self._waiting.changed()

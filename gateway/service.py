@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from baton.membership import Membership
 from baton.membership.embedded import EmbeddedMembership
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
+from baton.tracing import tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
@@ -36,6 +38,11 @@ from gateway.requests import Validator
 from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
+from gateway.telling.account import Accounts
+from gateway.telling.broadcast import Broadcast, Figures
+from gateway.telling.endpoint import LiveEndpoint
+from gateway.telling.feed import Feed
+from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
 from gateway.waiting import WaitingRoom
 
@@ -49,6 +56,7 @@ class Service:
     rpc: str  #: host:port of its gRPC server
     registry: Registry
     metrics: Metrics
+    broadcast: Broadcast
 
 
 @asynccontextmanager
@@ -62,10 +70,11 @@ async def running(
     after it.
 
     Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate,
-    KeyFileError.
+    KeyFileError, TracingUnavailable.
     """
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
+    traces = tracing(settings.otlp_endpoint, "gateway", identity.instance_id)
     metrics = Metrics(CollectorRegistry())
     metrics.registry.register(LinkMetrics(links))
     clock = asyncio.get_running_loop().time
@@ -117,8 +126,22 @@ async def running(
         metrics,
     )
     validator = Validator(settings.served_name, tokenizer, settings.deadlines)
+    feed = Feed()
+    broadcast = Broadcast(
+        feed,
+        Workers(lambda: registry.members, feed, time.monotonic),
+        Figures(
+            instance_id=identity.instance_id,
+            model=settings.served_name,
+            placement=placement.policy,
+            queued_tokens=lambda: admission.tokens,
+            waiting=lambda: len(waiting),
+        ),
+    )
+    live = LiveEndpoint(broadcast, settings.write_timeout) if settings.live == "auto" else None
+    accounts = Accounts(broadcast, traces, placement.policy)
     generation = Generation(
-        validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
+        validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
     )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
@@ -127,6 +150,7 @@ async def running(
         generation,
         status,
         Callers(keys, metrics),
+        live if keys is None else None,
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
@@ -138,7 +162,10 @@ async def running(
         serving(settings.host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
-        following = [beside.create_task(registry.run(), name="registry")]
+        following = [
+            beside.create_task(registry.run(), name="registry"),
+            beside.create_task(broadcast.run(), name="live feed"),
+        ]
         if settings.auto_roles:
             controller = RoleController(
                 registry, identity, settings.beat, metrics, settings.role_hold
@@ -149,8 +176,9 @@ async def running(
         if keys is not None and path is not None:
             following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
-            yield Service(public, admin_app(status), rpc, registry, metrics)
+            yield Service(public, admin_app(status, live), rpc, registry, metrics, broadcast)
         finally:
             for task in following:
                 task.cancel()
             await sessions.close()
+            await traces.close()

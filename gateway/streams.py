@@ -23,7 +23,8 @@ class AnswerStream(EventSourceResponse):
     """Sends the pieces of an answer whose first one is here.
 
     sse-starlette watches for the client's departure whatever the ASGI version says, and bounds
-    every send. ``on_end`` is called once, with the HTTP status that the whole came to.
+    every send. ``on_end`` is called once, with the HTTP status that the whole came to; ``extra``
+    when all pieces are there, for what goes into the last chunk beside usage.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class AnswerStream(EventSourceResponse):
         write_timeout: float,
         on_end: Callable[[int], None],
         headers: Mapping[str, str],
+        extra: Callable[[], Mapping[str, object]],
     ) -> None:
         self._request = request
         self._rest = rest
         self._on_end = on_end
+        self._extra = extra
         self._status = ClientGone.http_status
         super().__init__(
             self._events(first),
@@ -78,7 +81,7 @@ class AnswerStream(EventSourceResponse):
             await self._rest.aclose()
             self._status = 200
             assert piece.finish is not None, "the last piece of all ends its choice"
-            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage)
+            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage, self._extra())
         except BatonError as error:
             self._status = error.http_status
             yield error_event(error)

@@ -42,6 +42,7 @@ def become_the_one_before() -> None:
         token(self, key, index, token_id)
 
     Outbox.token = without_cached_tokens  # type: ignore[method-assign]
+    Outbox.progress = lambda self, progress: None  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from baton.settings.process import (
     ModelSettings,
     ProcessSettings,
     TlsSettings,
+    TracingSettings,
 )
 from baton.settings.up import (
     UpSettings,
@@ -75,6 +76,7 @@ __all__ = [
     "RelaySettings",
     "RoleSettings",
     "TlsSettings",
+    "TracingSettings",
     "UpSettings",
     "WorkerRole",
     "WorkerSettings",

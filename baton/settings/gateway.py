@@ -19,6 +19,7 @@ from baton.settings.process import (
     Seconds,
     TlsSettings,
     Tokens,
+    TracingSettings,
     split,
 )
 from baton.tls.names import Party
@@ -100,7 +101,7 @@ class AccessSettings(ProcessSettings):
     )
 
 
-class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings):
+class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings, TracingSettings):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -155,6 +156,11 @@ class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings)
         False,
         description="have workers that can take either role change it when prompts queue on one "
         "side while the other has room",
+    )
+    live: Literal["auto", "off"] = Field(
+        "auto",
+        description="GET /live tells what happens, without prompts and text: on the admin port "
+        "and, where no API keys are needed, on the public one",
     )
     role_hold: Seconds = Field(
         30.0, description="seconds from one change of roles to the next, with --auto-roles"

@@ -66,6 +66,20 @@ class ProcessSettings(BaseSettings):
         return Beat(self.heartbeat_interval, self.heartbeats_missed)
 
 
+class TracingSettings(ProcessSettings):
+    """Where traces go."""
+
+    section: ClassVar[str] = "traces"
+
+    otlp_endpoint: Annotated[str | None, Placeholder("URL")] = Field(
+        None,
+        pattern=r"^https?://",
+        description="send OpenTelemetry traces to this OTLP/gRPC collector, such as "
+        "http://localhost:4317 (https for TLS); by OTEL_EXPORTER_OTLP_ENDPOINT if unset, and the "
+        "other OTEL_* variables; needs the extra otel",
+    )
+
+
 class TlsSettings(ProcessSettings):
     """How processes prove to one another who they are."""
 

@@ -9,7 +9,15 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from baton.flags import Placeholder
 from baton.membership.source import Source
-from baton.settings.process import Address, ModelSettings, Port, TlsSettings, Tokens, split
+from baton.settings.process import (
+    Address,
+    ModelSettings,
+    Port,
+    TlsSettings,
+    Tokens,
+    TracingSettings,
+    split,
+)
 from baton.tls.names import Party
 
 #: Connections that may share one hand-off over grpc.
@@ -155,7 +163,7 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings):
+class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings, TracingSettings):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.errors import BatonError, InternalError
 from baton.generation import FinishReason
@@ -31,6 +31,7 @@ from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Hold, Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 #: Called on the engine thread, without the lock, with the events of a step (or of one layer).
 Emit = Callable[[Sequence[Event]], None]
@@ -54,6 +55,7 @@ class Load:
     costs: Costs  #: measured
     failed: bool  #: several steps failed in a row, or the engine itself is broken
     prefill_room: int | None  #: blocks that prompts to be handed over may take; None: any
+    totals: Totals
 
 
 class Engine:
@@ -220,6 +222,7 @@ class Engine:
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
                 prefill_room=scheduler.prefill_room,
+                totals=replace(scheduler.totals),
             )
 
     def cache_changes(self, since: int | None) -> Changes | None:

@@ -43,6 +43,15 @@ class LayerReady:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkComputed:
+    """KV of a prompt is computed up to position ``end`` (exclusive), and more of it is to come; for
+    sequences that ask for it (``SequenceRequest.tell``)."""
+
+    seq_id: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class PrefixShared:
     """K and V of every layer up to position ``end`` (exclusive) are in the pool and may be read:
     another sequence has computed them, in blocks that both own."""
@@ -68,4 +77,6 @@ class SequencePreempted:
     seq_id: int
 
 
-Event: TypeAlias = TokenSampled | LayerReady | PrefixShared | SequenceFailed | SequencePreempted
+Event: TypeAlias = (
+    TokenSampled | LayerReady | ChunkComputed | PrefixShared | SequenceFailed | SequencePreempted
+)

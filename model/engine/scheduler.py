@@ -23,6 +23,7 @@ from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
 from model.engine.events import (
+    ChunkComputed,
     Event,
     PrefixShared,
     SequenceFailed,
@@ -37,6 +38,7 @@ from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 
 class Scheduler:
@@ -69,6 +71,7 @@ class Scheduler:
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
+        self.totals = Totals()
 
     # -- commands --------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class Scheduler:
             spare=table.blocks[border:],
         )
         self._next_seq_id += 1
+        self.totals.cache_hits += seq.cached
         if request.more_choices:
             self._next_seq_id = self._stems.name(seq, self._next_seq_id)
         self._live[seq.seq_id] = seq
@@ -226,6 +230,7 @@ class Scheduler:
         self.computed_tokens += sum(self._running_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
+        self.totals.generated += len(tokens)
         for part in plan.slices:
             seq_id = part.seq_id
             seq = live.get(seq_id)
@@ -240,6 +245,7 @@ class Scheduler:
             first = seq.phase is prefilling
             if first:
                 self._queue.computed(seq, len(part.token_ids))
+                self.totals.prompt += len(part.token_ids)
                 self._memory.advance(seq)
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
@@ -250,6 +256,8 @@ class Scheduler:
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
+                elif seq.request.tell:
+                    emit(ChunkComputed(seq_id, seq.computed))
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None

@@ -40,6 +40,7 @@ class SequenceRequest:
     keep: bool = False
     export: bool = False  #: emit LayerReady for every slice
     receive: bool = False
+    tell: bool = False  #: emit ChunkComputed
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

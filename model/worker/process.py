@@ -144,6 +144,7 @@ async def worker(
                 await server.stop(_LAST_WORDS)
     finally:
         runtime.close()
+        await runtime.tracing.close()
 
 
 async def drain(runtime: Runtime, server: Server, grace: float) -> int:

@@ -33,8 +33,10 @@ def to_sequence(
     prefix_cache: bool,
     keep: bool = False,
     receive: bool = False,
+    tell: bool = False,
 ) -> SequenceRequest:
     """``keep``: compute and hand off; ``receive``: KV comes from elsewhere; neither: all here.
+    ``tell``: say how far the prompt is.
     Without ``prefix_cache`` the request finds nobody's blocks, and nobody finds its own.
 
     Raises InvalidRequest for token ids outside the vocabulary, an empty prompt, or when nothing
@@ -56,6 +58,7 @@ def to_sequence(
         keep=keep,
         export=keep,
         receive=receive,
+        tell=tell,
     )
 
 

@@ -13,6 +13,7 @@ from baton.kv.trace import Tracer
 from baton.kv.transport import Store
 from baton.settings import WorkerSettings
 from baton.tls.links import Links
+from baton.tracing import tracing
 from baton.v1 import worker_pb2
 from model.engine.engine import Engine
 from model.worker.census import Census
@@ -39,7 +40,7 @@ class Profile:
 class Runtime:
     """The engine, running, and what belongs to it. Build it on the loop; ``close`` it there.
 
-    ``close`` also closes the runner, which it owns from here on.
+    ``close`` also closes the runner, which it owns from here on. Raises TracingUnavailable.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Runtime:
         )
         self.census = census or Census()
         self.leaving = asyncio.Event()  #: set at the very end: streams of peers end themselves
+        self.tracing = tracing(settings.otlp_endpoint, "worker", self.identity.instance_id)
         self.sequences = Sequences(self.runner, loaded.limits)
         self.engine.start()
 
@@ -77,7 +79,12 @@ class Runtime:
 
     @contextmanager
     def sequence(
-        self, generation: Generation, *, keep: bool = False, receive: bool = False
+        self,
+        generation: Generation,
+        *,
+        keep: bool = False,
+        receive: bool = False,
+        tell: bool = False,
     ) -> Iterator[LiveSequence]:
         """A sequence for ``generation`` while the body runs: see ``to_sequence`` and
         ``Sequences.open`` for what it raises."""
@@ -87,6 +94,7 @@ class Runtime:
             prefix_cache=self.settings.prefix_cache,
             keep=keep,
             receive=receive,
+            tell=tell,
         )
         with self.sequences.open(request) as sequence:
             yield sequence
