@@ -146,14 +146,23 @@ async def running(
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
+    callers = Callers(keys, metrics)
     public = public_app(
         generation,
         status,
-        Callers(keys, metrics),
-        live if keys is None else None,
+        callers,
+        live,
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
+    )
+    admin = admin_app(
+        generation,
+        status,
+        callers,
+        live,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
@@ -176,7 +185,7 @@ async def running(
         if keys is not None and path is not None:
             following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
-            yield Service(public, admin_app(status, live), rpc, registry, metrics, broadcast)
+            yield Service(public, admin, rpc, registry, metrics, broadcast)
         finally:
             for task in following:
                 task.cancel()
