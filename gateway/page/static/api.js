@@ -28,14 +28,15 @@ export async function* chat(body, key, signal, onBegin) {
     }),
   );
   onBegin(reply.headers.get("X-Request-Id"));
+  let done = false;
   for await (const data of events(reply.body)) {
-    if (data === "[DONE]") return;
+    if ((done ||= data === "[DONE]")) continue; // to the stream's own end
     const event = JSON.parse(data);
     if (event.error) throw new ApiError(0, event.error.message);
     const delta = event.choices?.[0]?.delta;
     if (delta?.content) yield delta.content;
   }
-  throw new ApiError(0, "the connection ended before the answer did");
+  if (!done) throw new ApiError(0, "the connection ended before the answer did");
 }
 
 function authorized(key) {
@@ -57,14 +58,11 @@ async function checked(reply) {
 /** The data of server-sent events, each in one line as the gateway writes them. */
 async function* events(body) {
   let rest = "";
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  try {
-    for (let part = await reader.read(); !part.done; part = await reader.read()) {
-      const lines = (rest + part.value).split("\n");
-      rest = lines.pop();
-      for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6);
-    }
-  } finally {
-    reader.cancel().catch(() => {}); // it is over, one way or another
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    const lines = (rest + decoder.decode(part.value, { stream: true })).split("\n");
+    rest = lines.pop();
+    for (const line of lines) if (line.startsWith("data: ")) yield line.slice(6);
   }
 }

@@ -102,6 +102,7 @@ class Answer {
   #first = null;
   #pieces = 0;
   #due = false;
+  #ended = false;
 
   constructor(shown, history) {
     this.#shown = shown;
@@ -121,6 +122,7 @@ class Answer {
   /** It is over; `why` where it is not as it should be. */
   end(why, failed = false) {
     this.#draw();
+    this.#ended = true;
     const figures = this.#first === null ? [] : [
       `first token ${milliseconds(this.#first - this.#began)}`,
       `${rate((1000 * (this.#pieces - 1)) / Math.max(performance.now() - this.#first, 1))} pieces/s`,
@@ -134,6 +136,7 @@ class Answer {
 
   #draw() {
     this.#due = false;
+    if (this.#ended) return;
     const { scrollTop, scrollHeight, clientHeight } = this.#history;
     const follows = scrollHeight - scrollTop - clientHeight < 40;
     say(this.#shown.text, this.text);
