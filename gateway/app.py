@@ -90,9 +90,7 @@ def admin_app(
             Route("/metrics", status.metrics),
             *_live(live),
             *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
-            Mount(
-                "/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)
-            ),
+            Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
         ],
         [],
     )

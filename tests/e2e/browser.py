@@ -20,8 +20,8 @@ PATIENCE = 30_000
 expect.set_options(timeout=PATIENCE)
 DESKTOP = ViewportSize(width=1280, height=900)
 PHONE = ViewportSize(width=360, height=740)
-#: Chromium says so of every other stream that was read to its end (microsoft/playwright#42742); what
-#: really breaks one off is seen in the chat.
+#: Chromium says so of every other stream that was read to its end (microsoft/playwright#42742);
+#: what really breaks one off is seen in the chat.
 _SPURIOUS = "/v1/chat/completions net::ERR_ABORTED"
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

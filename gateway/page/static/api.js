@@ -15,15 +15,15 @@ export async function models(key) {
 }
 
 /**
- * A chat's answer, as it comes: an async iterator of texts. `onBegin(id)` is called with the
- * request's id. Throws ApiError, and AbortError when `signal` is.
+ * A chat's answer, as it comes: an async iterator of texts, and of a number at the end: its tokens.
+ * `onBegin(id)` is called with the request's id. Throws ApiError, and AbortError when `signal` is.
  */
 export async function* chat(body, key, signal, onBegin) {
   const reply = await checked(
     await fetch("v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json", ...authorized(key) },
-      body: JSON.stringify({ ...body, stream: true }),
+      body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
       signal,
     }),
   );
@@ -35,6 +35,7 @@ export async function* chat(body, key, signal, onBegin) {
     if (event.error) throw new ApiError(0, event.error.message);
     const delta = event.choices?.[0]?.delta;
     if (delta?.content) yield delta.content;
+    if (event.usage) yield event.usage.completion_tokens;
   }
   if (!done) throw new ApiError(0, "the connection ended before the answer did");
 }

@@ -4,6 +4,9 @@ import { chat } from "./api.js";
 import { byId, el, mark, say } from "./dom.js";
 import { milliseconds, rate, several } from "./format.js";
 
+/** Milliseconds over which a rate says something. */
+const LONG = 200;
+
 export class Chat {
   #options;
   #own; // called with the id of each request
@@ -43,8 +46,9 @@ export class Chat {
     const answer = new Answer(shown, this.#history);
     try {
       const body = await this.#options.body(this.#messages);
-      for await (const text of chat(body, this.#options.key, this.#abort.signal, this.#own)) {
-        answer.add(text);
+      for await (const part of chat(body, this.#options.key, this.#abort.signal, this.#own)) {
+        if (typeof part === "number") answer.tokens = part;
+        else answer.add(part);
       }
       answer.end("");
     } catch (error) {
@@ -96,11 +100,11 @@ export class Chat {
 /** An answer that is being written; drawn once a frame. */
 class Answer {
   text = "";
+  tokens = null;
   #shown;
   #history;
   #began = performance.now();
   #first = null;
-  #pieces = 0;
   #due = false;
   #ended = false;
 
@@ -112,7 +116,6 @@ class Answer {
 
   add(text) {
     this.#first ??= performance.now();
-    this.#pieces++;
     this.text += text;
     if (this.#due) return;
     this.#due = true;
@@ -123,12 +126,14 @@ class Answer {
   end(why, failed = false) {
     this.#draw();
     this.#ended = true;
-    const figures = this.#first === null ? [] : [
-      `first token ${milliseconds(this.#first - this.#began)}`,
-      `${rate((1000 * (this.#pieces - 1)) / Math.max(performance.now() - this.#first, 1))} pieces/s`,
-      `${several(this.text.length, "character")}`,
-    ];
-    say(this.#shown.note, [...(why ? [why] : []), ...figures].join(" · "));
+    const told = why ? [why] : [];
+    if (this.#first !== null) told.push(`first token ${milliseconds(this.#first - this.#began)}`);
+    if (this.tokens !== null) {
+      const took = performance.now() - this.#first;
+      told.push(several(this.tokens, "token"));
+      if (took > LONG) told.push(`${rate((1000 * (this.tokens - 1)) / took)} tokens/s`);
+    }
+    say(this.#shown.note, told.join(" · "));
     mark(this.#shown.note, "class", failed ? "note error" : "note");
     // Read aloud once, when it is whole.
     say(byId("said"), failed ? `No answer: ${why}` : `Answer: ${this.text}`);

@@ -127,6 +127,10 @@ export class Fleet {
     if (type === "prefill") this.#computed(told);
     if (type === "attempt_ended" || type === "ended") for (const pace of this.paces.values()) pace.left(told.request);
     if (!request) return; // let go
+    if (type === "decode") {
+      const worker = this.#ids.get(request.decoder(told.attempt, told.choice));
+      if (worker) this.#pace(worker.address).streamed(told);
+    }
     if (type === "ended") request.end(told);
     else request[type]?.(told);
   }

@@ -1,5 +1,5 @@
-/** How fast a worker is: what its decode steps take, and how many prompt tokens it computes while
- * it has any to compute. Of the last seconds, so that a change shows soon. */
+/** How fast a worker is: what its decode steps take, how fast its streams are, and how many prompt
+ * tokens it computes while it has any to compute. Of the last seconds, so that a change shows soon. */
 
 import { median } from "./format.js";
 
@@ -11,6 +11,7 @@ const OLD = 60;
 
 export class Pace {
   #steps = []; // {at, ms, running}
+  #streams = []; // {at, rate}
   #under = new Map(); // prompts being computed: tokens so far, by request and attempt
   #parts = []; // {at, busy (seconds), tokens}
   #last = 0;
@@ -21,7 +22,13 @@ export class Pace {
     if (running && last_step_ms) this.#steps.push({ at, ms: last_step_ms, running });
   }
 
-  /** A ``prefill`` event of this worker. */
+  /** A `decode` event of a stream that it has. */
+  streamed({ at, tokens_per_s }) {
+    this.#streams = this.#streams.filter((one) => at - one.at < WINDOW).slice(-400);
+    if (tokens_per_s) this.#streams.push({ at, rate: tokens_per_s });
+  }
+
+  /** A `prefill` event of this worker. */
   computed({ at, request, attempt, computed, total }) {
     const key = `${request} ${attempt}`;
     const busy = this.#under.size ? at - this.#last : 0;
@@ -43,9 +50,14 @@ export class Pace {
     return this.#steps.length < 3 ? null : median(this.#steps.map((step) => step.ms));
   }
 
-  /** Sequences in these steps. */
+  /** Tokens per second of each stream; null when nothing is known. */
+  get stream() {
+    return this.#streams.length < 3 ? null : median(this.#streams.map((one) => one.rate));
+  }
+
+  /** Sequences in its steps. */
   get batch() {
-    return median(this.#steps.map((step) => step.running)) ?? 0;
+    return median(this.#steps.map((step) => step.running));
   }
 
   /** Prompt tokens per second of computing; null when nothing is known. */

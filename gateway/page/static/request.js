@@ -2,6 +2,8 @@
 
 /** Points of a leg's decode kept; more are drawn together in pairs. */
 const POINTS = 200;
+/** A rate over fewer seconds says little: such a point is drawn as part of the one before. */
+const SHORT = 0.05;
 
 export class Request {
   constructor(id, arrived, promptTokens, maxTokens, choices) {
@@ -117,7 +119,9 @@ export class Request {
     Object.assign(leg, { reason, message });
     if (leg.open.size) return;
     const before = leg.lastAt ?? leg.firstAt;
-    if (before && at > before) this.#point(leg, at, (this.tokenCount - leg.lastTokens) / (at - before));
+    if (before && at > before) {
+      this.#point(leg, at, (this.tokenCount - leg.lastTokens) / Math.max(at - before, SHORT));
+    }
     leg.endedAt = at;
     this.waitingSince = at;
   }
@@ -131,9 +135,16 @@ export class Request {
   #point(leg, at, rate) {
     leg.decodeBegan ??= leg.lastAt ?? at;
     if (leg.points.length >= POINTS) leg.points = joined(leg.points);
-    leg.points.push({ from: leg.lastAt ?? at, at, rate });
+    const last = leg.points.at(-1);
+    if (last && at - last.at < SHORT) last.at = at;
+    else leg.points.push({ from: leg.lastAt ?? at, at, rate });
     leg.lastAt = at;
     leg.lastTokens = this.tokenCount;
+  }
+
+  /** Who has a choice, as the feed calls it. */
+  decoder(attempt, choice) {
+    return this.#of(attempt, choice)?.decode;
   }
 
   #of(attempt, choice) {

@@ -40,14 +40,17 @@ export class Timeline {
   }
 
   #measure(shown, now) {
-    let [start, decode, most] = [0.02, 0.2, 1];
+    let [start, decode] = [0.02, 0.2];
+    const rates = [];
     for (const request of shown) {
       const end = request.ended?.at ?? now;
       const border = request.handedOver ?? end;
       if (request.earlier === null) start = Math.max(start, border - request.arrived);
       decode = Math.max(decode, end - border);
-      for (const leg of request.legs) for (const point of leg.points) most = Math.max(most, point.rate);
+      for (const leg of request.legs) for (const point of leg.points) rates.push(point.rate);
     }
+    // Tokens that waited somewhere come all at once: such a bar is cut off.
+    const most = rates.sort((a, b) => a - b)[Math.floor(0.9 * (rates.length - 1))];
     const width = this.#list.querySelector(".course")?.clientWidth ?? 0;
     this.#list.parentElement.style.setProperty("--border", `${100 * BORDER}%`);
     return { width, start: nice(start), decode: nice(decode), rate: nice(most) };

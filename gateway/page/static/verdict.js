@@ -1,7 +1,7 @@
 /** Which workers are slow, in plain words: each beside the middle one of its side. */
 
 import { sideOf } from "./fleet.js";
-import { count, median, milliseconds } from "./format.js";
+import { count, median, milliseconds, rate } from "./format.js";
 
 /** So many times slower than the others is slow. */
 const SLOW = 2;
@@ -16,27 +16,35 @@ export function verdicts(fleet) {
     for (const worker of those) {
       const mine = fleet.paces.get(worker.address);
       const others = those.filter((one) => one !== worker).map((one) => fleet.paces.get(one.address));
-      const verdict = (side !== "prefill" && bySteps(mine, others)) || (side !== "decode" && byPrompts(mine, others));
+      const verdict = (side !== "prefill" && byTokens(mine, others)) || (side !== "decode" && byPrompts(mine, others));
       if (verdict) found.set(worker.address, verdict);
     }
   }
   return found;
 }
 
-function bySteps(mine, others) {
-  const step = mine.step;
-  const usual = median(others.map((one) => one.step).filter((one) => one !== null));
-  if (step === null || usual === null || step < SLOW * usual || step - usual < ALIKE) return null;
-  const batch = median(others.filter((one) => one.step !== null).map((one) => one.batch));
+/** By its steps, else by what its streams get: it may be held up between steps. */
+function byTokens(mine, others) {
+  const [step, steps] = [mine.step, usual(others, "step")];
+  const [stream, streams] = [mine.stream, usual(others, "stream")];
+  const slowSteps = step !== null && steps !== null && step > SLOW * steps && step - steps > ALIKE;
+  const slowStreams = stream !== null && streams !== null && SLOW * stream < streams;
+  if (!slowSteps && !slowStreams) return null;
+  const batch = usual(others, "batch");
   if (mine.batch > SLOW * batch + 2) {
     return { kind: "busy", text: `busy: ${count(mine.batch)} sequences, others ${count(batch)}` };
   }
-  return { kind: "slow", text: `slow: step ${milliseconds(step)}, others ${milliseconds(usual)}` };
+  if (slowSteps) return { kind: "slow", text: `slow: step ${milliseconds(step)}, others ${milliseconds(steps)}` };
+  return { kind: "slow", text: `slow: ${rate(stream)} tokens/s a stream, others ${rate(streams)}` };
 }
 
 function byPrompts(mine, others) {
-  const speed = mine.speed;
-  const usual = median(others.map((one) => one.speed).filter((one) => one !== null));
-  if (speed === null || usual === null || SLOW * speed > usual) return null;
-  return { kind: "slow", text: `slow: ${count(speed)} prompt tokens/s, others ${count(usual)}` };
+  const [speed, speeds] = [mine.speed, usual(others, "speed")];
+  if (speed === null || speeds === null || SLOW * speed > speeds) return null;
+  return { kind: "slow", text: `slow: ${count(speed)} prompt tokens/s, others ${count(speeds)}` };
+}
+
+/** Of those that know; null when none does. */
+function usual(others, figure) {
+  return median(others.map((one) => one[figure]).filter((one) => one !== null));
 }
