@@ -95,7 +95,8 @@ class WorkerGone(Event):
     name = "worker_gone"
 
     at: float
-    id: str
+    id: str | None
+    address: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import structlog
@@ -30,7 +30,7 @@ from baton.errors import (
     WorkerFull,
     from_code,
 )
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 from gateway.admission import Admission
 from gateway.course import Course, Run
 from gateway.explanation import Trail
@@ -72,6 +72,7 @@ class Delta:
     finish: FinishReason | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
     workers: str = ""  #: see Course.workers
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  #: of each token, or of none
 
 
 Deltas: TypeAlias = AsyncGenerator[Delta, None]
@@ -151,6 +152,7 @@ class Orchestrator:
                 async with aclosing(merge(rendered)) as items:
                     async for item in items:
                         yield item
+                self._metrics.request_latency.observe(courses[0].patience.elapsed)
             except BatonError as error:
                 tale.failed(error)
                 raise
@@ -192,7 +194,8 @@ class Orchestrator:
         assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens, None, course.cached_tokens, course.workers)
+                logprobs = course.take_logprobs()
+                yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
@@ -201,7 +204,8 @@ class Orchestrator:
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
                 cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
-            yield Delta(tokens, finished.reason, cached, course.workers)
+            logprobs = course.take_logprobs()
+            yield Delta(tokens, finished.reason, cached, course.workers, logprobs)
         except BatonError as error:
             if not _mendable(error):
                 raise
@@ -295,6 +299,8 @@ class Orchestrator:
         if len(courses) == len(first.request.choices):  # one that has parted from others goes on
             self._require_time(first, place)
         first.give_up_room()
+        if not first.attempts:
+            self._metrics.queued.observe(first.patience.elapsed)
         tale, attempt = first.tale, first.attempts
         choices = [course.choice for course in courses]
         traceparent = tale.placed(attempt, choices, place, need.tokens, began)
@@ -332,9 +338,13 @@ class Orchestrator:
         course.tale.received(course.choice, course.attempts - 1, len(tokens))
         waited = course.patience.progress()
         if not first:
-            self._metrics.inter_token_latency.observe(waited)
-        elif course.choice == course.request.choices[0]:
+            self._metrics.tokens.more(len(tokens), waited)
+            return
+        self._metrics.tokens.first(len(tokens))
+        if course.choice == course.request.choices[0]:
             self._metrics.time_to_first_token.observe(waited)
+            self._metrics.prompt_tokens.inc(len(course.request.prompt_ids))
+            self._metrics.prefix_hits.inc(course.cached_tokens or 0)
 
     def _handed_over(self, run: Run) -> None:
         if run.booking.handed_over(asyncio.get_running_loop().time()):

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from baton import tasks
 from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
 from baton.membership.embedded import EmbeddedMembership
+from baton.metrics.process import process_registry
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
 from baton.tracing import tracing
@@ -24,12 +24,13 @@ from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
-from gateway.kv_metrics import KvCounters, KvPairs
-from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
+from gateway.output import Output
 from gateway.placement import Placement
 from gateway.policies import Weights, policies
 from gateway.presence import Presence
@@ -44,6 +45,7 @@ from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -75,8 +77,7 @@ async def running(
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
     traces = tracing(settings.otlp_endpoint, "gateway", identity.instance_id)
-    metrics = Metrics(CollectorRegistry())
-    metrics.registry.register(LinkMetrics(links))
+    metrics = Metrics(process_registry("gateway", links))
     clock = asyncio.get_running_loop().time
     path = settings.api_keys
     keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
@@ -100,7 +101,7 @@ async def running(
         caches=chosen.caches,
         controls_roles=settings.auto_roles,
         changed=presence.look,
-        news=KvCounters(metrics.registry).count,
+        lost=lambda worker: metrics.workers_lost.labels(role_label(worker.report.roles)).inc(),
         stalled=sessions.give_up,
     )
     admission = Admission(
@@ -110,7 +111,7 @@ async def running(
         metrics.queue_tokens,
         clock,
     )
-    metrics.registry.register(KvPairs(lambda: registry.roster.workers))
+    metrics.registry.register(FleetMetrics(lambda: registry.members))
     orchestrator = Orchestrator(
         registry,
         sessions,
@@ -125,7 +126,10 @@ async def running(
         ),
         metrics,
     )
-    validator = Validator(settings.served_name, tokenizer, settings.deadlines)
+    output = Output(
+        tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
+    )
+    validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
     feed = Feed()
     broadcast = Broadcast(
         feed,
@@ -143,13 +147,26 @@ async def running(
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
     )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
+    )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     callers = Callers(keys, metrics)
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
+        idempotency,
         callers,
         live,
         max_body_bytes=settings.max_body_bytes,
@@ -159,6 +176,7 @@ async def running(
     admin = admin_app(
         generation,
         status,
+        idempotency,
         callers,
         live,
         max_body_bytes=settings.max_body_bytes,
@@ -189,5 +207,7 @@ async def running(
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
+            output.close()
             await traces.close()

@@ -13,6 +13,7 @@ import structlog
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Generation, Timings
+from baton.identity import require_pair
 from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
 from baton.kv.trace import NO_LAYER, Trace
@@ -70,8 +71,9 @@ class PrefillCall:
         agreed = negotiate(start.transports, self._outlets)
         compatibility = self._runtime.runner.compatibility
         shape = Shape.of(compatibility, start.from_token, generation.tokens)
+        constraint = await self._runtime.constraint(generation)
         with (
-            self._runtime.sequence(generation, keep=True) as sequence,
+            self._runtime.sequence(generation, constraint, keep=True) as sequence,
             self._trace(generation, shape) as trace,
             self._offer(agreed, shape, sequence, trace) as offer,
         ):
@@ -97,7 +99,7 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        self._runtime.identity.require_pair(theirs)
+        require_pair(prefill=self._runtime.identity, decode=theirs)
         return first.start
 
     def _span(self, generation: Generation) -> Span:
@@ -188,6 +190,7 @@ class PrefillCall:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
         _tell(span, since, first.timings)
+        self._runtime.metrics.prefilled(first.timings)
         timings = wire.timings_to_wire(
             Timings(
                 queue=first.timings.queued_s,
@@ -200,6 +203,7 @@ class PrefillCall:
             token_id=first.token_id,
             timings=timings,
             more_token_ids=[other.token_id for other in firsts[1:]],
+            logprobs=[wire.logprobs_to_wire(t.logprobs) for t in firsts if t.logprobs is not None],
         )
         self._outbox.put(prefill_pb2.PrefillEvent(first_token=token))
         return timings

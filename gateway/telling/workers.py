@@ -54,9 +54,11 @@ class Workers:
     def look(self, unix: Callable[[float], float]) -> None:
         """Say what has changed since the last time."""
         now = self._clock()
-        at, there = unix(now), set[str]()
-        for member in self._members():
-            there.add(key := _key(member))
+        at, members = unix(now), {_key(member): member for member in self._members()}
+        for key in self._seen.keys() - members.keys():
+            gone = self._seen.pop(key).said
+            self._feed.say(live.WorkerGone(at=at, id=gone.id, address=gone.address))
+        for key, member in members.items():
             seen = self._seen.get(key)
             report = None if member.worker is None else member.worker.report
             if seen is None:
@@ -71,10 +73,6 @@ class Workers:
                     seen.said = described
                     self._feed.say(described)
             seen.report = report
-        for key in self._seen.keys() - there:
-            gone = self._seen.pop(key).said
-            if gone.id is not None:
-                self._feed.say(live.WorkerGone(at=at, id=gone.id))
 
     def forget(self) -> None:
         """Nobody listens: what was last said is of no use."""

@@ -2,7 +2,7 @@
 
 import { arrange, byId, el, mark, say } from "./dom.js";
 import { sideOf } from "./fleet.js";
-import { count, milliseconds, rate } from "./format.js";
+import { count, milliseconds, rate, several } from "./format.js";
 
 /** Cards of a side; of more, those with something to say. */
 const SHOWN = 48;
@@ -87,7 +87,7 @@ function made(side) {
   const glyphs = side === "both" ? ["p", "d"] : side === "prefill" ? ["p"] : ["d"];
   const facts = el("dl", {},
     el("div", { class: "big" }, card.rate, el("dt", {}, side === "prefill" ? "prompt tokens / s" : "tokens / s")),
-    el("div", {}, el("dt", {}, "queued tokens"), card.queue),
+    el("div", {}, el("dt", {}, side === "prefill" ? "queued tokens" : "waiting"), card.queue),
     el("div", {}, el("dt", {}, side === "prefill" ? "prompts" : "batch"), card.batch),
     el("div", {}, el("dt", {}, "last step"), card.step),
     el("div", { class: "kv" }, card.bar, el("dt", {}, "KV"), card.kv),
@@ -120,10 +120,11 @@ function fill(card, worker, name, verdict) {
   const speed = prefills ? worker.prompt_tokens_per_s : worker.tokens_per_s;
   say(card.rate, rate(speed));
   mark(card.root, "data-busy", worker.running + worker.waiting > 0 ? "yes" : null);
-  say(card.queue, count(worker.queued_tokens));
+  // A decode worker has a queue of tokens only where it computes prompts itself.
+  const tokens = worker.queued_tokens ? `, ${several(worker.queued_tokens, "token")}` : "";
+  say(card.queue, prefills ? count(worker.queued_tokens) : count(worker.waiting) + tokens);
   const room = worker.max_running ? ` of ${count(worker.max_running)}` : "";
-  const waiting = worker.waiting ? `, ${count(worker.waiting)} waiting` : "";
-  say(card.batch, prefills ? count(worker.running + worker.waiting) : `${count(worker.running)}${room}${waiting}`);
+  say(card.batch, prefills ? count(worker.running + worker.waiting) : count(worker.running) + room);
   say(card.step, worker.last_step_ms ? milliseconds(worker.last_step_ms) : "–");
   blocks(card, worker.blocks);
 }

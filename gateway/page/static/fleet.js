@@ -33,6 +33,11 @@ export class Fleet {
     else if (told.request) this.#request(type, told);
   }
 
+  /** Whether there may be more requests than are kept. */
+  get full() {
+    return this.requests.size >= KEPT;
+  }
+
   /** This request was asked from here. */
   own(id) {
     this.#mine.add(id);

@@ -1,7 +1,7 @@
 /** The newest requests, one row each: who has it, how far it is, its course. */
 
 import { arrange, byId, el, mark, say } from "./dom.js";
-import { milliseconds, nice, rate, several } from "./format.js";
+import { count, milliseconds, nice, rate, several } from "./format.js";
 import { phases } from "./phases.js";
 import { BORDER, Track } from "./track.js";
 
@@ -30,8 +30,8 @@ export class Timeline {
       if (changed || !rows[index].done) this.#fill(rows[index], request, now);
     });
     const open = shown.filter((request) => !request.ended).length;
-    const beyond = Math.max(0, (fleet.gateway?.open ?? 0) - open);
-    say(byId("more"), `${several(open, "request")} under way${beyond > 2 ? `, ${beyond} more not shown` : ""}`);
+    const beyond = fleet.full ? Math.max(0, fleet.gateway.open - open) : 0;
+    say(byId("more"), `${several(open, "request")} under way${beyond ? `, ${count(beyond)} more not shown` : ""}`);
     byId("empty").hidden = shown.length > 0;
     byId("axis").hidden = !shown.length;
     say(byId("axis-start"), milliseconds(1000 * scale.start));
