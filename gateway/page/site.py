@@ -35,8 +35,8 @@ class Page:
     @property
     def routes(self) -> list[BaseRoute]:
         return [
-            Route("/", self._index),
-            Route("/page/about", self._tell),
+            Route("/", self._index, include_in_schema=False),
+            Route("/page/about", self._tell, include_in_schema=False),
             Mount("/page", self._files),
         ]
 

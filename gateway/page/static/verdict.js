@@ -6,7 +6,7 @@ import { count, median, milliseconds, rate } from "./format.js";
 /** So many times slower than the others is slow. */
 const SLOW = 2;
 /** Steps that differ by less than this many milliseconds are alike. */
-const ALIKE = 3;
+const ALIKE = 5;
 
 /** Of each worker that stands out, by address: {kind: "slow" or "busy", text}. */
 export function verdicts(fleet) {
