@@ -129,9 +129,11 @@ function standing(request) {
   if (leg.points.length || (request.firstAt && leg.kvDone)) {
     return { word: "decode", text: `${tokens} of ${asked} tokens · ${rate(request.tokenRate)}/s` };
   }
-  if (leg.kv.length && leg.computedAt) return { word: "kv", text: `KV: layer ${leg.layers} of ${leg.totalLayers}` };
+  const share = leg.kv.length ? `KV ${Math.floor((100 * leg.bytes) / leg.totalBytes)} %` : "";
+  if (share && leg.computedAt) {
+    return { word: "kv", text: `${share} · ${leg.layers} of ${several(leg.totalLayers, "layer")}` };
+  }
   const computed = leg.chunks.at(-1)?.computed ?? 0;
   if (request.firstAt && leg.firstAt) return { word: "decode", text: `${tokens} of ${asked} tokens` };
-  const layers = leg.kv.length ? ` · KV ${leg.layers}/${leg.totalLayers} layers` : "";
-  return { word: "prefill", text: `prefill ${computed} of ${leg.total}${layers}` };
+  return { word: "prefill", text: `prefill ${computed} of ${leg.total}${share && ` · ${share}`}` };
 }
