@@ -19,6 +19,7 @@ from rich.console import Console
 
 from baton.deadlines import UNLIMITED
 from baton.generation import AttemptKey, Generation
+from baton.identity import Role
 from baton.sampling import SamplingSpec
 from baton.settings import DecodeSettings
 from bench import records
@@ -65,6 +66,7 @@ def run(loaded: LoadedModel, load: Load, seed: int, *, prefix_cache: bool) -> Tu
     """
     events = list[Event]()
     engine = Engine(loaded.runner, loaded.limits, events.extend)
+    engine.take_roles([Role.DECODE])
     spec = SamplingSpec(temperature=0.0, max_tokens=load.output, ignore_eos=True)
     prompts = load.prompts(seed)
     began = time.perf_counter()

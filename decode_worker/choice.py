@@ -10,7 +10,7 @@ import structlog
 
 from baton import wire
 from baton.errors import BatonError
-from baton.generation import AttemptKey, FinishReason, Timings
+from baton.generation import AttemptKey, FinishReason, Timings, TokenLogprobs
 from baton.v1 import decode_pb2
 from decode_worker.outbox import Outbox
 from model.engine.events import SequenceTimings, TokenSampled
@@ -59,10 +59,12 @@ class Choice:
         if self.over:
             sequence.cancel()
 
-    def first_token(self, index: int, token_id: int, cached_tokens: int) -> None:
+    def first_token(
+        self, index: int, token_id: int, cached_tokens: int, logprobs: TokenLogprobs | None
+    ) -> None:
         """Its first token was drawn where the prompt was computed, all but ``cached_tokens``."""
         self._begun = True
-        self._outbox.token(self.key, index, token_id, cached_tokens)
+        self._outbox.token(self.key, index, token_id, cached_tokens, logprobs)
 
     def end(self, outcome: Finished | BatonError) -> None:
         """It is over, unless it was before."""
@@ -85,9 +87,10 @@ class Choice:
 
     def _sampled(self, event: TokenSampled) -> None:
         if self._begun or event.timings is None:
-            self._outbox.token(self.key, event.index, event.token_id)
+            self._outbox.token(self.key, event.index, event.token_id, None, event.logprobs)
         else:
-            self.first_token(event.index, event.token_id, event.timings.cached_tokens)
+            cached = event.timings.cached_tokens
+            self.first_token(event.index, event.token_id, cached, event.logprobs)
 
     def _ended(self, end: Future[TokenSampled], phases: Phases) -> None:
         if end.cancelled():
@@ -100,7 +103,6 @@ class Choice:
         elif isinstance(error, BatonError):
             log.info(
                 "choice ended early",
-                request=self.key.request_id,
                 choice=self.key.choice_index,
                 code=error.code,
                 reason=error.message,

@@ -26,6 +26,8 @@ from decode_worker.attempt import Attempts
 from decode_worker.choice import Choice
 from decode_worker.outbox import Outbox
 from decode_worker.prefill_client import Target
+from decode_worker.report import Report
+from decode_worker.spans import begin
 from model.worker.requests import from_wire
 from model.worker.runtime import Runtime
 
@@ -154,16 +156,21 @@ class Session:
     async def _attempt(self, choices: list[Choice], submit: decode_pb2.Submit) -> None:
         """Run one attempt; whatever ends it is told for each choice, unless that was cancelled."""
         outcome: BatonError | None = None
-        request_id = submit.generation.request_id
+        # For every line that is logged in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=submit.generation.request_id)
         try:
             with self._runtime.census.call():
                 generation = from_wire(submit.generation, self._runtime.max_model_len)
-                await self._attempts.run(generation, _target(submit), choices)
+                report = None
+                if submit.tell_progress:
+                    report = Report(generation.key, self._outbox.progress)
+                with begin(self._runtime.tracing, generation).during() as span:
+                    await self._attempts.run(generation, _target(submit), choices, span, report)
         except BatonError as error:
             outcome = error
-            log.info("attempt ended early", request=request_id, code=error.code, reason=str(error))
+            log.info("attempt ended early", code=error.code, reason=str(error))
         except Exception as error:
-            log.exception("attempt failed", request=request_id)
+            log.exception("attempt failed")
             outcome = InternalError(f"attempt failed: {error!r}")
         if outcome is not None:
             for choice in choices:

@@ -18,6 +18,7 @@ from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
+from baton.tracing import TracingUnavailable
 from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError
@@ -44,6 +45,7 @@ async def serve(
         }
 
         def stop() -> None:
+            service.broadcast.close()
             for server in servers:
                 server.stop()
 
@@ -78,6 +80,7 @@ def main() -> int:
         MembershipUnavailable,
         BadCertificate,
         KeyFileError,
+        TracingUnavailable,
     ) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2

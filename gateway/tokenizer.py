@@ -54,12 +54,28 @@ class ModelTokenizer:
     #: One long text at a time: each takes a core, and many times its size in memory.
     _long: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
-    async def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a plain text, with whatever the tokenizer itself puts around it."""
-        return (*self.prepend, *await self._encode(text, special=True))
+    async def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """Ids of a plain text; ``special``: with whatever the tokenizer itself puts around it."""
+        return (*(self.prepend if special else ()), *await self._encode(text, special=special))
 
     async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation; the template says where special tokens go, nothing is added.
+
+        Raises what ``render_chat`` raises.
+        """
+        return await self.encode_rendered(self.render_chat(messages))
+
+    async def encode_rendered(self, prompt: str) -> tuple[int, ...]:
+        """Ids of what ``render_chat`` gave."""
+        return await self._encode(prompt, special=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as text; see ``ChatTemplate.render``.
 
         Raises InvalidRequest without a template, or when the template refuses.
         """
@@ -71,7 +87,12 @@ class ModelTokenizer:
                 f"{self.context_length} tokens",
                 param="messages",
             )
-        return await self._encode(self.chat_template.render(messages), special=False)
+        return self.chat_template.render(messages, tools, arguments)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of known ids, special tokens included."""
+        decode = partial(self.vocabulary.tokenizer.decode, ids, skip_special_tokens=False)
+        return await self.apart(len(ids), decode)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from baton import channels, wire
 from baton.errors import BatonError
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
 from baton.identity import PROTOCOL, CompatibilityClass, Identity, new_instance_id
 from baton.membership import Entry
 from baton.v1 import (
@@ -114,6 +114,7 @@ class FakeSession:
         index: int,
         token_ids: Sequence[int],
         cached_tokens: int | None = None,
+        logprobs: Sequence[TokenLogprobs] = (),
     ) -> None:
         """Send tokens, right or wrong."""
         delta = decode_pb2.TokenDelta(
@@ -123,6 +124,7 @@ class FakeSession:
             token_index=index,
             token_ids=token_ids,
             cached_tokens=cached_tokens,
+            logprobs=[wire.logprobs_to_wire(told) for told in logprobs],
         )
         self._send(decode_pb2.StepOutput(tokens=[delta]))
 
@@ -160,6 +162,11 @@ def _ended(key: AttemptKey) -> decode_pb2.Ended:
 Script = Callable[[FakeSession, Submitted], Awaitable[None]]
 
 
+def scored(token_id: int, count: int) -> TokenLogprobs:
+    """As ``answering`` tells them: exact as float32, different for each id."""
+    return TokenLogprobs(-token_id / 64, tuple((i, -i / 64) for i in range(count)))
+
+
 def answering(
     text: str, *, pause: float = 0.0, stop_after: int | None = None, timings: Timings | None = None
 ) -> Script:
@@ -175,7 +182,8 @@ def answering(
             if index == stop_after:
                 await asyncio.Event().wait()
             await asyncio.sleep(pause)
-            session.tokens(submitted.key, index, [answer[index]])
+            told = [] if spec.logprobs is None else [scored(answer[index], spec.logprobs)]
+            session.tokens(submitted.key, index, [answer[index]], logprobs=told)
             if answer[index] == EOS:
                 session.finish(submitted.key, FinishReason.STOP, timings)
             elif index + 1 == spec.max_tokens:
@@ -223,6 +231,7 @@ class FakeWorker:
     def __post_init__(self) -> None:
         self.instance_id = new_instance_id()
         self.watches: list[worker_pb2.WatchRequest] = []
+        self.told: list[worker_pb2.SetRolesRequest | worker_pb2.DrainRequest] = []
         self.submits: list[Submitted] = []
         self.cancels: list[AttemptKey] = []
         self.sessions: list[FakeSession] = []
@@ -313,6 +322,20 @@ class _Status(worker_pb2_grpc.WorkerServiceServicer):
             if not self._worker.silent:
                 yield self._worker.status(number)
             await asyncio.sleep(self._worker.beat)
+
+    async def SetRoles(  # noqa: N802
+        self, request: worker_pb2.SetRolesRequest, context: Any
+    ) -> worker_pb2.SetRolesReply:
+        self._worker.told.append(request)
+        return worker_pb2.SetRolesReply(roles=request.roles, handed_back=2, finishing=1)
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: Any
+    ) -> worker_pb2.DrainReply:
+        self._worker.told.append(request)
+        if request.grace_ms > 10_000:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too long")
+        return worker_pb2.DrainReply(handed_back=3)
 
 
 class _Decode(decode_pb2_grpc.DecodeServiceServicer):

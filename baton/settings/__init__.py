@@ -21,12 +21,15 @@ from baton.settings.gateway import (
     HealthSettings,
     HttpSettings,
     PlacementName,
+    ReasoningFormatName,
     RelaySettings,
+    ToolFormatName,
 )
 from baton.settings.process import (
     ModelSettings,
     ProcessSettings,
     TlsSettings,
+    TracingSettings,
 )
 from baton.settings.up import (
     UpSettings,
@@ -72,9 +75,12 @@ __all__ = [
     "ProcessSettings",
     "Quantize",
     "ReadingSettings",
+    "ReasoningFormatName",
     "RelaySettings",
     "RoleSettings",
     "TlsSettings",
+    "ToolFormatName",
+    "TracingSettings",
     "UpSettings",
     "WorkerRole",
     "WorkerSettings",

@@ -13,12 +13,13 @@ from baton.flags import Placeholder
 from baton.head_limits import HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
-    ModelSettings,
+    GrammarSettings,
     Port,
     ProcessSettings,
     Seconds,
     TlsSettings,
     Tokens,
+    TracingSettings,
     split,
 )
 from baton.tls.names import Party
@@ -27,6 +28,8 @@ Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,
 Origins = Annotated[list[str], BeforeValidator(split), Placeholder("ORIGIN,...")]
 
 CacheScope = Literal["key", "global"]
+ToolFormatName = Literal["auto", "hermes", "llama3"]
+ReasoningFormatName = Literal["auto", "none", "qwen3", "deepseek"]
 PlacementName = Literal["least-queued", "prefix", "two-choices", "affinity", "score"]
 
 
@@ -109,7 +112,51 @@ class AccessSettings(ProcessSettings):
     )
 
 
-class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings):
+class OutputSettings(ProcessSettings):
+    """How a model writes what is more than an answer."""
+
+    section: ClassVar[str] = "output of the model"
+
+    tool_format: ToolFormatName = Field(
+        "auto",
+        description="how the model writes tool calls: hermes (Qwen too) as <tool_call> and JSON, "
+        "llama3 as JSON; auto: as its chat template has them",
+    )
+    reasoning_format: ReasoningFormatName = Field(
+        "auto",
+        description="how it reasons before it answers: qwen3 between <think> and </think>, "
+        "deepseek up to </think>, none; auto: as its chat template has it",
+    )
+
+
+class RepeatSettings(ProcessSettings):
+    """What is kept of answers to requests with an Idempotency-Key."""
+
+    section: ClassVar[str] = "repeated requests"
+
+    idempotency_seconds: Seconds = Field(
+        600.0, description="seconds that an answer is kept for who sends its Idempotency-Key again"
+    )
+    idempotency_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        64 * 2**20, ge=1, description="of all answers kept, bytes; the oldest go first"
+    )
+    idempotency_answers: int = Field(1000, ge=1, description="answers kept for each API key")
+    idempotency_grace: Seconds = Field(
+        10.0,
+        description="seconds that such an answer is generated on after its client has gone, for "
+        "when it comes back",
+    )
+
+
+class FrontSettings(
+    OutputSettings,
+    GrammarSettings,
+    AccessSettings,
+    HttpSettings,
+    RepeatSettings,
+    HealthSettings,
+    TracingSettings,
+):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -164,6 +211,11 @@ class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings)
         False,
         description="have workers that can take either role change it when prompts queue on one "
         "side while the other has room",
+    )
+    live: Literal["auto", "off"] = Field(
+        "auto",
+        description="GET /live tells what happens, without prompts and text: on the admin port "
+        "and, where no API keys are needed, on the public one",
     )
     role_hold: Seconds = Field(
         30.0, description="seconds from one change of roles to the next, with --auto-roles"

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from baton.flags import Placeholder
+from baton.grammar_limits import GrammarLimits
 from baton.liveness import Beat
 from baton.tls.names import Party
 
@@ -67,6 +68,20 @@ class ProcessSettings(BaseSettings):
         return Beat(self.heartbeat_interval, self.heartbeats_missed)
 
 
+class TracingSettings(ProcessSettings):
+    """Where traces go."""
+
+    section: ClassVar[str] = "traces"
+
+    otlp_endpoint: Annotated[str | None, Placeholder("URL")] = Field(
+        None,
+        pattern=r"^https?://",
+        description="send OpenTelemetry traces to this OTLP/gRPC collector, such as "
+        "http://localhost:4317 (https for TLS); by OTEL_EXPORTER_OTLP_ENDPOINT if unset, and the "
+        "other OTEL_* variables; needs the extra otel",
+    )
+
+
 class TlsSettings(ProcessSettings):
     """How processes prove to one another who they are."""
 
@@ -118,3 +133,25 @@ class ModelSettings(ProcessSettings):
     @property
     def served_name(self) -> str:
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+class GrammarSettings(ModelSettings):
+    """What a grammar that holds an answer (a JSON schema, tools, ...) may take up."""
+
+    section: ClassVar[str] = "constrained output"
+
+    max_grammar_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        65_536, ge=64, description="longest grammar: JSON schema, regular expression, tools, bytes"
+    )
+    max_grammar_states: Annotated[int, Placeholder("STATES")] = Field(
+        20_000, ge=100, description="lexer states of a grammar, up to 2 kB each; more are refused"
+    )
+    grammar_cache: int = Field(
+        16, ge=1, description="compiled grammars kept, for requests that bring the same"
+    )
+
+    @property
+    def grammar_limits(self) -> GrammarLimits:
+        return GrammarLimits(
+            bytes=self.max_grammar_bytes, states=self.max_grammar_states, kept=self.grammar_cache
+        )

@@ -11,7 +11,16 @@ from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from baton.flags import Placeholder
 from baton.identity import ROLES
 from baton.membership.source import Source
-from baton.settings.process import Address, ModelSettings, Port, TlsSettings, Tokens, split
+from baton.settings.process import (
+    Address,
+    GrammarSettings,
+    ModelSettings,
+    Port,
+    TlsSettings,
+    Tokens,
+    TracingSettings,
+    split,
+)
 from baton.tls.names import Party
 
 #: Connections that may share one hand-off over grpc.
@@ -157,7 +166,9 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings):
+class WorkerSettings(
+    ComputeSettings, HandoffSettings, GrammarSettings, TlsSettings, TracingSettings
+):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
@@ -166,6 +177,9 @@ class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings):
         "127.0.0.1", description="address to listen on"
     )
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
+        None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
+    )
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )

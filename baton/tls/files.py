@@ -40,7 +40,8 @@ class Files:
     was read goes together, what was read before goes on."""
 
     def __init__(self, certificate: Path, key: Path, authorities: Path, *parties: Party) -> None:
-        """``parties``: what the certificate must name. Raises BadCertificate, OSError."""
+        """``parties``: what the certificate must name; without any, one role of whatever kind.
+        Raises BadCertificate, OSError."""
         self._paths = (certificate, key, authorities)
         self._parties = parties
         self._lock = threading.Lock()  # gRPC asks from threads of its own
@@ -72,14 +73,15 @@ class Files:
     def _read(self, generation: int) -> Material:
         certificate, key, authorities = (path.read_bytes() for path in self._paths)
         names, expires = self._check()
-        named = {name.party: name for name in names}
-        if not named.keys() >= set(self._parties):
-            has = ", ".join(sorted(map(str, names))) or "no role"
-            needs = (f"URI:spiffe://DOMAIN/baton/{party.value}/ID" for party in self._parties)
+        named = {name.party: name for name in sorted(names, key=str)}
+        if not named or not named.keys() >= set(self._parties):
+            has = ", ".join(map(str, named.values())) or "no role"
+            needs = [party.value for party in self._parties] or ["ROLE"]
+            uris = " and ".join(f"URI:spiffe://DOMAIN/baton/{need}/ID" for need in needs)
             raise BadCertificate(
-                f"--tls-cert {self._paths[0]} names {has}; this process needs {' and '.join(needs)}"
+                f"--tls-cert {self._paths[0]} names {has}; this process needs {uris}"
             )
-        own = named[self._parties[0]]
+        own = named[self._parties[0]] if self._parties else next(iter(named.values()))
         return Material(certificate, key, authorities, own, frozenset(named), expires, generation)
 
     def _check(self) -> tuple[frozenset[Name], str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from baton import log as logs
 from baton.configure import load
+from baton.identity import Role
 from baton.kv.heap import keep_freed_memory
 from baton.sampling import SamplingSpec
 from baton.settings import DecodeSettings
@@ -38,6 +39,7 @@ class Ours(Generator):
         self._longest = setup.tokens
         self._events: list[Event] = []
         self._engine = Engine(loaded.runner, loaded.limits, self._events.extend)
+        self._engine.take_roles([Role.DECODE])
         self._live: list[int] = []
         asyncio.run(_fill(loaded.runner))
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.errors import BatonError, InternalError
 from baton.generation import FinishReason
@@ -31,9 +31,14 @@ from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Hold, Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 #: Called on the engine thread, without the lock, with the events of a step (or of one layer).
 Emit = Callable[[Sequence[Event]], None]
+
+#: Called on the engine thread, without the lock, after each step that did not fail: its seconds,
+#: prompt tokens and decodes.
+OnStep = Callable[[float, int, int], None]
 
 #: Steps that may fail in a row before ``Load.failed`` says that this worker is of no use.
 FAILURES_IN_A_ROW = 3
@@ -54,6 +59,8 @@ class Load:
     costs: Costs  #: measured
     failed: bool  #: several steps failed in a row, or the engine itself is broken
     prefill_room: int | None  #: blocks that prompts to be handed over may take; None: any
+    totals: Totals
+    failed_steps: int  #: since start
 
 
 class Engine:
@@ -72,6 +79,7 @@ class Engine:
         settings: SchedulerSettings,
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
+        on_step: OnStep = lambda seconds, prompt_tokens, decodes: None,
     ) -> None:
         """Raises ValueError when ``settings.block_size`` is not the runner's."""
         if settings.block_size != runner.compatibility.block_size:
@@ -82,6 +90,7 @@ class Engine:
         self.runner = runner
         self.settings = settings
         self._emit = emit
+        self._on_step = on_step
         self._clock = clock
         self._pool = BlockPool(runner.num_blocks)
         prefix = PrefixCache(self._pool, settings.block_size, runner.compatibility.layout)
@@ -91,6 +100,7 @@ class Engine:
         self._stopping = False
         self._broken = False
         self._failures = 0  # steps failed in a row
+        self._failed_steps = 0
         self._last_step_s = 0.0
         self._thread: threading.Thread | None = None
 
@@ -170,7 +180,7 @@ class Engine:
         each, so that the one recovery path moves them; sequences that only wait to be handed
         off are left to finish. Returns how many ended."""
         with self._lock:
-            self._scheduler.draining = True
+            self._scheduler.intake.draining = True
             ended = 0 if error is None else self._scheduler.end_all(error)
             self._wake()
             return ended
@@ -178,12 +188,12 @@ class Engine:
     def resume(self) -> None:
         """Take new sequences again after ``drain``."""
         with self._lock:
-            self._scheduler.draining = self._broken
+            self._scheduler.intake.draining = self._broken
 
     def take_roles(self, roles: Collection[Role]) -> None:
         """Refuse new sequences of other roles from now on; live ones stay."""
         with self._lock:
-            self._scheduler.take_roles(roles)
+            self._scheduler.intake.take_roles(roles)
 
     def hand_back(self, role: Role, error: BatonError) -> int:
         """End the live sequences of one role as ``drain`` does; returns how many."""
@@ -203,7 +213,7 @@ class Engine:
     def longest(self) -> int:
         """Tokens of the longest sequence that may come, in the roles taken."""
         with self._lock:
-            return self._scheduler.longest
+            return self._scheduler.intake.longest
 
     def load(self) -> Load:
         with self._lock:
@@ -216,10 +226,12 @@ class Engine:
                 steps=scheduler.steps,
                 last_step_s=self._last_step_s,
                 idle=scheduler.queued_tokens == 0 and scheduler.running == 0,
-                draining=scheduler.draining,
+                draining=scheduler.intake.draining,
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
                 prefill_room=scheduler.prefill_room,
+                totals=replace(scheduler.totals),
+                failed_steps=self._failed_steps,
             )
 
     def cache_changes(self, since: int | None) -> Changes | None:
@@ -281,11 +293,14 @@ class Engine:
                 self._scheduler.commit(outcome)
             else:
                 self._failures += 1
+                self._failed_steps += 1
                 self._scheduler.fail(outcome)
             self._last_step_s = self._clock() - started
             events = self._scheduler.take_events()
         if events:
             self._emit(events)
+        if isinstance(outcome, StepResult):
+            self._on_step(self._last_step_s, *self._scheduler.step_load)
         return True
 
     def _compute(self, plan: StepPlan) -> StepResult | BatonError:
@@ -330,7 +345,7 @@ class Engine:
         failure = InternalError(f"the engine is broken: {error!r}")
         failure.__cause__ = error
         with self._lock:
-            self._broken = self._scheduler.draining = True
+            self._broken = self._scheduler.intake.draining = True
             self._scheduler.end_all(failure)
             events = self._scheduler.take_events()
         self._emit(events)

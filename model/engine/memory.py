@@ -22,7 +22,7 @@ who lives; here is what a sequence's life and end mean for its blocks.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Ids
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
 from model.engine.fork import Forks
 from model.engine.plan import Copy, StepPlan
-from model.engine.sequence import Hold, Sequence, SequenceRequest
+from model.engine.sequence import Hold, Phase, Sequence, SequenceRequest
 
 
 class Table(NamedTuple):
@@ -53,6 +53,7 @@ class Memory:
         self._holds: dict[int, Hold] = {}
         self._forks = Forks(pool)
         self._step_holds: list[list[int]] = []  # tables of sequences that ended in mid-step
+        self._to_publish: deque[Sequence] = deque()  #: of the batch, each with a full block
         self._next_hold_id = 1
         #: Sequences of the batch that wait for a block out of quarantine; the next blocks are
         #: theirs: newcomers could otherwise take every block from under them for ever.
@@ -192,6 +193,20 @@ class Memory:
                 pool.release([blocks[index]])
                 blocks[index] = other
         seq.published = full
+
+    def publish_soon(self, seq: Sequence) -> None:
+        """A decoding sequence has filled a block; nobody waits for it to be published."""
+        self._to_publish.append(seq)
+
+    def publish_some(self, running: int) -> None:
+        """Publish as many of those blocks as ``running`` sequences fill in a step on average:
+        they may fill all in the same one. The rest follows, at the end of its sequence at the
+        latest."""
+        share = running // self._block_size + 1
+        for _ in range(min(len(self._to_publish), share)):
+            seq = self._to_publish.popleft()
+            if seq.phase is Phase.DECODING:
+                self.publish(seq)
 
     def _hash(self, seq: Sequence, full: int) -> None:
         """Make the keys of the first ``full`` blocks."""

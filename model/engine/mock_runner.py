@@ -21,6 +21,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from baton.generation import TokenLogprobs
 from baton.identity import CompatibilityClass
 from baton.kv.transport import Region
 from baton.sampling import SamplingSpec
@@ -67,15 +68,25 @@ class Answers:
 
     def next_id(self, checksum: int, sample: Sample) -> int:
         """The next token: of (checksum of all KV) when greedy, else also of the seed, the
-        position and the choice. Pure."""
+        position and the choice. Pure. Where a grammar holds the answer, one that it allows."""
         spec, generated = sample.spec, len(sample.generated_ids)
         ends = self.length is not None and generated >= max(self.length, spec.min_tokens)
-        if ends and spec.eos_ids and not spec.ignore_eos:
+        if ends and sample.constraint is None and spec.eos_ids and not spec.ignore_eos:
             return spec.eos_ids[0]
         position = len(sample.prompt_ids) + generated
         draw = (0, 0, 0) if spec.greedy else (spec.seed, position, sample.choice_index + 1)
         digest = blake2b(struct.pack("<4Q", checksum, *draw), digest_size=8).digest()
-        return self.low_id + int.from_bytes(digest, "little") % (self.high_id - self.low_id)
+        number = int.from_bytes(digest, "little")
+        if (constraint := sample.constraint) is not None:
+            mask = np.frombuffer(constraint.allowed(sample.generated_ids), dtype=np.uint8)
+            allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+            return int(allowed[number % len(allowed)])
+        return self.low_id + number % (self.high_id - self.low_id)
+
+    def logprobs(self, token_id: int, count: int) -> TokenLogprobs:
+        """Made up from the id alone, exact as float32: the lowest are the most likely. Pure."""
+        top = range(self.low_id, self.high_id)[:count]
+        return TokenLogprobs(-token_id / 64, tuple((i, -i / 64) for i in top))
 
 
 class MockStore:
@@ -181,7 +192,13 @@ class MockRunner:
             for checksum in (self._checksum(part),)
             for seq_id, sample in part.asked
         }
-        return StepResult(plan.step, tokens, compute_s=seconds)
+        logprobs = {
+            seq_id: self._answers.logprobs(tokens[seq_id], sample.spec.logprobs)
+            for part in plan.slices
+            for seq_id, sample in part.asked
+            if sample.spec.logprobs is not None
+        }
+        return StepResult(plan.step, tokens, compute_s=seconds, logprobs=logprobs)
 
     def _rows(self, layer: int) -> Bytes:
         """A view of one layer, [num_blocks, 2 (K and V), block_size, row bytes / 2]."""

@@ -12,11 +12,10 @@ Pure bookkeeping: no thread, no lock, no torch. ``Engine`` serialises all calls;
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 
-from baton.errors import BatonError, Draining, InternalError, Preempted, WorkerFull
+from baton.errors import BatonError, InternalError, Preempted, WorkerFull
 from baton.generation import FinishReason
 from baton.identity import Role
 from model.cache.blocks import BlockPool
@@ -24,6 +23,7 @@ from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
 from model.engine.events import (
+    ChunkComputed,
     Event,
     PrefixShared,
     SequenceFailed,
@@ -31,12 +31,14 @@ from model.engine.events import (
     TokenSampled,
 )
 from model.engine.fork import Stems, first_tokens
+from model.engine.intake import Intake
 from model.engine.memory import Memory
 from model.engine.order import arrival
 from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 
 class Scheduler:
@@ -56,21 +58,20 @@ class Scheduler:
         self.settings = settings
         self.costs = StepCosts()
         self._memory = Memory(pool, prefix, settings.block_size)
+        self.intake = Intake(settings, pool.num_blocks)
         self._clock = clock
         self._live: dict[int, Sequence] = {}
         self._queue = ComputeQueue(settings, self.costs, clock)
         self._decoding: dict[int, Sequence] = {}
         self._stems = Stems()
-        self._to_publish: deque[Sequence] = deque()  # of the batch, each with a block to publish
         self._running: StepPlan | None = None
-        self._running_load = (0, 0)  # its prompt tokens and its decodes
+        self.step_load = (0, 0)  #: prompt tokens and decodes of the step planned last
         self._events: list[Event] = []
         self._next_seq_id = 1
-        self.draining = False
-        self.take_roles(tuple(Role))
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
+        self.totals = Totals()
 
     # -- commands --------------------------------------------------------------------------
 
@@ -78,11 +79,11 @@ class Scheduler:
         """Reserve every block for prompt and generated ids at once: pin those in the prefix cache
         and those that others are computing, take fresh ones for the rest.
 
-        Raises ContextLengthExceeded when it can never fit, WorkerFull when it does not now.
+        Raises WorkerFull when it does not fit now, and what ``Intake.admit`` raises.
         """
         tokens = (*request.prompt_ids, *request.generated_ids)
-        self._admit(request, len(tokens))
-        table = self._memory.reserve(request, tokens)
+        room = self.intake.admit(request, self._live.values())
+        table = self._memory.reserve(request, tokens) if room else None
         if table is None:
             raise self._full(len(tokens))
         border = -(-len(tokens) // self.settings.block_size)
@@ -102,6 +103,7 @@ class Scheduler:
             spare=table.blocks[border:],
         )
         self._next_seq_id += 1
+        self.totals.cache_hits += seq.cached
         if request.more_choices:
             self._next_seq_id = self._stems.name(seq, self._next_seq_id)
         self._live[seq.seq_id] = seq
@@ -183,12 +185,6 @@ class Scheduler:
         if seq is not None and seq.phase is Phase.PREFILLING:
             self._queue.lag(seq, behind)
 
-    def take_roles(self, roles: Collection[Role]) -> None:
-        """Refuse new sequences of other roles. Each of both has its share of the memory."""
-        self._roles = frozenset(roles)
-        both = len(self._roles) > 1
-        self._limits = self.settings if both else replace(self.settings, keep_blocks=None)
-
     def end_all(self, error: BatonError, roles: Collection[Role] = tuple(Role)) -> int:
         """End every sequence of ``roles`` that is not KEPT with ``error``; how many there were. A
         kept one needs no more compute, and its hand-off may finish."""
@@ -219,7 +215,7 @@ class Scheduler:
         ]
         self._catch_up()
         chunks = self._queue.chunks(len(slices))
-        self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
+        self.step_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
         plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
@@ -230,10 +226,12 @@ class Scheduler:
         """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
         plan = self._finish_step()
         self.compute_s += result.compute_s
-        self.costs.observe(*self._running_load, result.compute_s)
-        self.computed_tokens += sum(self._running_load)
+        self.costs.observe(*self.step_load, result.compute_s)
+        self.computed_tokens += sum(self.step_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
+        told = result.logprobs.get
+        self.totals.generated += len(tokens)
         for part in plan.slices:
             seq_id = part.seq_id
             seq = live.get(seq_id)
@@ -248,25 +246,29 @@ class Scheduler:
             first = seq.phase is prefilling
             if first:
                 self._queue.computed(seq, len(part.token_ids))
+                self.totals.prompt += len(part.token_ids)
                 self._memory.advance(seq)
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
             else:
                 seq.computed += 1
                 if seq.computed % size == 0:
-                    self._to_publish.append(seq)
+                    self._memory.publish_soon(seq)
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
+                elif seq.request.tell:
+                    emit(ChunkComputed(seq_id, seq.computed))
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
-            emit(TokenSampled(seq_id, token, len(seq.generated_ids) - 1, finish, timings))
+            index = len(seq.generated_ids) - 1
+            emit(TokenSampled(seq_id, token, index, finish, timings, told(seq_id)))
             if first:
                 self._leave_queue(seq, finish)
             elif finish is not None:
                 self._end(seq)
-        self._publish_some()
+        self._memory.publish_some(len(self._decoding))
 
     def fail(self, error: BatonError) -> None:
         """The running step came to nothing: every sequence in it ends with ``error``."""
@@ -282,16 +284,6 @@ class Scheduler:
         self.steps += 1
         self._memory.step_ended()
         return plan
-
-    def _publish_some(self) -> None:
-        """Publish full blocks of the batch, as many as it fills in a step on average: it may fill
-        all of them in the same one, and nobody waits for them. The rest follows, at the end of
-        its sequence at the latest."""
-        share = len(self._decoding) // self.settings.block_size + 1
-        for _ in range(min(len(self._to_publish), share)):
-            seq = self._to_publish.popleft()
-            if seq.phase is Phase.DECODING:
-                self._memory.publish(seq)
 
     def _leave_queue(self, seq: Sequence, finish: FinishReason | None) -> None:
         """The prompt is computed: hand it off, decode it, or end it."""
@@ -367,16 +359,6 @@ class Scheduler:
 
     # -- memory ----------------------------------------------------------------------------
 
-    def _admit(self, request: SequenceRequest, tokens: int) -> None:
-        """Raise unless ``request``, of ``tokens`` prompt and generated ids, may be tried."""
-        if self.draining:
-            raise Draining("this worker is leaving and takes no new sequences")
-        if request.role not in self._roles:
-            raise Draining(f"this worker does not {request.role.value} now")
-        self._limits.require_fits(request, self._memory.num_blocks)
-        if not self._limits.has_room(request, self._live.values()):
-            raise self._full(tokens)
-
     def _full(self, tokens: int) -> WorkerFull:
         free = self._memory.free_tokens
         return WorkerFull(f"{tokens} tokens need room, but only {free} tokens' blocks are free")
@@ -396,6 +378,7 @@ class Scheduler:
                     memory.sitting_out += 1
                     break
                 self._end(last, SequencePreempted(last.seq_id))
+                self.totals.preemptions += 1
 
     # -- the books -------------------------------------------------------------------------
 
@@ -409,14 +392,9 @@ class Scheduler:
         return sum(seq.request.role is role for seq in self._live.values())
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that may come, in the roles taken."""
-        return self._limits.longest(self._memory.num_blocks)
-
-    @property
     def prefill_room(self) -> int | None:
         """Blocks that ``keep`` sequences may still take; None where they have no quota."""
-        return self._limits.keep_room(self._live.values())
+        return self.intake.prefill_room(self._live.values())
 
     @property
     def running(self) -> int:

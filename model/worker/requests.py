@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from baton import wire
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.generation import Generation
+from baton.grammars import Constraint
 from baton.v1 import common_pb2
 from model.engine.sequence import SequenceRequest
 
@@ -29,12 +30,15 @@ def from_wire(message: common_pb2.Generation, max_model_len: int) -> Generation:
 def to_sequence(
     generation: Generation,
     vocab_size: int,
+    constraint: Constraint | None = None,
     *,
     prefix_cache: bool,
     keep: bool = False,
     receive: bool = False,
+    tell: bool = False,
 ) -> SequenceRequest:
     """``keep``: compute and hand off; ``receive``: KV comes from elsewhere; neither: all here.
+    ``tell``: say how far the prompt is.
     Without ``prefix_cache`` the request finds nobody's blocks, and nobody finds its own.
 
     Raises InvalidRequest for token ids outside the vocabulary, an empty prompt, or when nothing
@@ -56,6 +60,8 @@ def to_sequence(
         keep=keep,
         export=keep,
         receive=receive,
+        constraint=constraint,
+        tell=tell,
     )
 
 

@@ -20,11 +20,12 @@ from baton.identity import Role
 from baton.sampling import SamplingSpec
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
-from model.engine.events import SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.events import ChunkComputed, SequenceFailed, SequencePreempted, TokenSampled
 from model.engine.plan import StepPlan, StepResult
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 SIZE = 4
 TOKEN = 7
@@ -79,6 +80,19 @@ def test_a_prompt_runs_in_chunks_and_samples_at_its_end() -> None:
         [(seq, 8, 10, True)],
         [(seq, 10, 11, True)],
     ]
+
+
+def test_chunks_are_told_of_where_somebody_asked_and_all_tokens_counted() -> None:
+    bench = Bench()
+    prompt = tuple(range(10, 20))
+    for tell in (True, False):
+        seq = bench.submit(prompt, most=2, tell=tell)
+        while bench.step().slices:
+            pass
+        told = [e.end for e in bench.take_events() if isinstance(e, ChunkComputed)]
+        assert told == ([4, 8] if tell else []), seq
+    # The second found two blocks, and computed the rest.
+    assert bench.totals == Totals(cache_hits=8, prompt=10 + 2, generated=4)
 
 
 def test_decodes_go_first_and_prompts_share_the_rest_first_come() -> None:
@@ -244,7 +258,7 @@ def test_draining_refuses_and_hands_back() -> None:
     running, kept = bench.submit(2), bench.submit(2, keep=True)
     bench.step()
     bench.take_events()
-    bench.draining = True
+    bench.intake.draining = True
     with pytest.raises(Draining):
         bench.submit(1)
     assert bench.end_all(Draining("leaving")) == 1
@@ -262,7 +276,7 @@ def test_a_worker_of_both_roles_has_a_quota_for_each() -> None:
         bench.submit(13, most=8)
     with pytest.raises(ContextLengthExceeded, match=r"room for 32"):
         bench.submit(33, keep=True)
-    assert bench.longest == 12 and bench.prefill_room == 3
+    assert bench.intake.longest == 12 and bench.prefill_room == 3
     bench.submit(9, keep=True)
     with pytest.raises(WorkerFull):
         bench.submit(1, keep=True)
@@ -272,16 +286,16 @@ def test_a_worker_of_both_roles_has_a_quota_for_each() -> None:
 
 def test_roles_come_and_go_with_their_quota() -> None:
     bench = Bench(num_blocks=8, keep_blocks=3)
-    bench.take_roles([Role.DECODE])
+    bench.intake.take_roles([Role.DECODE])
     with pytest.raises(Draining, match="does not prefill now"):
         bench.submit(1, keep=True)
     decoding = bench.submit(20, most=8)
-    assert bench.longest == 32 and bench.prefill_room is None
-    bench.take_roles(tuple(Role))
+    assert bench.intake.longest == 32 and bench.prefill_room is None
+    bench.intake.take_roles(tuple(Role))
     kept = bench.submit(8, keep=True)
     with pytest.raises(WorkerFull):
         bench.submit(8, keep=True)
-    bench.take_roles([Role.PREFILL])
+    bench.intake.take_roles([Role.PREFILL])
     with pytest.raises(Draining, match="does not decode now"):
         bench.submit(1)
     assert bench.live_of(Role.DECODE) == bench.live_of(Role.PREFILL) == 1, "what runs stays"
@@ -412,7 +426,7 @@ def test_the_youngest_makes_room_and_its_blocks_stay_cached() -> None:
     bench.step()  # both take their second block: the pool is used up
     for _ in range(4):
         bench.step()
-    assert preempted(bench) == [young]
+    assert preempted(bench) == [young] and bench.totals.preemptions == 1
     assert bench.pool.counts().owned == 3 and bench.pool.counts().cached == 1
     while bench.step().slices:
         pass
