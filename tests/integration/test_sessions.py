@@ -93,7 +93,7 @@ async def test_a_gateway_that_does_not_read_loses_its_session() -> None:
             for i in range(8)
         ]
         # Not before they run: there is nothing to settle until then, and who reads loses nothing.
-        await eventually(lambda: bool(c.decode[0].runtime.census.calls))
+        await eventually(lambda: c.decode[0].runtime.engine.load().steps > 0)
         await c.settle(20)
         s.reading.set()
         async with asyncio.timeout(20):
