@@ -53,7 +53,7 @@ T = TypeVar("T")
 PATIENCE = 30.0
 #: Seconds for which a stream is left open, so that what was asked for begins.
 OPEN = 0.02
-STATUSES = {grpc.StatusCode.OK, *(error.grpc_code for error in TABLE.values())}
+STATUSES = {grpc.StatusCode.OK, *(grpc.StatusCode[error.grpc_status] for error in TABLE.values())}
 
 
 @dataclass
