@@ -23,6 +23,7 @@ class Command:
 
 COMMANDS = {
     "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
+    "top": Command("baton.cli.top", "watch a fleet on the terminal, and steer it"),
     "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
     "certs": Command("baton.cli.certs", "make a certificate for trying TLS out"),
     "role": Command("baton.cli.workers", "have a worker prefill, decode or do both", "role"),

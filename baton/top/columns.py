@@ -1,0 +1,274 @@
+"""A worker or a stream as the cells of a row, and by what rows are ordered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+from rich.text import Text
+
+from baton.live import Blocks
+from baton.top.fleet import View
+from baton.top.palette import Palette
+from baton.top.streams import Stream
+
+R = TypeVar("R")
+Order: TypeAlias = "tuple[float, str]"
+
+_BAR = 6  #: cells
+_UNITS = ("", "k", "M", "G", "T")
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[R]):
+    """One column of a table."""
+
+    title: str
+    width: int  #: cells
+    cell: Callable[[R, Palette], Text]
+    order: Callable[[R], Order]  #: what comes first is smallest
+    from_width: int = 0  #: of the terminal; on a narrower one it is left out
+
+
+def fitting(columns: Sequence[Column[R]], width: int) -> list[Column[R]]:
+    """Those that a terminal of this width has room for."""
+    return [column for column in columns if width >= column.from_width]
+
+
+def matches(text: str, *words: str | None) -> bool:
+    """Whether one of the words has ``text`` in it, in upper or lower case."""
+    wanted = text.casefold()
+    return any(wanted in word.casefold() for word in words if word)
+
+
+def short(count: float) -> str:
+    """A count in at most five characters: 812, 9,812, 98.1k, 1.2M."""
+    if count < 10_000:
+        return f"{count:,.0f}"
+    unit = 0
+    while count >= 999.95 and unit < len(_UNITS) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.1f}{_UNITS[unit]}"
+
+
+def milliseconds(value: float | None) -> str:
+    """In at most seven characters; a dash where nothing is known."""
+    if value is None:
+        return "-"
+    if value >= 10_000:
+        return f"{value / 1000:.1f} s"
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"
+
+
+def seconds(value: float) -> str:
+    """In at most six characters: 4.2s, 73s, 12m05, 3h20."""
+    if value < 10:
+        return f"{value:.1f}s"
+    if value < 100:
+        return f"{value:.0f}s"
+    minutes, left = divmod(int(value), 60)
+    if minutes < 60:
+        return f"{minutes}m{left:02}"
+    return f"{minutes // 60}h{minutes % 60:02}"
+
+
+def bar(blocks: Blocks, palette: Palette) -> Text:
+    """How full a cache is: in use, kept for the next, and the share in use (with quarantined)."""
+    used = blocks.owned + blocks.quarantined
+    whole = used + blocks.cached + blocks.free
+    if not whole:
+        return _text("-", palette.faint)
+    share = used / whole
+    full = round(_BAR * share)
+    kept = round(_BAR * (used + blocks.cached) / whole) - full
+    style = palette.bad if share > 0.95 else palette.warn if share > 0.8 else palette.good
+    return Text.assemble(
+        ("█" * full, style),
+        ("▒" * kept, palette.faint),
+        ("·" * (_BAR - full - kept), palette.faint),
+        f"{100 * share:4.0f}%",
+    )
+
+
+def state(view: View, palette: Palette) -> Text:
+    """In a word, the worst first."""
+    worker = view.worker
+    if not view.heard:
+        return _text("unheard", palette.faint)
+    if view.state not in ("healthy", "connecting"):
+        return _text(view.state.upper(), palette.bad)
+    if worker.draining:
+        return _text("draining", palette.warn)
+    if worker.breaker != "closed":
+        return _text(f"tripped: {worker.breaker}", palette.warn)
+    if view.slow:
+        return _text(f" SLOW x{view.times:.1f} ", palette.badge)
+    return _text(view.state, palette.good if view.state == "healthy" else palette.warn)
+
+
+def _text(text: str, style: str = "") -> Text:
+    # A line of a table is a line: what came over the network does not break it.
+    return Text(text.replace("\n", " "), style, no_wrap=True, overflow="ellipsis")
+
+
+def _number(text: str, style: str = "") -> Text:
+    return Text(text, style, justify="right", no_wrap=True)
+
+
+def _role(view: View, palette: Palette) -> Text:
+    own = " +own" if view.worker.local_prefill and view.role == "decode" else ""
+    return _text(f"{view.role or '?'}{own}", palette.role(view.role))
+
+
+def _step(view: View, palette: Palette) -> Text:
+    took = view.step_ms if view.step_ms is not None else view.worker.last_step_ms
+    style = palette.badge if view.slow else palette.faint if view.step_ms is None else ""
+    return _number(f"{took:,.1f}" if took else "-", style)
+
+
+def _rate(view: View) -> float:
+    """Tokens per second that it computes, of prompts or answers."""
+    return view.worker.tokens_per_s + view.worker.prompt_tokens_per_s
+
+
+def _running(view: View) -> str:
+    most = view.worker.max_running
+    return f"{view.worker.running}/{most}" if most else str(view.worker.running)
+
+
+def _free(view: View) -> float:
+    blocks = view.worker.blocks
+    whole = blocks.free + blocks.cached + blocks.owned + blocks.quarantined
+    return (blocks.owned + blocks.quarantined) / whole if whole else 0.0
+
+
+def _hits(view: View) -> float:
+    found = view.worker.cache_hit_tokens
+    asked = found + view.worker.prompt_tokens
+    return found / asked if asked else 0.0
+
+
+def by_trouble(view: View) -> Order:
+    """What needs a look first; then by what it does and where it is."""
+    return -view.trouble, f"{_ROLES.get(view.role, 9)} {view.worker.address}"
+
+
+_ROLES = {"prefill": 0, "both": 1, "decode": 2}
+
+WORKERS: Sequence[Column[View]] = (
+    Column("worker", 8, lambda v, p: _text(v.name, "bold"), lambda v: (0, v.name)),
+    Column("role", 12, _role, lambda v: (_ROLES.get(v.role, 9), v.role)),
+    Column("state", 11, state, by_trouble),
+    Column(
+        "queued",
+        6,
+        lambda v, p: _number(short(v.worker.queued_tokens)),
+        lambda v: (-v.worker.queued_tokens, v.key),
+    ),
+    Column("running", 7, lambda v, p: _number(_running(v)), lambda v: (-v.worker.running, v.key)),
+    Column("KV in use", 11, lambda v, p: bar(v.worker.blocks, p), lambda v: (-_free(v), v.key)),
+    Column("tok/s", 6, lambda v, p: _number(short(_rate(v))), lambda v: (-_rate(v), v.key)),
+    Column("step ms", 7, _step, lambda v: (-(v.step_ms or 0.0), v.key)),
+    Column(
+        "hits",
+        5,
+        lambda v, p: _number(f"{100 * _hits(v):.0f}%"),
+        lambda v: (-_hits(v), v.key),
+        from_width=92,
+    ),
+    Column(
+        "waiting",
+        7,
+        lambda v, p: _number(str(v.worker.waiting)),
+        lambda v: (-v.worker.waiting, v.key),
+        from_width=102,
+    ),
+    Column(
+        "address",
+        22,
+        lambda v, p: _text(v.worker.address, p.faint),
+        lambda v: (0, v.worker.address),
+        from_width=126,
+    ),
+)
+
+
+def _phase(stream: Stream, palette: Palette) -> Text:
+    words = {"kv": "KV over", "again": "again"}
+    style = {
+        "queued": palette.warn,
+        "again": palette.bad,
+        "prefill": palette.prefill,
+        "kv": palette.both,
+        "decode": palette.decode,
+    }.get(stream.phase, palette.faint)
+    share = "" if stream.share is None else f" {100 * stream.share:.0f}%"
+    return _text(f"{words.get(stream.phase, stream.phase)}{share}", style)
+
+
+def _where(stream: Stream, palette: Palette) -> Text:
+    if stream.decode is None:
+        return _text("-", palette.faint)
+    prefill = stream.prefill or "itself"
+    style = palette.prefill if stream.prefill else palette.faint
+    return Text.assemble(
+        (prefill, style), (" > ", palette.faint), (stream.decode, palette.decode), no_wrap=True
+    )
+
+
+def streams(age: Callable[[Stream], float]) -> Sequence[Column[Stream]]:
+    """``age``: seconds since a stream arrived."""
+    return (
+        Column("stream", 8, lambda s, p: _text(s.name, "bold"), lambda s: (0, s.request)),
+        Column("phase", 12, _phase, lambda s: (_PHASES.get(s.phase, 9), s.request)),
+        Column(
+            "prompt",
+            6,
+            lambda s, p: _number(short(s.prompt_tokens)),
+            lambda s: (-s.prompt_tokens, s.request),
+        ),
+        Column(
+            "tokens",
+            11,
+            lambda s, p: _number(f"{short(s.tokens)}/{short(s.max_tokens * s.choices)}"),
+            lambda s: (-s.tokens, s.request),
+        ),
+        Column(
+            "TTFT",
+            7,
+            lambda s, p: _number(milliseconds(s.ttft_ms)),
+            lambda s: (-(s.ttft_ms or 0.0), s.request),
+        ),
+        Column(
+            "prefill > decode",
+            19,
+            _where,
+            lambda s: (0, f"{s.decode} {s.prefill}"),
+        ),
+        Column("age", 6, lambda s, p: _number(seconds(age(s))), lambda s: (-age(s), s.request)),
+        Column(
+            "tok/s",
+            6,
+            lambda s, p: _number(f"{s.tokens_per_s:.1f}" if s.rates else "-"),
+            lambda s: (-s.tokens_per_s, s.request),
+            from_width=92,
+        ),
+        Column(
+            "attempt",
+            7,
+            lambda s, p: _number(str(s.attempt + 1), p.warn if s.attempt else p.faint),
+            lambda s: (-s.attempt, s.request),
+            from_width=102,
+        ),
+        Column(
+            "gateway",
+            22,
+            lambda s, p: _text(s.gateway, p.faint),
+            lambda s: (0, s.gateway),
+            from_width=126,
+        ),
+    )
+
+
+_PHASES = {"again": 0, "queued": 1, "prefill": 2, "kv": 3, "decode": 4}
