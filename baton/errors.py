@@ -14,6 +14,7 @@
         HeadTimeout             408  the HTTP head did not arrive in time
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
         HeadTooLarge            431  the HTTP head is over the limit, in bytes or header fields
+        AnswerFinished          400  an answer that is to be gone on with has ended; says how
       CapacityError           nothing is wrong but there is no room; says when to come again
         QueueFull               429  the gateway's admission queue is full
         DeadlineOutOfReach      429  too much is ahead for the first token to come in time
@@ -29,19 +30,23 @@
         RelayRefused            502  a relay does not know the worker, or has no room
         HandoffFailed           502  KV with a gap, overlap, duplicate or short block
         IncompatiblePeer        502  protocol version or compatibility class differ; names both
+        GatewayLost             502  said by clients: no gateway answers, or one died in mid-answer
       DeadlineExceeded        504  a phase's deadline passed; names the phase
       ClientGone              499  the client closed the connection
       InternalError           500  a defect of ours
 
 ``retryable`` means: the gateway may place the request again as attempt k+1 (the one recovery
 path); it says nothing about whether a client should ask again.
+
+Clients have the same classes, without gRPC: it is imported where a server asks for its code.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 
 class BatonError(Exception):
@@ -49,13 +54,21 @@ class BatonError(Exception):
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
-    grpc_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    grpc_status: ClassVar[str] = "INTERNAL"  #: the name of a status code
     retryable: ClassVar[bool] = False
+    #: Attributes, with defaults, that travel in an HTTP body beside the message.
+    details: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+
+    @property
+    def grpc_code(self) -> grpc.StatusCode:
+        from grpc import StatusCode
+
+        return StatusCode[self.grpc_status]
 
     def to_openai(self) -> dict[str, Any]:
         """The body of an HTTP error, and the data of an SSE error event (OpenAI's error shape)."""
@@ -66,6 +79,7 @@ class BatonError(Exception):
                 "type": kind,
                 "param": self.param,
                 "code": self.code,
+                **{name: getattr(self, name) for name in self.details},
             }
         }
 
@@ -73,7 +87,7 @@ class BatonError(Exception):
 class RequestError(BatonError):
     code = "invalid_request"
     http_status = 400
-    grpc_code = grpc.StatusCode.INVALID_ARGUMENT
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class InvalidRequest(RequestError):
@@ -86,43 +100,43 @@ class UnsupportedParameter(RequestError):
 
 class ContextLengthExceeded(RequestError):
     code = "context_length_exceeded"
-    grpc_code = grpc.StatusCode.OUT_OF_RANGE
+    grpc_status = "OUT_OF_RANGE"
 
 
 class InvalidApiKey(RequestError):
     code = "invalid_api_key"
     http_status = 401
-    grpc_code = grpc.StatusCode.UNAUTHENTICATED
+    grpc_status = "UNAUTHENTICATED"
 
 
 class ModelNotFound(RequestError):
     code = "model_not_found"
     http_status = 404
-    grpc_code = grpc.StatusCode.NOT_FOUND
+    grpc_status = "NOT_FOUND"
 
 
 class RouteNotFound(RequestError):
     code = "route_not_found"
     http_status = 404
-    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+    grpc_status = "UNIMPLEMENTED"
 
 
 class MethodNotAllowed(RequestError):
     code = "method_not_allowed"
     http_status = 405
-    grpc_code = grpc.StatusCode.UNIMPLEMENTED
+    grpc_status = "UNIMPLEMENTED"
 
 
 class BodyTimeout(RequestError):
     code = "body_timeout"
     http_status = 408
-    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class HeadTimeout(RequestError):
     code = "head_timeout"
     http_status = 408
-    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class HeadTooLarge(RequestError):
@@ -138,20 +152,31 @@ class BodyTooLarge(RequestError):
 class KvOverflow(RequestError):
     code = "kv_overflow"
     http_status = 422
-    grpc_code = grpc.StatusCode.OUT_OF_RANGE
+    grpc_status = "OUT_OF_RANGE"
+
+
+class AnswerFinished(RequestError):
+    code = "answer_finished"
+    details = ("finish_reason",)
+    finish_reason = ""  #: as the answer would have had it
+
+    def __init__(self, message: str, *, finish_reason: str, param: str) -> None:
+        super().__init__(message, param=param)
+        self.finish_reason = finish_reason
 
 
 class CapacityError(BatonError):
     code = "no_capacity"
     http_status = 503
-    grpc_code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    grpc_status = "RESOURCE_EXHAUSTED"
     retryable = True
+    details = ("retry_after",)
     retry_after: float = 1.0  #: seconds after which a client may come again; a guess if not given
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(message)
         if retry_after is not None:
-            self.retry_after = retry_after
+            self.retry_after = float(retry_after)
 
 
 class QueueFull(CapacityError):
@@ -174,7 +199,7 @@ class RateLimited(CapacityError):
 
 class NoWorker(CapacityError):
     code = "no_worker"
-    grpc_code = grpc.StatusCode.UNAVAILABLE
+    grpc_status = "UNAVAILABLE"
 
 
 class WorkerFull(CapacityError):
@@ -187,18 +212,18 @@ class PrefillFull(WorkerFull):
 
 class Draining(CapacityError):
     code = "draining"
-    grpc_code = grpc.StatusCode.UNAVAILABLE
+    grpc_status = "UNAVAILABLE"
 
 
 class Preempted(CapacityError):
     code = "preempted"
-    grpc_code = grpc.StatusCode.ABORTED
+    grpc_status = "ABORTED"
 
 
 class PeerError(BatonError):
     code = "peer_error"
     http_status = 502
-    grpc_code = grpc.StatusCode.UNAVAILABLE
+    grpc_status = "UNAVAILABLE"
     retryable = True
 
 
@@ -212,23 +237,28 @@ class DecodeLost(PeerError):
 
 class RelayRefused(PeerError):
     code = "relay_refused"
-    grpc_code = grpc.StatusCode.FAILED_PRECONDITION  # UNAVAILABLE is a relay that does not answer
+    grpc_status = "FAILED_PRECONDITION"  # UNAVAILABLE is a relay that does not answer
 
 
 class HandoffFailed(PeerError):
     code = "handoff_failed"
-    grpc_code = grpc.StatusCode.DATA_LOSS
+    grpc_status = "DATA_LOSS"
 
 
 class IncompatiblePeer(PeerError):
     code = "incompatible_peer"
-    grpc_code = grpc.StatusCode.FAILED_PRECONDITION
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class GatewayLost(PeerError):
+    code = "gateway_lost"
 
 
 class DeadlineExceeded(BatonError):
     code = "deadline_exceeded"
     http_status = 504
-    grpc_code = grpc.StatusCode.DEADLINE_EXCEEDED
+    grpc_status = "DEADLINE_EXCEEDED"
+    details = ("phase",)
     phase = ""  #: empty when a peer reported it: only its message says which
 
     def __init__(self, phase: str, seconds: float) -> None:
@@ -239,7 +269,7 @@ class DeadlineExceeded(BatonError):
 class ClientGone(BatonError):
     code = "client_gone"
     http_status = 499
-    grpc_code = grpc.StatusCode.CANCELLED
+    grpc_status = "CANCELLED"
 
 
 class InternalError(BatonError):
@@ -253,17 +283,32 @@ def _leaves(cls: type[BatonError]) -> list[type[BatonError]]:
     return found
 
 
-#: code -> class; the first class of a code wins, so InvalidRequest is rendered as its parent.
-TABLE: dict[str, type[BatonError]] = {}
-for _cls in _leaves(BatonError):
-    TABLE.setdefault(_cls.code, _cls)
+#: code -> class; of a class and its parent with one code, the class.
+TABLE: dict[str, type[BatonError]] = {cls.code: cls for cls in _leaves(BatonError)}
 
 
 def from_code(code: str, message: str) -> BatonError:
     """Rebuild an error that arrived over the wire; an unknown code becomes InternalError."""
     cls = TABLE.get(code, InternalError)
-    if cls is BatonError:
-        cls = InternalError
     error = cls.__new__(cls)
     BatonError.__init__(error, message)
+    return error
+
+
+def from_openai(body: object) -> BatonError:
+    """Rebuild an error from the body of an HTTP error or the data of an SSE error event.
+
+    Raises ValueError for anything else.
+    """
+    match body:
+        case {"error": {"code": str(code), "message": str(message)} as said}:
+            error = from_code(code, message)
+        case _:
+            raise ValueError(f"not an error of Baton's: {body!r}")
+    if isinstance(param := said.get("param"), str):
+        error.param = param
+    for name in error.details:
+        value = said.get(name)
+        if isinstance(value, type(getattr(error, name))):
+            setattr(error, name, value)
     return error

@@ -35,6 +35,7 @@ class SamplingSpec:
     min_tokens: int = 0  #: end-of-sequence ids are masked until so many are generated
     ignore_eos: bool = False
     eos_ids: tuple[int, ...] = ()  #: ids that end the sequence (counted, not shown)
+    grammar: str = ""  #: holds the output, see ``baton.grammars``; empty is free
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)

@@ -102,14 +102,16 @@ def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:
         min_tokens=spec.min_tokens,
         ignore_eos=spec.ignore_eos,
         eos_ids=spec.eos_ids,
+        grammar=common_pb2.Grammar(llguidance=spec.grammar) if spec.grammar else None,
     )
 
 
 def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
     """Raises InvalidRequest out of range, UnsupportedParameter for what this build cannot do."""
-    for name in ("logprobs", "grammar"):
-        if message.HasField(name):
-            raise UnsupportedParameter(f"{name} is not supported by this worker", param=name)
+    if message.HasField("logprobs"):
+        raise UnsupportedParameter("logprobs is not supported by this worker", param="logprobs")
+    if message.HasField("grammar") and not message.grammar.llguidance:
+        raise UnsupportedParameter("grammar is of a kind unknown to this worker", param="grammar")
     return SamplingSpec(
         temperature=message.temperature,
         top_k=message.top_k,
@@ -124,6 +126,7 @@ def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
         min_tokens=message.min_tokens,
         ignore_eos=message.ignore_eos,
         eos_ids=tuple(message.eos_ids),
+        grammar=message.grammar.llguidance,
     )
 
 

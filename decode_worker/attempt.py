@@ -66,9 +66,10 @@ class Attempts:
         """
         if target is not None and target.instance_id == self._runtime.identity.instance_id:
             target = None  # a worker of both roles hands nothing over to itself
+        constraint = await self._runtime.constraint(generation)
         receive = self._chooser.receives(target)
         tell = report is not None
-        with self._runtime.sequence(generation, receive=receive, tell=tell) as sequence:
+        with self._runtime.sequence(generation, constraint, receive=receive, tell=tell) as sequence:
             for choice, own in zip(choices, sequence.choices, strict=True):
                 choice.join(own)
             stays = self._chooser.stays(target, sequence.reservation)
@@ -119,6 +120,7 @@ class Attempts:
         async with within("prefill", generation.deadlines.prefill):
             first = await sequence.first
         if first.timings is not None:
+            self._runtime.metrics.prefilled(first.timings)
             spans.prefill_here(span, since, first.timings)
             if report is not None:
                 report.complete(phases(first.timings))

@@ -59,7 +59,7 @@ class Handing:
 
     def complete(self, timings: Timings, going_on: Iterable[Choice]) -> None:
         """All KV is here, and ``going_on`` have joined the batch."""
-        self.counted.complete(timings.transfer)
+        self.counted.complete(timings.transfer, timings.transfer_tail)
         if self.report is not None:
             self.report.complete(timings)
         spans.generate(self.span, time.monotonic(), going_on)

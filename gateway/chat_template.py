@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baton.errors import InvalidRequest
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 class ChatTemplate:
@@ -21,6 +22,9 @@ class ChatTemplate:
     Raises ``jinja2.TemplateSyntaxError`` when made from a broken template.
     """
 
+    #: Arguments that come from elsewhere in a request.
+    OURS: ClassVar = frozenset({"messages", "add_generation_prompt", "tools", "documents"})
+
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -28,11 +32,23 @@ class ChatTemplate:
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _strftime_now
+        self.source = source
         self._template = environment.from_string(source)
+        self._known = jinja2.meta.find_undeclared_variables(environment.parse(source))
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt, up to where the answer begins.
+    def knows(self, name: str) -> bool:
+        """Whether it looks at an argument of that name."""
+        return name in self._known and name not in self._special_tokens
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt, up to where the answer begins. ``arguments`` are the template's own, none
+        of ``OURS``.
 
         Raises InvalidRequest with the template's own words when it refuses the messages.
         """
@@ -40,9 +56,10 @@ class ChatTemplate:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=True,
-                tools=None,
+                tools=tools,
                 documents=None,
                 **self._special_tokens,
+                **(arguments or {}),
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise InvalidRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -23,6 +24,11 @@ class Vocabulary:
     special_ids: frozenset[int]  #: never shown
     byte_ids: frozenset[int]  #: byte fallback: a run of them is decoded as one
     longest: int  #: characters of the longest token
+
+    def specials(self, texts: Iterable[str]) -> dict[int, str]:
+        """Those of ``texts`` that are special tokens, by their ids."""
+        ids = {self.tokenizer.token_to_id(text): text for text in texts}
+        return {i: text for i, text in ids.items() if i is not None and i in self.special_ids}
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:

@@ -129,7 +129,7 @@ class Generation:
         )
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
-        """Of each choice. Raises InvalidRequest: see Transcript."""
+        """Of each choice. Raises AnswerFinished: see Transcript."""
 
         def begin() -> dict[int, Transcript]:
             return {

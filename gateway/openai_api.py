@@ -14,6 +14,7 @@ from typing import Any
 
 from baton.errors import BatonError
 from gateway.requests import ValidRequest
+from gateway.tool_calls import CallDelta
 from gateway.transcript import Finish, Piece
 
 DONE = b"data: [DONE]\n\n"
@@ -79,12 +80,28 @@ def _choice(request: ValidRequest, index: int, pieces: list[Piece]) -> dict[str,
         "logprobs": None,
     }
     if request.kind == "chat":
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        choice["message"] = _message(text, pieces)
     else:
         choice["text"] = text
     if request.return_token_ids:
         choice["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
     return choice
+
+
+def _message(text: str, pieces: list[Piece]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if reasoning := "".join(piece.reasoning for piece in pieces):
+        message["reasoning_content"] = reasoning
+    calls: list[dict[str, Any]] = []
+    for delta in (delta for piece in pieces for delta in piece.calls):
+        if delta.id:
+            function = {"name": delta.name, "arguments": ""}
+            calls.append({"id": delta.id, "type": "function", "function": function})
+        calls[delta.index]["function"]["arguments"] += delta.arguments
+    if calls:
+        message["tool_calls"] = calls
+        message["content"] = text or None
+    return message
 
 
 class Chunks:
@@ -122,6 +139,9 @@ class Chunks:
         ids = ""
         if self._request.return_token_ids and piece.token_ids:
             ids = f'"token_ids":{piece.token_ids},'
+        if piece.reasoning or piece.calls:
+            delta = _compact(_delta(piece))
+            return f'{self._before[piece.choice]}{ids}"delta":{delta}}}]}}\n\n'.encode()
         if not piece.text and not ids:
             return b""
         text = json.dumps(piece.text)
@@ -141,6 +161,25 @@ class Chunks:
         if self._request.include_usage:
             extra = {"usage": usage.rendered(), **extra}
         return (_event({**self._head, "choices": [], **extra}) if extra else b"") + DONE
+
+
+def _delta(piece: Piece) -> dict[str, Any]:
+    """What is more than text."""
+    delta: dict[str, Any] = {}
+    if piece.reasoning:
+        delta["reasoning_content"] = piece.reasoning
+    if piece.text:
+        delta["content"] = piece.text
+    if piece.calls:
+        delta["tool_calls"] = [_call(call) for call in piece.calls]
+    return delta
+
+
+def _call(call: CallDelta) -> dict[str, Any]:
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
 
 
 def _head(request: ValidRequest, kind: str) -> dict[str, Any]:

@@ -151,6 +151,7 @@ class Orchestrator:
                 async with aclosing(merge(rendered)) as items:
                     async for item in items:
                         yield item
+                self._metrics.request_latency.observe(courses[0].patience.elapsed)
             except BatonError as error:
                 tale.failed(error)
                 raise
@@ -295,6 +296,8 @@ class Orchestrator:
         if len(courses) == len(first.request.choices):  # one that has parted from others goes on
             self._require_time(first, place)
         first.give_up_room()
+        if not first.attempts:
+            self._metrics.queued.observe(first.patience.elapsed)
         tale, attempt = first.tale, first.attempts
         choices = [course.choice for course in courses]
         traceparent = tale.placed(attempt, choices, place, need.tokens, began)
@@ -332,9 +335,13 @@ class Orchestrator:
         course.tale.received(course.choice, course.attempts - 1, len(tokens))
         waited = course.patience.progress()
         if not first:
-            self._metrics.inter_token_latency.observe(waited)
-        elif course.choice == course.request.choices[0]:
+            self._metrics.tokens.more(len(tokens), waited)
+            return
+        self._metrics.tokens.first(len(tokens))
+        if course.choice == course.request.choices[0]:
             self._metrics.time_to_first_token.observe(waited)
+            self._metrics.prompt_tokens.inc(len(course.request.prompt_ids))
+            self._metrics.prefix_hits.inc(course.cached_tokens or 0)
 
     def _handed_over(self, run: Run) -> None:
         if run.booking.handed_over(asyncio.get_running_loop().time()):

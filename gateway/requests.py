@@ -8,7 +8,7 @@ import secrets
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from baton.deadlines import Deadlines
@@ -16,9 +16,11 @@ from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
 from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway import resume
 from gateway.keys import Caller
+from gateway.messages import as_dict
+from gateway.output import Output
+from gateway.reply import Reply
 from gateway.resume import Resume
 from gateway.schemas import (
-    ChatMessage,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -64,6 +66,12 @@ class ValidRequest:
     priority: int = 0  #: larger goes first, as between workers; on the wire it is smaller
     session: str = ""  #: what the client calls the conversation, or itself; for placement alone
     traceparent: str = ""
+    reply: Reply = field(default_factory=Reply)  #: how the answer's text is to be read
+
+    def call_id(self, choice: int, call: int) -> str:
+        """Of a tool call, the same at every gateway that goes on with the answer."""
+        drawn = f"{self.sampling.seed} {self.prompt_digest} {choice} {call}".encode()
+        return "call_" + hashlib.blake2b(drawn, digest_size=12).hexdigest()
 
     @property
     def prompt_digest(self) -> str:
@@ -127,9 +135,12 @@ def _too_long(prompt: int, max_tokens: int | None, what: str, limit: int) -> str
 class Validator:
     """Makes valid requests of wire requests."""
 
-    def __init__(self, served_model: str, tokenizer: ModelTokenizer, deadlines: Deadlines) -> None:
+    def __init__(
+        self, served_model: str, tokenizer: ModelTokenizer, output: Output, deadlines: Deadlines
+    ) -> None:
         self._served_model = served_model
         self._tokenizer = tokenizer
+        self._output = output
         self._deadlines = deadlines
 
     async def chat(
@@ -139,14 +150,19 @@ class Validator:
         self._require_model(wire.model)
         if not wire.messages:
             raise InvalidRequest("'messages' is empty", param="messages")
-        prompt_ids = await self._tokenizer.encode_chat([_as_dict(m) for m in wire.messages])
+        offer = self._output.offer(wire)
+        messages = [as_dict(message, place) for place, message in enumerate(wire.messages)]
+        prompt = self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+        prompt_ids = await self._tokenizer.encode_rendered(prompt)
+        grammar, reply = self._output.plan(offer, prompt)
         if wire.max_tokens is not None and wire.max_completion_tokens is not None:
             raise InvalidRequest(
                 "'max_tokens' and 'max_completion_tokens' are the same; give one",
                 param="max_completion_tokens",
             )
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
-        return self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
+        valid = self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
+        return await self._held(replace(valid, reply=reply), grammar, wire)
 
     async def completion(
         self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
@@ -164,7 +180,20 @@ class Validator:
             prompt_ids = tuple(prompt)
             self._check_ids(prompt_ids)
         asked = wire.max_tokens
-        return self._finish("completion", wire, prompt_ids, asked, limits, caller, traceparent)
+        valid = self._finish("completion", wire, prompt_ids, asked, limits, caller, traceparent)
+        return await self._held(valid, self._output.grammar(wire), wire)
+
+    async def _held(
+        self, valid: ValidRequest, grammar: str, wire: GenerationRequest
+    ) -> ValidRequest:
+        """With its grammar, once that is known to compile."""
+        if valid.resume is not None and valid.reply.tools is not None and not valid.stream:
+            raise InvalidRequest(
+                "an answer with tools is gone on with as a stream: set 'stream'", param="stream"
+            )
+        sampling = replace(valid.sampling, grammar=grammar)
+        await self._output.check(sampling, valid.generated_ids, wire)
+        return replace(valid, sampling=sampling)
 
     def _finish(
         self,
@@ -291,13 +320,6 @@ def _seed(wire: GenerationRequest) -> int:
     if wire.baton_resume is not None:
         return resume.check_seed(wire.baton_resume, wire.seed)
     return secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed
-
-
-def _as_dict(message: ChatMessage) -> dict[str, str]:
-    """As templates know it: they have no ``developer``, which is the newer name of ``system``."""
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.text, **named}
 
 
 def _single(prompt: str | TokenIds | Texts | TokenIdLists) -> str | list[int]:

@@ -12,8 +12,8 @@ import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baton.errors import InvalidRequest
-from baton.generation import finish_reason
+from baton.errors import AnswerFinished, InvalidRequest
+from baton.generation import FinishReason, finish_reason
 from baton.sampling import MAX_SEED, SamplingSpec
 from gateway import schemas
 
@@ -54,7 +54,8 @@ def check(
     most_choices: int,
     vocab_size: int,
 ) -> Resume:
-    """Raises InvalidRequest for what cannot be the beginning of an answer to this request."""
+    """Raises InvalidRequest for what cannot be the beginning of an answer to this request, and
+    AnswerFinished for all of one."""
     if choices not in (None, 1):
         raise _refused(f"one choice is gone on with at a time, but n is {choices}", "choice")
     if not 0 <= wire.choice < most_choices:
@@ -88,12 +89,16 @@ def _check_ids(ids: Sequence[int], sampling: SamplingSpec, vocab_size: int) -> N
                 "generated_ids",
             )
         if (reason := finish_reason(count, token_id, sampling)) is not None:
-            raise finished(f"{reason.value!r}, with token {count} of {len(ids)}")
+            raise finished(reason, f"{reason.value!r}, with token {count} of {len(ids)}")
 
 
-def finished(how: str) -> InvalidRequest:
-    """There is nothing to go on with."""
-    return _refused(f"the answer that it goes on with has finished: {how}", "generated_ids")
+def finished(reason: FinishReason, how: str) -> AnswerFinished:
+    """There is nothing to go on with: its gateway died before it could say so."""
+    return AnswerFinished(
+        f"'{FIELD}': the answer that it goes on with has finished: {how}",
+        finish_reason=reason.value,
+        param=f"{FIELD}.generated_ids",
+    )
 
 
 def _refused(why: str, field: str) -> InvalidRequest:

@@ -10,25 +10,26 @@ from __future__ import annotations
 import reprlib
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, RootModel, ValidationError
+from pydantic import ConfigDict, FailFast, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
+from gateway.tool_schemas import (
+    JsonObject,
+    NamedTool,
+    ResponseFormat,
+    StructuredOutputs,
+    ToolCalls,
+    Tools,
+)
+from gateway.wire_type import Wire
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class StreamOptions(_Wire):
+class StreamOptions(Wire):
     include_usage: bool = False
 
 
-class TextFormat(_Wire):
-    type: Literal["text"]
-
-
-class TextPart(_Wire):
+class TextPart(Wire):
     type: Literal["text"]
     text: str
 
@@ -49,26 +50,30 @@ class TokenIdLists(RootModel[Annotated[list[TokenIds], FailFast()]]):
     model_config = ConfigDict(strict=True)
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     """One message. The fields that are only ever null come back from earlier answers."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | TextParts
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | TextParts | None = None
     name: str | None = None
     refusal: None = None
     annotations: None = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
     @property
     def text(self) -> str:
+        if self.content is None:
+            return ""
         if isinstance(self.content, str):
             return self.content
         return "".join(part.text for part in self.content.root)
 
 
-class PhaseDeadlines(_Wire):
+class PhaseDeadlines(Wire):
     """Seconds per phase, each at most the gateway's own; see ``baton.deadlines``."""
 
     queue: float | None = None
@@ -79,7 +84,7 @@ class PhaseDeadlines(_Wire):
     total: float | None = None
 
 
-class Resume(_Wire):
+class Resume(Wire):
     """An answer that another gateway began; see ``gateway.resume``."""
 
     generated_ids: Annotated[list[int], FailFast()]
@@ -90,7 +95,7 @@ class Resume(_Wire):
     choice: int = 0
 
 
-class GenerationRequest(_Wire):
+class GenerationRequest(Wire):
     """What both endpoints take."""
 
     model: str
@@ -116,6 +121,7 @@ class GenerationRequest(_Wire):
     #: An end-user's name: requests of one may go to one worker (--placement affinity).
     user: str | None = None
     n: int | None = None
+    structured_outputs: StructuredOutputs | None = None
     baton_resume: Resume | None = None
 
 
@@ -126,9 +132,11 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
-    response_format: TextFormat | None = None
-    tools: None = None
-    tool_choice: Literal["none"] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: JsonObject | None = None
     functions: None = None
     function_call: Literal["none"] | None = None
     modalities: None = None
@@ -150,7 +158,7 @@ R = TypeVar("R", bound=GenerationRequest)
 #: Only "off" is accepted of these: another value asks for what this build cannot do.
 _UNSUPPORTED = frozenset({"extra_forbidden", "literal_error", "none_required"})
 #: Fields whose values are a choice, not an unimplemented feature.
-_CHOICES = frozenset({"role"})
+_CHOICES = frozenset({"role", "tool_choice"})
 #: Listing many mistakes would take longer than finding them.
 _MOST_MISTAKES = 100
 
@@ -187,7 +195,7 @@ def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonEr
     return InvalidRequest(f"'{name}' is {given}: {wanted}", param=name)
 
 
-_TYPES = frozenset({"str", "TextParts", "Texts", "TokenIds", "TokenIdLists"})
+_TYPES = frozenset({"str", "TextParts", "Texts", "TokenIds", "TokenIdLists", "NamedTool"})
 
 
 def _names_a_type(part: int | str) -> bool:

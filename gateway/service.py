@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from baton import tasks
 from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
 from baton.membership.embedded import EmbeddedMembership
+from baton.metrics.process import process_registry
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
 from baton.tracing import tracing
@@ -24,12 +24,12 @@ from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.fleet_metrics import FleetMetrics, role_label
 from gateway.keys import Keys, follow, read
-from gateway.kv_metrics import KvCounters, KvPairs
-from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
+from gateway.output import Output
 from gateway.placement import Placement
 from gateway.policies import Weights, policies
 from gateway.presence import Presence
@@ -75,8 +75,7 @@ async def running(
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
     traces = tracing(settings.otlp_endpoint, "gateway", identity.instance_id)
-    metrics = Metrics(CollectorRegistry())
-    metrics.registry.register(LinkMetrics(links))
+    metrics = Metrics(process_registry("gateway", links))
     clock = asyncio.get_running_loop().time
     path = settings.api_keys
     keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
@@ -100,7 +99,7 @@ async def running(
         caches=chosen.caches,
         controls_roles=settings.auto_roles,
         changed=presence.look,
-        news=KvCounters(metrics.registry).count,
+        lost=lambda worker: metrics.workers_lost.labels(role_label(worker.report.roles)).inc(),
         stalled=sessions.give_up,
     )
     admission = Admission(
@@ -110,7 +109,7 @@ async def running(
         metrics.queue_tokens,
         clock,
     )
-    metrics.registry.register(KvPairs(lambda: registry.roster.workers))
+    metrics.registry.register(FleetMetrics(lambda: registry.members))
     orchestrator = Orchestrator(
         registry,
         sessions,
@@ -125,7 +124,10 @@ async def running(
         ),
         metrics,
     )
-    validator = Validator(settings.served_name, tokenizer, settings.deadlines)
+    output = Output(
+        tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
+    )
+    validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
     feed = Feed()
     broadcast = Broadcast(
         feed,
@@ -181,4 +183,5 @@ async def running(
             for task in following:
                 task.cancel()
             await sessions.close()
+            output.close()
             await traces.close()

@@ -61,6 +61,22 @@ class ModelTokenizer:
     async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation; the template says where special tokens go, nothing is added.
 
+        Raises what ``render_chat`` raises.
+        """
+        return await self.encode_rendered(self.render_chat(messages))
+
+    async def encode_rendered(self, prompt: str) -> tuple[int, ...]:
+        """Ids of what ``render_chat`` gave."""
+        return await self._encode(prompt, special=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A conversation as text; see ``ChatTemplate.render``.
+
         Raises InvalidRequest without a template, or when the template refuses.
         """
         if self.chat_template is None:
@@ -71,7 +87,7 @@ class ModelTokenizer:
                 f"{self.context_length} tokens",
                 param="messages",
             )
-        return await self._encode(self.chat_template.render(messages), special=False)
+        return self.chat_template.render(messages, tools, arguments)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""

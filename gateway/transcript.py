@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from baton.generation import FinishReason
 from gateway.detokenizer import Detokenizer
 from gateway.orchestrator import Delta, Deltas
+from gateway.reply import Reader
 from gateway.requests import ValidRequest
 from gateway.resume import finished
 from gateway.stopper import Stopper
+from gateway.tool_calls import CallDelta
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class Piece:
     cached_tokens: int | None = None  #: see Course.cached_tokens
     choice: int = 0
     workers: str = ""  #: see Delta.workers
+    reasoning: str = ""  #: what the model thinks, which is no text of the answer
+    calls: tuple[CallDelta, ...] = ()  #: pieces of tool calls
 
 
 class Transcript:
@@ -38,16 +43,22 @@ class Transcript:
 
     def __init__(self, request: ValidRequest, detokenizer: Detokenizer, choice: int = 0) -> None:
         """Of an answer that another gateway began it takes in what the client has. Raises
-        InvalidRequest when a stop string is in that. O(tokens): off the event loop when many."""
+        AnswerFinished when a stop string is in that. O(tokens): off the event loop when many."""
         spec = request.sampling
         self._choice = choice
         self._silent = frozenset() if spec.ignore_eos else frozenset(spec.eos_ids)
         self._detokenizer = detokenizer
         self._stopper = Stopper(request.stop)
+        self._tags = request.reply.tags
+        self._reader = None
+        if not request.reply.plain:
+            self._reader = Reader(request.reply, partial(request.call_id, choice))
         for count, token_id in enumerate(request.generated_ids, start=1):
-            self._push(token_id)
+            text = self._push(token_id)
+            if self._reader is not None:
+                self._reader.push(text)
             if self._stopper.stopped:
-                raise finished(f"a stop string is complete with token {count}")
+                raise finished(FinishReason.STOP, f"a stop string is complete with token {count}")
 
     def add(self, delta: Delta) -> Piece:
         """The piece that the delta gives. Tokens behind a completed stop string are dropped."""
@@ -67,10 +78,26 @@ class Transcript:
     def _push(self, token_id: int) -> str:
         if token_id in self._silent:
             return ""
+        if self._reader is not None and token_id in self._tags:
+            return self._stopper.push(self._detokenizer.flush() + self._tags[token_id])
         return self._stopper.push(self._detokenizer.push(token_id))
 
     def _piece(self, text: str, token_ids: list[int], finish: Finish | None, of: Delta) -> Piece:
-        return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
+        if self._reader is None:
+            return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
+        parts = self._reader.push(text, last=finish is not None)
+        if finish == "stop" and self._reader.calls:
+            finish = "tool_calls"
+        return Piece(
+            parts.text,
+            token_ids,
+            finish,
+            of.cached_tokens,
+            self._choice,
+            of.workers,
+            parts.reasoning,
+            parts.calls,
+        )
 
 
 async def transcribe(deltas: Deltas, transcript: Transcript) -> AsyncGenerator[Piece, None]:

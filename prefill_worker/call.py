@@ -70,8 +70,9 @@ class PrefillCall:
         agreed = negotiate(start.transports, self._outlets)
         compatibility = self._runtime.runner.compatibility
         shape = Shape.of(compatibility, start.from_token, generation.tokens)
+        constraint = await self._runtime.constraint(generation)
         with (
-            self._runtime.sequence(generation, keep=True) as sequence,
+            self._runtime.sequence(generation, constraint, keep=True) as sequence,
             self._trace(generation, shape) as trace,
             self._offer(agreed, shape, sequence, trace) as offer,
         ):
@@ -188,6 +189,7 @@ class PrefillCall:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
         _tell(span, since, first.timings)
+        self._runtime.metrics.prefilled(first.timings)
         timings = wire.timings_to_wire(
             Timings(
                 queue=first.timings.queued_s,

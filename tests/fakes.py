@@ -220,6 +220,7 @@ class FakeWorker:
     def __post_init__(self) -> None:
         self.instance_id = new_instance_id()
         self.watches: list[worker_pb2.WatchRequest] = []
+        self.told: list[worker_pb2.SetRolesRequest | worker_pb2.DrainRequest] = []
         self.submits: list[Submitted] = []
         self.cancels: list[AttemptKey] = []
         self.sessions: list[FakeSession] = []
@@ -310,6 +311,20 @@ class _Status(worker_pb2_grpc.WorkerServiceServicer):
             if not self._worker.silent:
                 yield self._worker.status(number)
             await asyncio.sleep(self._worker.beat)
+
+    async def SetRoles(  # noqa: N802
+        self, request: worker_pb2.SetRolesRequest, context: Any
+    ) -> worker_pb2.SetRolesReply:
+        self._worker.told.append(request)
+        return worker_pb2.SetRolesReply(roles=request.roles, handed_back=2, finishing=1)
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: Any
+    ) -> worker_pb2.DrainReply:
+        self._worker.told.append(request)
+        if request.grace_ms > 10_000:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "too long")
+        return worker_pb2.DrainReply(handed_back=3)
 
 
 class _Decode(decode_pb2_grpc.DecodeServiceServicer):

@@ -146,7 +146,7 @@ async def canary(worker: Worker, barrier: asyncio.Barrier, role: Role) -> None:
         """So many blocks, by a sequence that waits for KV which nobody sends."""
         ids = [random.randrange(VOCAB) for _ in range(min(free * BLOCK, CONTEXT - BLOCK))]
         asked = generation(ids, request_id="canary", max_tokens=1)
-        sequence = stack.enter_context(worker.runtime.sequence(asked, receive=True))
+        sequence = stack.enter_context(worker.runtime.sequence(asked, None, receive=True))
         table = list(sequence.reservation.block_table)
         assert not [b for b in table if store.moving[b]], "reused while a copy is under way"
         store.pool[:, table] = _PATTERN

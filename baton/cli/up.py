@@ -40,7 +40,7 @@ _DEFAULT_QUESTION = "What is prefill?"
 
 #: Decided here for each process, so never passed on as given.
 _OWN = {
-    *("config", "host", "port", "admin_port", "rpc_port"),
+    *("config", "host", "port", "admin_port", "rpc_port", "metrics_port"),
     *("device", "threads", "prefill", "decode"),
 }
 
@@ -138,6 +138,7 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
     join = join_address(_reachable(settings.host), front.rpc)
     parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
     devices = itertools.cycle(settings.device)
+    scraped = _metrics_ports(settings.metrics_port)
     environment = _environment()
     links = keys.links if keys else PLAIN
 
@@ -155,7 +156,7 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
                 module=module,
                 arguments=(
                     *("--host", _WORKER_HOST, "--port", str(number), "--device", device),
-                    *("--join", join, "--threads", str(share.threads), *extra),
+                    *("--join", join, "--threads", str(share.threads), *extra, *next(scraped)),
                     "--exit-with-parent",
                     *tls(f"{letter}{index}", kind),
                     *_passed_on(settings, kind),
@@ -186,6 +187,14 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
         probe=partial(probes.gateway, _url(settings.host, front.api)),
     )
     return [*p, *d, *c, gateway]
+
+
+def _metrics_ports(first: int | None) -> Iterator[list[str]]:
+    """A flag for each worker, or none for any. 0: each picks a free one."""
+    if first is None:
+        return itertools.repeat([])
+    numbers = itertools.count(first, step=1 if first else 0)
+    return (["--metrics-port", str(number)] for number in numbers)
 
 
 def _pin(share: Share, device: str) -> frozenset[int] | None:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from baton import wire
 from baton.cli import tls
+from baton.client import rpc
 from baton.identity import ROLES
 from baton.settings import FrontSettings, RoleSettings, WorkerSettings
 from baton.tls.files import BadCertificate
 from baton.tls.names import Party
-from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
+from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2
 
 _PATIENCE = 5.0  # seconds that a process gets to answer
 _STYLES = {"healthy": "green", "suspect": "yellow", "connecting": "yellow"}
@@ -68,10 +68,8 @@ def drain(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     def ask(channel: grpc.Channel) -> int:
-        stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        request = worker_pb2.DrainRequest(grace_ms=round(1000 * options.grace))
-        reply = stub.Drain(request, timeout=options.grace + 2 * _PATIENCE)
-        print(f"{options.worker} is drained; sequences handed back: {reply.handed_back}")
+        drained = rpc.drain(channel, options.grace)
+        print(f"{options.worker} is drained; sequences handed back: {drained.handed_back}")
         return 0
 
     return _call("baton drain", options.worker, Party.WORKER, options, ask)
@@ -97,14 +95,10 @@ def role(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
 
     def ask(channel: grpc.Channel) -> int:
-        request = worker_pb2.SetRolesRequest(
-            roles=wire.roles_to_wire(ROLES[options.role]), grace_ms=round(1000 * options.grace)
-        )
-        stub = worker_pb2_grpc.WorkerServiceStub(channel)
-        reply = stub.SetRoles(request, timeout=options.grace + 2 * _PATIENCE)
+        now = rpc.set_role(channel, options.role, options.grace)
         print(
-            f"{options.worker}: {_named(reply.roles)}; sequences handed back: {reply.handed_back}, "
-            f"prompts that it still finishes: {reply.finishing}"
+            f"{options.worker}: {' + '.join(now.roles)}; sequences handed back: {now.handed_back}, "
+            f"prompts that it still finishes: {now.finishing}"
         )
         return 0
 

@@ -21,7 +21,9 @@ from baton.settings.gateway import (
     HealthSettings,
     HttpSettings,
     PlacementName,
+    ReasoningFormatName,
     RelaySettings,
+    ToolFormatName,
 )
 from baton.settings.process import (
     ModelSettings,
@@ -73,9 +75,11 @@ __all__ = [
     "ProcessSettings",
     "Quantize",
     "ReadingSettings",
+    "ReasoningFormatName",
     "RelaySettings",
     "RoleSettings",
     "TlsSettings",
+    "ToolFormatName",
     "TracingSettings",
     "UpSettings",
     "WorkerRole",

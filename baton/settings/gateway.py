@@ -13,7 +13,7 @@ from baton.flags import Placeholder
 from baton.head_limits import HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
-    ModelSettings,
+    GrammarSettings,
     Port,
     ProcessSettings,
     Seconds,
@@ -28,6 +28,8 @@ Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,
 Origins = Annotated[list[str], BeforeValidator(split), Placeholder("ORIGIN,...")]
 
 CacheScope = Literal["key", "global"]
+ToolFormatName = Literal["auto", "hermes", "llama3"]
+ReasoningFormatName = Literal["auto", "none", "qwen3", "deepseek"]
 PlacementName = Literal["least-queued", "prefix", "two-choices", "affinity", "score"]
 
 
@@ -101,7 +103,26 @@ class AccessSettings(ProcessSettings):
     )
 
 
-class FrontSettings(ModelSettings, AccessSettings, HttpSettings, HealthSettings, TracingSettings):
+class OutputSettings(ProcessSettings):
+    """How a model writes what is more than an answer."""
+
+    section: ClassVar[str] = "output of the model"
+
+    tool_format: ToolFormatName = Field(
+        "auto",
+        description="how the model writes tool calls: hermes (Qwen too) as <tool_call> and JSON, "
+        "llama3 as JSON; auto: as its chat template has them",
+    )
+    reasoning_format: ReasoningFormatName = Field(
+        "auto",
+        description="how it reasons before it answers: qwen3 between <think> and </think>, "
+        "deepseek up to </think>, none; auto: as its chat template has it",
+    )
+
+
+class FrontSettings(
+    OutputSettings, GrammarSettings, AccessSettings, HttpSettings, HealthSettings, TracingSettings
+):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"

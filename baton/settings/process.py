@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from baton.flags import Placeholder
+from baton.grammar_limits import GrammarLimits
 from baton.liveness import Beat
 from baton.tls.names import Party
 
@@ -126,3 +127,25 @@ class ModelSettings(ProcessSettings):
     @property
     def served_name(self) -> str:
         return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+class GrammarSettings(ModelSettings):
+    """What a grammar that holds an answer (a JSON schema, tools, ...) may take up."""
+
+    section: ClassVar[str] = "constrained output"
+
+    max_grammar_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        65_536, ge=64, description="longest grammar: JSON schema, regular expression, tools, bytes"
+    )
+    max_grammar_states: Annotated[int, Placeholder("STATES")] = Field(
+        20_000, ge=100, description="lexer states of a grammar, up to 2 kB each; more are refused"
+    )
+    grammar_cache: int = Field(
+        16, ge=1, description="compiled grammars kept, for requests that bring the same"
+    )
+
+    @property
+    def grammar_limits(self) -> GrammarLimits:
+        return GrammarLimits(
+            bytes=self.max_grammar_bytes, states=self.max_grammar_states, kept=self.grammar_cache
+        )

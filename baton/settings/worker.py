@@ -11,6 +11,7 @@ from baton.flags import Placeholder
 from baton.membership.source import Source
 from baton.settings.process import (
     Address,
+    GrammarSettings,
     ModelSettings,
     Port,
     TlsSettings,
@@ -163,7 +164,9 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings, TracingSettings):
+class WorkerSettings(
+    ComputeSettings, HandoffSettings, GrammarSettings, TlsSettings, TracingSettings
+):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
@@ -172,6 +175,9 @@ class WorkerSettings(ComputeSettings, HandoffSettings, TlsSettings, TracingSetti
         "127.0.0.1", description="address to listen on"
     )
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
+        None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
+    )
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )

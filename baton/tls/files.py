@@ -38,8 +38,11 @@ class Files:
     """Three PEM files. They may be replaced while the process runs, one by one: until all that
     was read goes together, what was read before goes on."""
 
-    def __init__(self, certificate: Path, key: Path, authorities: Path, party: Party) -> None:
-        """``party``: what the certificate must name. Raises BadCertificate, OSError."""
+    def __init__(
+        self, certificate: Path, key: Path, authorities: Path, party: Party | None
+    ) -> None:
+        """``party``: what the certificate must name; None: any role will do. Raises
+        BadCertificate, OSError."""
         self._paths = (certificate, key, authorities)
         self._party = party
         self._lock = threading.Lock()  # gRPC asks from threads of its own
@@ -67,13 +70,14 @@ class Files:
     def _read(self, generation: int) -> Material:
         certificate, key, authorities = (path.read_bytes() for path in self._paths)
         names, expires = self._check()
-        for name in names:
-            if name.party is self._party:
+        for name in sorted(names, key=str):
+            if self._party in (name.party, None):
                 return Material(certificate, key, authorities, name, expires, generation)
         named = ", ".join(sorted(map(str, names))) or "no role"
+        needed = "ROLE" if self._party is None else self._party.value
         raise BadCertificate(
             f"--tls-cert {self._paths[0]} names {named}; this process needs "
-            f"URI:spiffe://DOMAIN/baton/{self._party.value}/ID"
+            f"URI:spiffe://DOMAIN/baton/{needed}/ID"
         )
 
     def _check(self) -> tuple[frozenset[Name], str]:

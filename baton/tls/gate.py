@@ -39,7 +39,7 @@ RULES: Mapping[str, frozenset[Party]] = {
 }
 
 #: Why a peer was refused, as it is counted.
-NO_CALL, NO_NAME, WRONG_ROLE, WRONG_ID = "no_call", "no_name", "wrong_role", "wrong_id"
+REASONS = NO_CALL, NO_NAME, WRONG_ROLE, WRONG_ID = "no_call", "no_name", "wrong_role", "wrong_id"
 
 #: Seconds from the start of a handshake to the first call on its connection, at most.
 HANDSHAKE = 5.0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
 from baton import channels
-from baton.settings.process import TlsSettings
 from baton.tls.files import Files, Material, describe
 from baton.tls.gate import Gate
 from baton.tls.names import Party
+
+if TYPE_CHECKING:  # the client has none
+    from baton.settings.process import TlsSettings
 
 log = structlog.get_logger(__name__)
 
@@ -26,16 +30,13 @@ class Links:
         self.gate: Gate | None = None  #: of the server, where there is one, with TLS
 
     @classmethod
-    def of(cls, settings: TlsSettings, *, quietly: bool = False) -> Links:
-        """As the settings say, which is logged, unless ``quietly``. Raises BadCertificate,
-        OSError."""
+    def of(cls, settings: TlsSettings) -> Links:
+        """As the settings say, which is logged. Raises BadCertificate, OSError."""
         if settings.tls_files is None:
-            if not quietly:
-                log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
+            log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
             return cls()
         files = Files(*settings.tls_files, settings.party)
-        if not quietly:
-            log.info("TLS on every gRPC connection", **describe(files.current()))
+        log.info("TLS on every gRPC connection", **describe(files.current()))
         return cls(files)
 
     @property
@@ -46,6 +47,13 @@ class Links:
     def refused(self) -> Mapping[str, int]:
         """Peers and calls refused by this process's server since it started, by reason."""
         return {} if self.gate is None else self.gate.refused
+
+    @property
+    def expires(self) -> float | None:
+        """When the certificate in use does, Unix time; None without TLS."""
+        if self._files is None:
+            return None
+        return float(ssl.cert_time_to_seconds(self._files.current().expires))
 
     @property
     def generation(self) -> int:

@@ -36,6 +36,10 @@ from model.engine.totals import Totals
 #: Called on the engine thread, without the lock, with the events of a step (or of one layer).
 Emit = Callable[[Sequence[Event]], None]
 
+#: Called on the engine thread, without the lock, after each step that did not fail: its seconds,
+#: prompt tokens and decodes.
+OnStep = Callable[[float, int, int], None]
+
 #: Steps that may fail in a row before ``Load.failed`` says that this worker is of no use.
 FAILURES_IN_A_ROW = 3
 
@@ -56,6 +60,7 @@ class Load:
     failed: bool  #: several steps failed in a row, or the engine itself is broken
     prefill_room: int | None  #: blocks that prompts to be handed over may take; None: any
     totals: Totals
+    failed_steps: int  #: since start
 
 
 class Engine:
@@ -74,6 +79,7 @@ class Engine:
         settings: SchedulerSettings,
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
+        on_step: OnStep = lambda seconds, prompt_tokens, decodes: None,
     ) -> None:
         """Raises ValueError when ``settings.block_size`` is not the runner's."""
         if settings.block_size != runner.compatibility.block_size:
@@ -84,6 +90,7 @@ class Engine:
         self.runner = runner
         self.settings = settings
         self._emit = emit
+        self._on_step = on_step
         self._clock = clock
         self._pool = BlockPool(runner.num_blocks)
         prefix = PrefixCache(self._pool, settings.block_size, runner.compatibility.layout)
@@ -93,6 +100,7 @@ class Engine:
         self._stopping = False
         self._broken = False
         self._failures = 0  # steps failed in a row
+        self._failed_steps = 0
         self._last_step_s = 0.0
         self._thread: threading.Thread | None = None
 
@@ -223,6 +231,7 @@ class Engine:
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
                 prefill_room=scheduler.prefill_room,
                 totals=replace(scheduler.totals),
+                failed_steps=self._failed_steps,
             )
 
     def cache_changes(self, since: int | None) -> Changes | None:
@@ -284,11 +293,14 @@ class Engine:
                 self._scheduler.commit(outcome)
             else:
                 self._failures += 1
+                self._failed_steps += 1
                 self._scheduler.fail(outcome)
             self._last_step_s = self._clock() - started
             events = self._scheduler.take_events()
         if events:
             self._emit(events)
+        if isinstance(outcome, StepResult):
+            self._on_step(self._last_step_s, *self._scheduler.step_load)
         return True
 
     def _compute(self, plan: StepPlan) -> StepResult | BatonError:

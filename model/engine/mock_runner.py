@@ -67,15 +67,20 @@ class Answers:
 
     def next_id(self, checksum: int, sample: Sample) -> int:
         """The next token: of (checksum of all KV) when greedy, else also of the seed, the
-        position and the choice. Pure."""
+        position and the choice. Pure. Where a grammar holds the answer, one that it allows."""
         spec, generated = sample.spec, len(sample.generated_ids)
         ends = self.length is not None and generated >= max(self.length, spec.min_tokens)
-        if ends and spec.eos_ids and not spec.ignore_eos:
+        if ends and sample.constraint is None and spec.eos_ids and not spec.ignore_eos:
             return spec.eos_ids[0]
         position = len(sample.prompt_ids) + generated
         draw = (0, 0, 0) if spec.greedy else (spec.seed, position, sample.choice_index + 1)
         digest = blake2b(struct.pack("<4Q", checksum, *draw), digest_size=8).digest()
-        return self.low_id + int.from_bytes(digest, "little") % (self.high_id - self.low_id)
+        number = int.from_bytes(digest, "little")
+        if (constraint := sample.constraint) is not None:
+            mask = np.frombuffer(constraint.allowed(sample.generated_ids), dtype=np.uint8)
+            allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+            return int(allowed[number % len(allowed)])
+        return self.low_id + number % (self.high_id - self.low_id)
 
 
 class MockStore:

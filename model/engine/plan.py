@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from baton.errors import BatonError
+from baton.grammars import Constraint
 from baton.sampling import SamplingSpec
 
 
@@ -24,6 +25,7 @@ class Sample:
     prompt_ids: Sequence[int]
     generated_ids: Sequence[int]
     choice_index: int = 0
+    constraint: Constraint | None = None  #: what a grammar lets come next; None: anything
 
 
 @dataclass(slots=True)

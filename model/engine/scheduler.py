@@ -65,7 +65,7 @@ class Scheduler:
         self._decoding: dict[int, Sequence] = {}
         self._stems = Stems()
         self._running: StepPlan | None = None
-        self._running_load = (0, 0)  # its prompt tokens and its decodes
+        self.step_load = (0, 0)  #: prompt tokens and decodes of the step planned last
         self._events: list[Event] = []
         self._next_seq_id = 1
         self.steps = 0
@@ -215,7 +215,7 @@ class Scheduler:
         ]
         self._catch_up()
         chunks = self._queue.chunks(len(slices))
-        self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
+        self.step_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
         plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
@@ -226,8 +226,8 @@ class Scheduler:
         """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
         plan = self._finish_step()
         self.compute_s += result.compute_s
-        self.costs.observe(*self._running_load, result.compute_s)
-        self.computed_tokens += sum(self._running_load)
+        self.costs.observe(*self.step_load, result.compute_s)
+        self.computed_tokens += sum(self.step_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
         self.totals.generated += len(tokens)
@@ -376,6 +376,7 @@ class Scheduler:
                     memory.sitting_out += 1
                     break
                 self._end(last, SequencePreempted(last.seq_id))
+                self.totals.preemptions += 1
 
     # -- the books -------------------------------------------------------------------------
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as TokenIds
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from baton.errors import InvalidRequest
 from baton.generation import FinishReason, finish_reason
+from baton.grammars import Constraint
 from baton.identity import Role
 from baton.sampling import SamplingSpec
 from model.engine.events import SequenceTimings
@@ -40,6 +41,7 @@ class SequenceRequest:
     keep: bool = False
     export: bool = False  #: emit LayerReady for every slice
     receive: bool = False
+    constraint: Constraint | None = None  #: of ``spec.grammar``; each sequence forks its own
     tell: bool = False  #: emit ChunkComputed
 
     def __post_init__(self) -> None:
@@ -154,8 +156,9 @@ class Sequence:
         request = self.request
         self.prompt_ids = request.prompt_ids
         self.generated_ids = list(request.generated_ids)
+        constraint = None if request.constraint is None else request.constraint.fork()
         self.sample = Sample(
-            request.spec, self.prompt_ids, self.generated_ids, request.choice_index
+            request.spec, self.prompt_ids, self.generated_ids, request.choice_index, constraint
         )
         self.room = len(self.blocks) * self.block_size
 
@@ -202,7 +205,7 @@ class Sequence:
         return Slice(self.seq_id, tokens, start, self.blocks, sample, export, draws)
 
     def _first_of(self, choice: int) -> Sample:
-        return Sample(self.request.spec, self.prompt_ids, self.generated_ids, choice)
+        return replace(self.sample, choice_index=choice)
 
     def timings(self, compute_total_s: float, step: int) -> SequenceTimings:
         """Where its time went, given the engine's counters of compute time and steps."""

@@ -1,9 +1,9 @@
 """Sampling where the logits are: the function of ``sampler``, for many rows at once, in torch.
 
-Greedy rows and seeded ones are settled on the device; a row with penalties, a bias or a mask goes
-to the host's sampler. Draws differ from the host's by the order of summation at most: the uniform
-number is the host's own, ranks and ties are the same, weights are float64 and summed in vocabulary
-order.
+Greedy rows and seeded ones are settled on the device; a row with penalties, a bias, a mask or a
+grammar goes to the host's sampler. Draws differ from the host's by the order of summation at most:
+the uniform number is the host's own, ranks and ties are the same, weights are float64 and summed
+in vocabulary order.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Pending:
 
 
 def _is_pure(sample: Sample) -> bool:
-    return not changes_logits(sample)
+    return sample.constraint is None and not changes_logits(sample)
 
 
 def _sent(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:

@@ -72,8 +72,10 @@ def _penalise_repetition(out: Logits, sample: Sample) -> None:
 
 
 def _eos_masked(sample: Sample) -> bool:
+    """Where a grammar holds the answer, ``allowed_ids`` sees to it."""
     spec: SamplingSpec = sample.spec
-    return bool(spec.eos_ids) and len(sample.generated_ids) < spec.min_tokens
+    short = bool(spec.eos_ids) and len(sample.generated_ids) < spec.min_tokens
+    return short and sample.constraint is None
 
 
 def _known(token_ids: Sequence[int], vocab: int) -> Ids:

@@ -2,6 +2,7 @@
 
 The order of operations is that of Hugging Face generate (and, up to ties, of vLLM):
 
+    0. where a grammar holds the answer, other ids are left out (allowed.py)
     1. repetition, presence and frequency penalty      }
     2. logit_bias                                      }  penalties.py
     3. min_tokens: end-of-sequence ids become -inf     }
@@ -28,6 +29,7 @@ import numpy.typing as npt
 from baton.errors import InternalError
 from baton.sampling import SamplingSpec
 from model.engine.plan import Sample
+from model.sampling.allowed import allowed_ids
 from model.sampling.draw import uniform
 from model.sampling.penalties import Ids, Logits, adjusted, changes_logits
 
@@ -49,12 +51,13 @@ def sample(logits: npt.NDArray[np.float32], sample: Sample) -> int:
     """The next token id, given ``logits`` float32 [vocab] of the last position. Pure.
 
     Raises InternalError naming the first non-finite logit, and when the min_tokens mask leaves
-    no token; InvalidRequest for a logit_bias outside the vocabulary.
+    no token; InvalidRequest for a logit_bias outside the vocabulary; what ``allowed_ids`` raises.
     """
     require_finite(logits)
     if sample.spec.greedy:
-        scores = adjusted(logits, sample) if changes_logits(sample) else logits
-        return int(np.argmax(scores))  # the first, hence lowest id, among the largest
+        tokens = _candidates(logits, sample)
+        # The first, hence lowest id, among the largest.
+        return int(tokens.ids[np.argmax(tokens.scores)])
     position = len(sample.prompt_ids) + len(sample.generated_ids)
     draw = uniform(sample.spec.seed, position, sample.choice_index)
     return distribution(logits, sample).pick(draw)
@@ -96,14 +99,13 @@ class Distribution:
 def distribution(logits: npt.NDArray[np.float32], sample: Sample) -> Distribution:
     """Steps 1 to 7, for a spec that is not greedy. Pure; ``logits`` must be finite.
 
-    Raises what ``adjusted`` raises.
+    Raises what ``adjusted`` and ``allowed_ids`` raise.
     """
     spec = sample.spec
-    scores: Scores = adjusted(logits, sample) if changes_logits(sample) else logits
-    largest = np.float64(scores.max())
-    tokens = _Tokens(_every_id(len(scores)), scores)
-    if 0 < spec.top_k < len(scores):
-        tokens = tokens.only(top_k(scores, spec.top_k))
+    tokens = _candidates(logits, sample)
+    largest = np.float64(tokens.scores.max())
+    if 0 < spec.top_k < len(tokens.ids):
+        tokens = tokens.only(top_k(tokens.scores, spec.top_k))
     if spec.top_p < 1.0:
         tokens, weights = top_p(tokens, largest, spec)
     else:
@@ -114,6 +116,15 @@ def distribution(logits: npt.NDArray[np.float32], sample: Sample) -> Distributio
         likely = np.flatnonzero(weights >= spec.min_p)  # the weight of the most likely is 1
         tokens, weights = tokens.only(likely), weights.take(likely)
     return Distribution(tokens.ids, weights)
+
+
+def _candidates(logits: npt.NDArray[np.float32], sample: Sample) -> _Tokens:
+    """Steps 0 to 3: the ids that can be drawn at all."""
+    scores: Scores = adjusted(logits, sample) if changes_logits(sample) else logits
+    ids = allowed_ids(sample, len(scores))
+    if ids is None:
+        return _Tokens(_every_id(len(scores)), scores)
+    return _Tokens(ids, scores.take(ids))
 
 
 @functools.lru_cache(maxsize=4)

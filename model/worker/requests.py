@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from baton import wire
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from baton.generation import Generation
+from baton.grammars import Constraint
 from baton.v1 import common_pb2
 from model.engine.sequence import SequenceRequest
 
@@ -29,6 +30,7 @@ def from_wire(message: common_pb2.Generation, max_model_len: int) -> Generation:
 def to_sequence(
     generation: Generation,
     vocab_size: int,
+    constraint: Constraint | None = None,
     *,
     prefix_cache: bool,
     keep: bool = False,
@@ -58,6 +60,7 @@ def to_sequence(
         keep=keep,
         export=keep,
         receive=receive,
+        constraint=constraint,
         tell=tell,
     )
 

@@ -10,7 +10,7 @@ from contextvars import copy_context
 import structlog
 
 from baton.errors import BatonError, Preempted
-from model.engine.engine import Engine
+from model.engine.engine import Engine, OnStep
 from model.engine.events import (
     ChunkComputed,
     Event,
@@ -127,10 +127,10 @@ class Sequences:
     The caller starts and stops ``engine``, and stops it before the loop ends.
     """
 
-    def __init__(self, runner: Runner, settings: SchedulerSettings) -> None:
+    def __init__(self, runner: Runner, settings: SchedulerSettings, on_step: OnStep) -> None:
         self._loop = asyncio.get_running_loop()
         self._live: dict[int, LiveSequence] = {}
-        self.engine = Engine(runner, settings, self._emit)
+        self.engine = Engine(runner, settings, self._emit, on_step=on_step)
 
     @contextmanager
     def open(self, request: SequenceRequest) -> Iterator[LiveSequence]:

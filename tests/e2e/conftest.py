@@ -11,7 +11,7 @@ from tests.e2e.cluster import DEMO, Cluster, cluster
 
 @pytest.fixture(scope="session")
 def _demo_cluster() -> Iterator[Cluster]:
-    with cluster(DEMO) as running:
+    with cluster(DEMO, "--tool-format", "hermes") as running:
         yield running
 
 

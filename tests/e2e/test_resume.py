@@ -6,28 +6,45 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import pytest
 
+from baton import AsyncClient, Client
 from baton.cli import ports
+from baton.client import AsyncStream, Chunk, GenerateOptions
 from tests.e2e import client
 from tests.e2e.cluster import DEMO, MODEL, ROOT, START_SECONDS, Cluster, cluster, until
 
 #: So many that none has ended when the gateway is killed.
 TOKENS = 300
+LONG: GenerateOptions = {"max_new_tokens": TOKENS, "ignore_eos": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A gateway that is to be killed."""
+
+    url: str
+    kill: Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Cluster]:
+    with cluster(DEMO, "--deterministic", "--decode", "2") as started:
+        yield started
 
 
 @contextmanager
-def another_gateway(running: Cluster) -> Iterator[str]:
-    """Its URL. It has the same workers, as a list."""
+def another_gateway(running: Cluster) -> Iterator[Victim]:
+    """It has the same workers, as a list."""
     unused = ports.free("127.0.0.1")
     api, admin, rpc = str(next(unused)), str(next(unused)), str(next(unused))
     by_kind = {
@@ -56,7 +73,7 @@ def another_gateway(running: Cluster) -> Iterator[str]:
 
     try:
         until(ready, START_SECONDS, "the other gateway is ready")
-        yield url
+        yield Victim(url, child.kill)
     finally:
         child.kill()
         child.wait()
@@ -95,34 +112,85 @@ def bodies() -> list[dict[str, Any]]:
     ]
 
 
-async def test_clients_of_a_killed_gateway_resume_on_another() -> None:
-    flags = ("--deterministic", "--no-restart", "--decode", "2")
-    with cluster(DEMO, *flags) as running, another_gateway(running) as other:
-        work = bodies()
-        cuts = [Cut(client.Answer()) for _ in work]
-        async with client.connect(running.url) as http:
+async def test_clients_of_a_killed_gateway_resume_on_another(running: Cluster) -> None:
+    work = bodies()
+    cuts = [Cut(client.Answer()) for _ in work]
+    with another_gateway(running) as victim:
+        async with client.connect(victim.url) as http:
             following = [
                 asyncio.create_task(until_cut(http, cut, body))
                 for cut, body in zip(cuts, work, strict=True)
             ]
-            deadline = time.monotonic() + 60.0
-            while min(len(cut.answer.token_ids) for cut in cuts) < 5:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.01)
-            running.processes["gateway"].send(signal.SIGKILL)
+            await until_begun(lambda: [len(cut.answer.token_ids) for cut in cuts])
+            victim.kill()
             await asyncio.gather(*following)
-        async with client.connect(other) as http:
-            resumed = await asyncio.gather(
-                *(
-                    client.whole(http, {**body, "baton_resume": cut.resume})
-                    for cut, body in zip(cuts, work, strict=True)
-                )
+    async with client.connect(running.url) as http:
+        resumed = await asyncio.gather(
+            *(
+                client.whole(http, {**body, "baton_resume": cut.resume})
+                for cut, body in zip(cuts, work, strict=True)
             )
-            for body, cut, rest in zip(work, cuts, resumed, strict=True):
-                assert rest.done and rest.error is None, rest
-                undisturbed = await client.whole(http, {**body, "seed": cut.answer.told["seed"]})
-                assert cut.answer.token_ids + rest.token_ids == undisturbed.token_ids
-                assert cut.answer.text + rest.text == undisturbed.text
-            forged = {**cuts[0].resume, "prompt_digest": cuts[1].answer.told["prompt_digest"]}
-            refused = await client.whole(http, {**work[0], "baton_resume": forged})
-            assert refused.error is not None and "prompt_digest" in refused.error["message"]
+        )
+        for body, cut, rest in zip(work, cuts, resumed, strict=True):
+            assert rest.done and rest.error is None, rest
+            undisturbed = await client.whole(http, {**body, "seed": cut.answer.told["seed"]})
+            assert cut.answer.token_ids + rest.token_ids == undisturbed.token_ids
+            assert cut.answer.text + rest.text == undisturbed.text
+        forged = {**cuts[0].resume, "prompt_digest": cuts[1].answer.told["prompt_digest"]}
+        refused = await client.whole(http, {**work[0], "baton_resume": forged})
+        assert refused.error is not None and "prompt_digest" in refused.error["message"]
+
+
+#: By Baton's client.
+ASKED: list[GenerateOptions] = [
+    {"temperature": 0.0},
+    {"temperature": 0.9, "top_p": 0.95, "stop": "\x00never"},
+    {"temperature": 0.8, "n": 3, "seed": 7},
+]
+
+
+async def test_batons_client_resumes_by_itself(running: Cluster) -> None:
+    """Each call twice, as calls go to the gateways in turn: one of the two is cut."""
+    rng = random.Random(4)
+    calls = [
+        ([rng.randrange(256) for _ in range(80 + 40 * i)], ASKED[i // 2] | LONG)
+        for i in range(2 * len(ASKED))
+    ]
+    with another_gateway(running) as victim:
+        urls = [victim.url, running.url]
+        async with AsyncClient(urls) as client, AsyncClient(running.url) as calm:
+            with Client(urls) as blocking:
+                streams = [client.generate(prompt, stream=True, **asked) for prompt, asked in calls]
+                more = [blocking.generate(calls[0][0], stream=True, **LONG) for _ in range(2)]
+                following = [
+                    *(asyncio.create_task(followed(stream)) for stream in streams),
+                    *(asyncio.create_task(asyncio.to_thread(list, stream)) for stream in more),
+                ]
+                answers = [stream.answer for stream in (*streams, *more)]
+                await until_begun(lambda: [len(answer.tokens) for answer in answers])
+                victim.kill()
+                chunks = await asyncio.gather(*following)
+            calls += [(calls[0][0], LONG)] * 2
+            for (prompt, asked), answer, seen in zip(calls, answers, chunks, strict=True):
+                again: GenerateOptions = {**asked, "seed": answer.seed or 0}
+                undisturbed = await calm.generate(prompt, **again)
+                for was, is_now in zip(undisturbed.choices, answer.choices, strict=True):
+                    mine = [chunk for chunk in seen if chunk.choice == was.index]
+                    assert is_now.tokens == was.tokens
+                    assert is_now.text == was.text == "".join(chunk.text for chunk in mine)
+                assert answer.finish_reason == "length"
+    pairs = zip(answers[::2], answers[1::2], strict=True)
+    assert [one.resumed + other.resumed for one, other in pairs] == [1] * 4
+
+
+async def followed(stream: AsyncStream) -> list[Chunk]:
+    async with stream:
+        return [chunk async for chunk in stream]
+
+
+async def until_begun(tokens: Callable[[], list[int]]) -> None:
+    """Wait until every stream has some."""
+    deadline = time.monotonic() + 60.0
+    while min(tokens()) < 5:
+        assert time.monotonic() < deadline, tokens()
+        await asyncio.sleep(0.01)

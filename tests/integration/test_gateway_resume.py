@@ -157,6 +157,17 @@ async def test_forged_and_mismatching_ones_are_refused_and_counted(
     assert worker.submits == []
 
 
+async def test_who_has_all_of_it_is_told_how_it_ended(checkpoint: Path) -> None:
+    async with serving(checkpoint, [colocated()]) as gateway:
+        whole = await gateway.complete(baton_resume={"seed": SEED, "generated_ids": TOKENS})
+        full = await gateway.complete(
+            max_tokens=2, baton_resume={"seed": SEED, "generated_ids": TOKENS[:2]}
+        )
+    said = [answer.json()["error"] for answer in (whole, full)]
+    assert [error["code"] for error in said] == ["answer_finished"] * 2
+    assert [error["finish_reason"] for error in said] == ["stop", "length"]
+
+
 async def test_what_does_not_go_with_it_is_refused(checkpoint: Path) -> None:
     resume = {"seed": SEED, "generated_ids": [65]}
     async with serving(checkpoint, [colocated()]) as gateway:

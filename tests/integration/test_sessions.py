@@ -17,6 +17,7 @@ from baton.errors import (
     ContextLengthExceeded,
     Draining,
     IncompatiblePeer,
+    InvalidRequest,
     PrefillLost,
     RequestError,
     UnsupportedParameter,
@@ -103,12 +104,12 @@ async def test_what_is_submitted_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("length", "sampling", "error", "says"),
     [
-        (0, {}, RequestError, "no tokens"),
+        (0, {}, InvalidRequest, "no tokens"),
         (CONTEXT - 5, {"max_tokens": 6}, ContextLengthExceeded, f"{CONTEXT - 5}"),
         (250, {"max_tokens": CONTEXT}, ContextLengthExceeded, f"{CONTEXT + 250}"),
         (200, {"max_tokens": 100}, ContextLengthExceeded, "256"),  # over the pool
-        (9, {"eos_ids": (VOCAB,)}, RequestError, f"{VOCAB}"),
-        (9, {"logit_bias": {VOCAB + 3: 1.0}}, RequestError, f"{VOCAB + 3}"),
+        (9, {"eos_ids": (VOCAB,)}, InvalidRequest, f"{VOCAB}"),
+        (9, {"logit_bias": {VOCAB + 3: 1.0}}, InvalidRequest, f"{VOCAB + 3}"),
     ],
 )
 @pytest.mark.parametrize("local", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -251,6 +252,7 @@ async def test_a_worker_registers_itself_and_nobody_else(fleet: Fleet, tmp_path:
         await d1.Join(join)
         assert g.metric("baton_tls_refused_total", reason="wrong_id") == 2
         assert g.metric("baton_tls_refused_total", reason="wrong_role") == 2
+        assert g.metric("baton_tls_certificate_expiry_timestamp_seconds") > time.time()
         async with httpx.AsyncClient() as http:
             said = (await http.get(f"{g.admin_url}/cluster")).json()["gateway"]
         assert said["tls"] and said["refused"] == {"wrong_role": 2, "wrong_id": 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.errors import BatonError, InternalError, InvalidRequest
+from baton.grammars import Constraint
 from baton.sampling import SamplingSpec
 from model.engine.plan import Sample
 from model.sampling import device
@@ -65,6 +68,25 @@ def test_every_row_gets_the_host_s_token(
             assert not what.spec.greedy
             number = uniform(what.spec.seed, 5, 0)
             assert distribution(host, what).border_distance(number) < 1e-12
+
+
+class Only(Constraint):
+    """Some ids, whatever was generated."""
+
+    def __init__(self, *ids: int) -> None:
+        self._bits = np.packbits(np.isin(np.arange(VOCAB), ids), bitorder="little").tobytes()
+
+    def allowed(self, generated_ids: Sequence[int]) -> bytes:
+        return self._bits
+
+
+def test_rows_with_a_grammar_keep_to_it() -> None:
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(5))
+    free = [asks(temperature=0.0), asks(temperature=1.0, seed=2), asks(temperature=1.0, seed=2)]
+    held = [replace(asked, constraint=Only(17, 600)) for asked in free]
+    assert not {17, 600} & {*settle(logits, free)}
+    assert {*settle(logits, held)} <= {17, 600}
+    assert settle(logits, [held[0], *free[1:]])[1:] == settle(logits, free)[1:]
 
 
 def test_rows_that_are_drawn_together_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -426,7 +426,7 @@ def test_the_youngest_makes_room_and_its_blocks_stay_cached() -> None:
     bench.step()  # both take their second block: the pool is used up
     for _ in range(4):
         bench.step()
-    assert preempted(bench) == [young]
+    assert preempted(bench) == [young] and bench.totals.preemptions == 1
     assert bench.pool.counts().owned == 3 and bench.pool.counts().cached == 1
     while bench.step().slices:
         pass
