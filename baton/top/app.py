@@ -23,7 +23,7 @@ from baton.top.fleet import View
 from baton.top.glass import Glass
 from baton.top.orders import OrderFailed, Orders
 from baton.top.palette import PLAIN, TUBES, Palette
-from baton.top.panels import MOST_ROWS, Grid, Notes, Summary, Tube
+from baton.top.panels import MOST_ROWS, Grid, Notes, Summary, Words
 from baton.top.scene import NOTES, Scene, Tone
 from baton.top.streams import Stream
 
@@ -80,25 +80,25 @@ class Top(App[None]):
         self._held = False
         # By name, and not asked for: while a dialog is up the screen is another.
         self._summary = Summary()
-        self._workers = Grid[View]("workers", columns.WORKERS)
-        self._streams = Grid[Stream]("streams", columns.streams(self.scene.age))
-        self._notes = Notes("notes", NOTES)
+        self._worker_grid = Grid[View]("workers", columns.WORKERS)
+        self._stream_grid = Grid[Stream]("streams", columns.streams(self.scene.age))
+        self._note_log = Notes("notes", NOTES)
         self._asked = Input(id="filter", placeholder="show only what has this in it")
         for palette in (PLAIN, *TUBES.values()):
             self.register_theme(palette.theme)
 
     def compose(self) -> ComposeResult:
         yield self._summary
-        yield self._workers
-        yield self._streams
-        yield self._notes
+        yield self._worker_grid
+        yield self._stream_grid
+        yield self._note_log
         yield self._asked
         yield Footer(compact=True, show_command_palette=False)
 
     def on_mount(self) -> None:
         self._wear(self._looks.tube)
-        self._workers.focus()
-        for grid in (self._workers, self._streams):
+        self._worker_grid.focus()
+        for grid in (self._worker_grid, self._stream_grid):
             grid.fit(self.size.width)
         for feed in self._feeds:
             self._follow(feed)
@@ -133,7 +133,7 @@ class Top(App[None]):
             for view in workers
             if columns.matches(self._filter, view.name, view.role, view.state, view.worker.address)
         ]
-        grid = self._workers
+        grid = self._worker_grid
         order = grid.sorted_by.order if grid.sorted_by else columns.by_trouble
         kept.sort(key=order, reverse=grid.reverse)
         grid.border_title = self._title("workers", len(kept), len(workers))
@@ -145,7 +145,7 @@ class Top(App[None]):
             for s in streams
             if columns.matches(self._filter, s.request, s.phase, s.decode, s.prefill, s.gateway)
         ]
-        grid = self._streams
+        grid = self._stream_grid
         if grid.sorted_by:
             kept.sort(key=grid.sorted_by.order, reverse=grid.reverse)
         else:  # the oldest first
@@ -160,13 +160,13 @@ class Top(App[None]):
         self._noted = self.scene.noted
         for note in islice(notes, len(notes) - new, None):
             if columns.matches(self._filter, note.text):
-                self._notes.add(note, self._palette)
+                self._note_log.add(note, self._palette)
             if note.tone is Tone.BAD and self._glass is not None:
                 self._glass.shock()
 
     def _show_anew(self) -> None:
         """All of it, as another filter or another tube has it."""
-        self._notes.clear()
+        self._note_log.clear()
         self._noted = self.scene.noted - len(self.scene.notes)
         self.show()
 
@@ -175,7 +175,7 @@ class Top(App[None]):
         return f"{title}  filter: {self._filter}" if self._filter else title
 
     def on_resize(self, event: Resize) -> None:
-        for grid in (self._workers, self._streams):
+        for grid in (self._worker_grid, self._stream_grid):
             grid.fit(event.size.width)
 
     # -- keys ------------------------------------------------------------------------------------
@@ -197,12 +197,12 @@ class Top(App[None]):
     @on(Input.Submitted, "#filter")
     def _filter_done(self) -> None:
         self._asked.set_class(bool(self._filter), "asked")
-        self._workers.focus()
+        self._worker_grid.focus()
 
     def action_all(self) -> None:
         self._asked.clear()
         self._asked.remove_class("asked")
-        self._workers.focus()
+        self._worker_grid.focus()
 
     def action_sort(self) -> None:
         self._table.sort_next()
@@ -269,11 +269,11 @@ class Top(App[None]):
     @property
     def _table(self) -> Grid[View] | Grid[Stream]:
         """That keys are for."""
-        return self._streams if self.focused is self._streams else self._workers
+        return self._stream_grid if self.focused is self._stream_grid else self._worker_grid
 
     def _chosen(self) -> View | None:
         """The worker at the cursor; None, and a word, when there is none."""
-        key = self._workers.chosen
+        key = self._worker_grid.chosen
         found = next((view for view in self.scene.workers() if view.key == key), None)
         if found is None:
             self.notify("no worker is at the cursor of the table of workers", severity="warning")
@@ -293,7 +293,7 @@ class Top(App[None]):
         self._palette, self.theme = palette, palette.theme.name
         moving = tube is not None and self._looks.motion
         self._glass = Glass(palette.beam, palette.faint, random.Random()) if moving else None
-        for grid in (self._workers, self._streams):
+        for grid in (self._worker_grid, self._stream_grid):
             grid.palette = palette
             grid.zebra_stripes = tube is not None  # a tube's lines
         for pane in self._panes:
@@ -301,9 +301,9 @@ class Top(App[None]):
             pane.refresh()
 
     @property
-    def _panes(self) -> list[Tube]:
+    def _panes(self) -> list[Words | Grid[View] | Grid[Stream] | Notes]:
         """All that is seen through the glass."""
-        return [*self._summary.query(Tube), self._workers, self._streams, self._notes]
+        return [*self._summary.query(Words), self._worker_grid, self._stream_grid, self._note_log]
 
     def _beam(self) -> None:
         if self._glass is None:

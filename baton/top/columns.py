@@ -16,7 +16,7 @@ from baton.top.streams import Stream
 R = TypeVar("R")
 Order: TypeAlias = "tuple[float, str]"
 
-_BAR = 6  #: cells
+_BAR = 5  #: cells
 _UNITS = ("", "k", "M", "G", "T")
 
 
@@ -29,6 +29,7 @@ class Column(Generic[R]):
     cell: Callable[[R, Palette], Text]
     order: Callable[[R], Order]  #: what comes first is smallest
     from_width: int = 0  #: of the terminal; on a narrower one it is left out
+    number: bool = False  #: flush right
 
 
 def fitting(columns: Sequence[Column[R]], width: int) -> list[Column[R]]:
@@ -62,7 +63,7 @@ def milliseconds(value: float | None) -> str:
 
 
 def seconds(value: float) -> str:
-    """In at most six characters: 4.2s, 73s, 12m05, 3h20."""
+    """In at most five characters, for four days: 4.2s, 73s, 12m05, 3h20."""
     if value < 10:
         return f"{value:.1f}s"
     if value < 100:
@@ -101,9 +102,9 @@ def state(view: View, palette: Palette) -> Text:
     if worker.draining:
         return _text("draining", palette.warn)
     if worker.breaker != "closed":
-        return _text(f"tripped: {worker.breaker}", palette.warn)
+        return _text("tripped", palette.warn)
     if view.slow:
-        return _text(f" SLOW x{view.times:.1f} ", palette.badge)
+        return _text(f"SLOW x{view.times:.1f}", palette.badge)
     return _text(view.state, palette.good if view.state == "healthy" else palette.warn)
 
 
@@ -112,19 +113,34 @@ def _text(text: str, style: str = "") -> Text:
     return Text(text.replace("\n", " "), style, no_wrap=True, overflow="ellipsis")
 
 
-def _number(text: str, style: str = "") -> Text:
-    return Text(text, style, justify="right", no_wrap=True)
+def _number(
+    title: str,
+    width: int,
+    value: Callable[[R], float],
+    shown: Callable[[R, Palette], str | Text],
+    from_width: int = 0,
+) -> Column[R]:
+    """A column of numbers, the largest first."""
+
+    def cell(row: R, palette: Palette) -> Text:
+        text = shown(row, palette)
+        return _text(text) if isinstance(text, str) else text
+
+    return Column(title, width, cell, lambda row: (-value(row), ""), from_width, number=True)
+
+
+def _does(view: View) -> str:
+    return "colocated" if view.colocated else view.role
 
 
 def _role(view: View, palette: Palette) -> Text:
-    own = " +own" if view.worker.local_prefill and view.role == "decode" else ""
-    return _text(f"{view.role or '?'}{own}", palette.role(view.role))
+    return _text(_does(view) or "?", palette.both if view.colocated else palette.role(view.role))
 
 
 def _step(view: View, palette: Palette) -> Text:
     took = view.step_ms if view.step_ms is not None else view.worker.last_step_ms
     style = palette.badge if view.slow else palette.faint if view.step_ms is None else ""
-    return _number(f"{took:,.1f}" if took else "-", style)
+    return _text(f"{took:,.1f}" if took else "-", style)
 
 
 def _rate(view: View) -> float:
@@ -137,7 +153,7 @@ def _running(view: View) -> str:
     return f"{view.worker.running}/{most}" if most else str(view.worker.running)
 
 
-def _free(view: View) -> float:
+def _used(view: View) -> float:
     blocks = view.worker.blocks
     whole = blocks.free + blocks.cached + blocks.owned + blocks.quarantined
     return (blocks.owned + blocks.quarantined) / whole if whole else 0.0
@@ -158,32 +174,17 @@ _ROLES = {"prefill": 0, "both": 1, "decode": 2}
 
 WORKERS: Sequence[Column[View]] = (
     Column("worker", 8, lambda v, p: _text(v.name, "bold"), lambda v: (0, v.name)),
-    Column("role", 12, _role, lambda v: (_ROLES.get(v.role, 9), v.role)),
-    Column("state", 11, state, by_trouble),
-    Column(
-        "queued",
-        6,
-        lambda v, p: _number(short(v.worker.queued_tokens)),
-        lambda v: (-v.worker.queued_tokens, v.key),
+    Column("role", 9, _role, lambda v: (_ROLES.get(v.role, 9), _does(v))),
+    Column("state", 10, state, by_trouble),
+    _number(
+        "queued", 6, lambda v: v.worker.queued_tokens, lambda v, p: short(v.worker.queued_tokens)
     ),
-    Column("running", 7, lambda v, p: _number(_running(v)), lambda v: (-v.worker.running, v.key)),
-    Column("KV in use", 11, lambda v, p: bar(v.worker.blocks, p), lambda v: (-_free(v), v.key)),
-    Column("tok/s", 6, lambda v, p: _number(short(_rate(v))), lambda v: (-_rate(v), v.key)),
-    Column("step ms", 7, _step, lambda v: (-(v.step_ms or 0.0), v.key)),
-    Column(
-        "hits",
-        5,
-        lambda v, p: _number(f"{100 * _hits(v):.0f}%"),
-        lambda v: (-_hits(v), v.key),
-        from_width=92,
-    ),
-    Column(
-        "waiting",
-        7,
-        lambda v, p: _number(str(v.worker.waiting)),
-        lambda v: (-v.worker.waiting, v.key),
-        from_width=102,
-    ),
+    _number("running", 7, lambda v: v.worker.running, lambda v, p: _running(v)),
+    Column("KV in use", 10, lambda v, p: bar(v.worker.blocks, p), lambda v: (-_used(v), "")),
+    _number("tok/s", 6, _rate, lambda v, p: short(_rate(v))),
+    _number("step ms", 7, lambda v: v.step_ms or 0.0, _step),
+    _number("hits", 5, _hits, lambda v, p: f"{100 * _hits(v):.0f}%", from_width=92),
+    _number("waiting", 7, lambda v: v.worker.waiting, lambda v, p: short(v.worker.waiting), 102),
     Column(
         "address",
         22,
@@ -195,7 +196,6 @@ WORKERS: Sequence[Column[View]] = (
 
 
 def _phase(stream: Stream, palette: Palette) -> Text:
-    words = {"kv": "KV over", "again": "again"}
     style = {
         "queued": palette.warn,
         "again": palette.bad,
@@ -203,8 +203,8 @@ def _phase(stream: Stream, palette: Palette) -> Text:
         "kv": palette.both,
         "decode": palette.decode,
     }.get(stream.phase, palette.faint)
-    share = "" if stream.share is None else f" {100 * stream.share:.0f}%"
-    return _text(f"{words.get(stream.phase, stream.phase)}{share}", style)
+    share = "" if stream.share is None else f" {min(99, int(100 * stream.share))}%"
+    return _text(f"{'KV' if stream.phase == 'kv' else stream.phase}{share}", style)
 
 
 def _where(stream: Stream, palette: Palette) -> Text:
@@ -213,7 +213,7 @@ def _where(stream: Stream, palette: Palette) -> Text:
     prefill = stream.prefill or "itself"
     style = palette.prefill if stream.prefill else palette.faint
     return Text.assemble(
-        (prefill, style), (" > ", palette.faint), (stream.decode, palette.decode), no_wrap=True
+        (prefill, style), (">", palette.faint), (stream.decode, palette.decode), no_wrap=True
     )
 
 
@@ -221,44 +221,24 @@ def streams(age: Callable[[Stream], float]) -> Sequence[Column[Stream]]:
     """``age``: seconds since a stream arrived."""
     return (
         Column("stream", 8, lambda s, p: _text(s.name, "bold"), lambda s: (0, s.request)),
-        Column("phase", 12, _phase, lambda s: (_PHASES.get(s.phase, 9), s.request)),
-        Column(
-            "prompt",
-            6,
-            lambda s, p: _number(short(s.prompt_tokens)),
-            lambda s: (-s.prompt_tokens, s.request),
-        ),
-        Column(
-            "tokens",
-            11,
-            lambda s, p: _number(f"{short(s.tokens)}/{short(s.max_tokens * s.choices)}"),
-            lambda s: (-s.tokens, s.request),
-        ),
-        Column(
-            "TTFT",
-            7,
-            lambda s, p: _number(milliseconds(s.ttft_ms)),
-            lambda s: (-(s.ttft_ms or 0.0), s.request),
-        ),
-        Column(
-            "prefill > decode",
-            19,
-            _where,
-            lambda s: (0, f"{s.decode} {s.prefill}"),
-        ),
-        Column("age", 6, lambda s, p: _number(seconds(age(s))), lambda s: (-age(s), s.request)),
-        Column(
+        Column("phase", 11, _phase, lambda s: (_PHASES.get(s.phase, 9), s.request)),
+        _number("prompt", 6, lambda s: s.prompt_tokens, lambda s, p: short(s.prompt_tokens)),
+        _number("tokens", 11, lambda s: s.tokens, lambda s, p: _tokens(s)),
+        _number("TTFT", 7, lambda s: s.ttft_ms or 0.0, lambda s, p: milliseconds(s.ttft_ms)),
+        Column("prefill>decode", 17, _where, lambda s: (0, f"{s.decode} {s.prefill}")),
+        _number("age", 5, age, lambda s, p: seconds(age(s))),
+        _number(
             "tok/s",
             6,
-            lambda s, p: _number(f"{s.tokens_per_s:.1f}" if s.rates else "-"),
-            lambda s: (-s.tokens_per_s, s.request),
+            lambda s: s.tokens_per_s,
+            lambda s, p: f"{s.tokens_per_s:.1f}" if s.rates else "-",
             from_width=92,
         ),
-        Column(
+        _number(
             "attempt",
             7,
-            lambda s, p: _number(str(s.attempt + 1), p.warn if s.attempt else p.faint),
-            lambda s: (-s.attempt, s.request),
+            lambda s: s.attempt,
+            lambda s, p: _text(str(s.attempt + 1), p.warn if s.attempt else p.faint),
             from_width=102,
         ),
         Column(
@@ -269,6 +249,10 @@ def streams(age: Callable[[Stream], float]) -> Sequence[Column[Stream]]:
             from_width=126,
         ),
     )
+
+
+def _tokens(stream: Stream) -> str:
+    return f"{short(stream.tokens)}/{short(stream.max_tokens * stream.choices)}"
 
 
 _PHASES = {"again": 0, "queued": 1, "prefill": 2, "kv": 3, "decode": 4}

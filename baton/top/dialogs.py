@@ -74,13 +74,13 @@ class ChooseRole(ModalScreen[str | None]):
     def __init__(self, name: str, roles: Sequence[tuple[str, str]], now: str) -> None:
         """``roles``: names of roles, and why one cannot be had (empty where it can)."""
         super().__init__()
-        self._name = name
+        self._called = name
         self._roles = roles
         self._now = now
 
     def compose(self) -> ComposeResult:
         with Vertical() as frame:
-            frame.border_title = f"What is {self._name} to do?"
+            frame.border_title = f"What is {self._called} to do?"
             yield OptionList(*[self._option(role, why) for role, why in self._roles])
 
     def _option(self, role: str, why: str) -> Option:
@@ -148,6 +148,8 @@ class Help(ModalScreen[None]):
 
     DEFAULT_CSS = f"""
     Help {{ {_FRAME} }}
+    Help > Vertical {{ width: 78; max-height: 100%; }}
+    Help VerticalScroll {{ height: auto; }}
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,q,enter", "dismiss(None)", "Close")
@@ -168,39 +170,37 @@ class Help(ModalScreen[None]):
 def help_text(palette: Palette) -> Text:
     """What the marks and keys mean."""
     keys = (
-        ("Tab, arrows", "go from table to table, from row to row"),
-        ("d", "drain the worker at the cursor: it hands back its work and leaves"),
+        ("Tab, arrows", "from table to table, from row to row"),
+        ("d", "drain the worker at the cursor: have it hand back its work"),
         ("r", "have it prefill, decode or do both"),
         ("p", "ask the model something, and see the answer come"),
-        ("/", "show only what has these letters in it; Escape shows all again"),
-        ("s, S", "order the table by the next column; the other way round"),
+        ("/", "show only what has these letters in it; Escape: all"),
+        ("s, S", "order the table by its next column; the other way round"),
         ("z", "the table alone, and back"),
-        ("space", "hold the picture; the feed is still read"),
+        ("space", "hold the picture; the feed is still followed"),
         ("g", "an old tube: green, amber, none"),
-        ("q", "leave"),
     )
     text = Text()
-    text.append("Workers that need a look come first. ")
-    text.append(" SLOW x2.9 ", palette.badge)
-    text.append(
-        ": its steps of the last 10 s took so many times as long as the median of the others of "
-        "its role; shown from 2 on. Steps also grow with what is in them, so look at "
-        "running and queued before you blame the machine.\n"
-    )
-    text.append("KV in use: ")
-    text.append("█", palette.good)
-    text.append(" by sequences, ")
-    text.append("▒", palette.faint)
-    text.append(" kept for the next, ")
-    text.append("·", palette.faint)
-    text.append(" free. tok/s: prompts' and answers' together. hits: of all prompt tokens, those ")
-    text.append("found in the prefix cache.\n")
-    text.append(
-        "TTFT and ITL are of the last minute, all gateways together. ITL is taken over a quarter "
-        "of a second at a time: shorter pauses are averaged.\n\n"
-    )
     for key, meaning in keys:
-        text.append(f"{key:>12}  ", "bold")
+        text.append(f"{key:>11}  ", "bold")
         text.append(f"{meaning}\n")
-    text.rstrip()
+    text.append("\nWorkers that need a look come first. ")
+    text.append("SLOW x2.9", palette.badge)
+    text.append(
+        ": its steps of the last 10 s took that many times as long as the median of the others "
+        "of its role. Steps grow with what is in them: look at running and queued as well.\n"
+    )
+    for mark, style, meaning in (
+        ("KV in use: ", "", ""),
+        ("█", palette.good, " by sequences, "),
+        ("▒", palette.faint, " kept for the next, "),
+        ("·", palette.faint, " free.\n"),
+    ):
+        text.append(mark, style)
+        text.append(meaning)
+    text.append(
+        "tok/s: of prompts and answers. hits: of all prompt tokens, those found cached.\n"
+        "TTFT, ITL: of the last minute, all gateways together; ITL over a quarter of a second at "
+        "a time, so shorter pauses are averaged."
+    )
     return text

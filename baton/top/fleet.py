@@ -44,6 +44,11 @@ class View:
         return "both" if len(roles) > 1 else "".join(roles)
 
     @property
+    def colocated(self) -> bool:
+        """It decodes, and computes all its prompts itself."""
+        return self.worker.local_prefill and self.role == "decode"
+
+    @property
     def times(self) -> float:
         """How many times as long as the others' its steps take."""
         return self.step_ms / self.others_ms if self.step_ms and self.others_ms else 1.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 
 from rich.color import Color
 from rich.segment import Segment
@@ -17,8 +18,8 @@ from textual.strip import Strip
 #: How much of what is empty becomes noise at a shock, and how much of that is left a step later.
 _SHOCK, _DECAY, _QUIET = 0.3, 0.72, 0.01
 _GLYPHS = "░▒▓·:¦=~+"
-#: Blanks that have two more on each side.
-_EMPTY = re.compile(r"(?<=  ) +(?=  )")
+#: Blanks that have three more on each side.
+_EMPTY = re.compile(r"(?<=   ) {3,}(?=   )")
 #: Backgrounds that are darker than this are the tube's own; the rest is a cursor or a badge.
 _DARK = 90
 
@@ -53,16 +54,21 @@ class Glass:
         return strips
 
     def _noisy(self, strip: Strip) -> Strip:
-        def glyphs(blank: re.Match[str]) -> str:
-            return "".join(self._glyph() for _ in blank[0])
-
-        segments = []
-        for text, style, control in strip:
-            changed = text if control else _EMPTY.sub(glyphs, text)
-            if changed != text:
-                style = style + self._faint if style else self._faint
-            segments.append(Segment(changed, style, control))
+        segments: list[Segment] = []
+        for segment in strip:
+            segments += [segment] if segment.control else self._scattered(segment)
         return Strip(segments, strip.cell_length)
+
+    def _scattered(self, segment: Segment) -> Iterator[Segment]:
+        """The segment in pieces, between them noise."""
+        text, style, _ = segment
+        behind = 0
+        for blank in _EMPTY.finditer(text):
+            yield Segment(text[behind : blank.start()], style)
+            noise = "".join(self._glyph() for _ in blank[0])
+            yield Segment(noise, style + self._faint if style else self._faint)
+            behind = blank.end()
+        yield Segment(text[behind:], style)
 
     def _glyph(self) -> str:
         return self._rng.choice(_GLYPHS) if self._rng.random() < self.noise else " "

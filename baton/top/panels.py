@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.geometry import Region
 from textual.strip import Strip
-from textual.widget import Widget
 from textual.widgets import DataTable, RichLog, Sparkline, Static
 
 from baton.top.columns import Column, fitting, milliseconds, short
@@ -25,21 +24,18 @@ R = TypeVar("R")
 MOST_ROWS = 200
 
 
-class Tube(Widget):
-    """A widget that is seen through a glass, where there is one."""
+class Words(Static):
+    """A line of text, never markup."""
 
-    glass: Glass | None = None
+    DEFAULT_CSS = "Words { text-wrap: nowrap; text-overflow: ellipsis; }"
 
-    def render_lines(self, crop: Region) -> list[Strip]:
-        strips = super().render_lines(crop)
-        return strips if self.glass is None else self.glass.look(strips, self.region.y + crop.y)
-
-
-class Words(Tube, Static):
-    """Some lines of text, never markup."""
+    glass: Glass | None = None  #: that it is seen through
 
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        return _through(self.glass, super().render_lines(crop), self.region.y + crop.y)
 
 
 class Summary(Vertical):
@@ -96,8 +92,6 @@ def _about(figures: Figures, palette: Palette) -> Text:
         (f"{figures.models or '-'}  ", ""),
         (f"placement {figures.placement or '-'}  ", palette.faint),
         (gateways, palette.good if every else palette.bad),
-        no_wrap=True,
-        overflow="ellipsis",
     )
 
 
@@ -115,8 +109,6 @@ def _latency(figures: Figures, palette: Palette) -> Text:
         of("TTFT", figures.ttft_p50, figures.ttft_p99),
         of("ITL", figures.itl_p50, figures.itl_p99),
         ("last 60 s", palette.faint),
-        no_wrap=True,
-        overflow="ellipsis",
     )
 
 
@@ -131,37 +123,44 @@ def _flow(figures: Figures, palette: Palette) -> Text:
         (" waiting  ", palette.faint),
         (short(figures.queued_tokens), "bold"),
         (" tokens queued", palette.faint),
-        no_wrap=True,
     )
 
 
 def _alarm(alarms: Sequence[Note], palette: Palette) -> Text:
     if not alarms:
         return Text()
-    more = f"  (and {len(alarms) - 1} more)" if len(alarms) > 1 else ""
-    worst = alarms[0]
+    worst, count = alarms[0], f" 1 of {len(alarms)}" if len(alarms) > 1 else ""
     style = palette.bad if worst.tone is Tone.BAD else palette.badge
-    said = Text(f"! {worst.text}".replace("\n", " "), style, no_wrap=True, overflow="ellipsis")
-    return said.append(more, palette.faint)
+    return Text(f"!{count} {worst.text}".replace("\n", " "), style)
 
 
-class Grid(Tube, DataTable[Text], Generic[R]):
+class Grid(DataTable[Text], Generic[R]):
     """A table that is told its rows anew and changes what has changed."""
 
     DEFAULT_CSS = """
-    Grid { height: 1fr; border-top: solid $primary 60%; border-title-style: bold;
-           border-subtitle-color: $secondary; scrollbar-size-horizontal: 0; }
+    Grid { border-top: solid $primary 60%; border-title-style: bold;
+           border-title-color: $foreground; border-subtitle-color: $secondary;
+           scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; }
     Grid:focus { border-top: heavy $accent; }
+    Grid > .datatable--cursor { background: $primary 15%; color: $foreground; }
+    Grid:focus > .datatable--cursor { background: $primary 40%; }
     """
 
+    glass: Glass | None = None
+
     def __init__(self, id: str, columns: Sequence[Column[R]]) -> None:
-        super().__init__(id=id, cursor_type="row", cell_padding=1)
+        super().__init__(
+            id=id, cursor_type="row", cell_padding=1, cursor_foreground_priority="renderable"
+        )
         self.palette = PLAIN
         self.sorted_by: Column[R] | None = None  #: None: by what the table is for
         self.reverse = False
         self._all = columns
         self._columns: list[Column[R]] = []
         self._shown: dict[str, list[Text]] = {}
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        return _through(self.glass, super().render_lines(crop), self.region.y + crop.y)
 
     @property
     def chosen(self) -> str | None:
@@ -177,7 +176,8 @@ class Grid(Tube, DataTable[Text], Generic[R]):
             self.clear(columns=True)
             self._shown = {}
             for column in wanted:
-                self.add_column(column.title, width=column.width, key=column.title)
+                title = Text(column.title, justify=_side(column))
+                self.add_column(title, width=column.width, key=column.title)
 
     def sort_next(self) -> None:
         """Order by the next column, after the last as at first."""
@@ -187,7 +187,7 @@ class Grid(Tube, DataTable[Text], Generic[R]):
 
     def show(self, rows: Sequence[tuple[str, R]]) -> None:
         """Rows by key, in their order. The cursor stays with its row."""
-        wanted = {key: [c.cell(row, self.palette) for c in self._columns] for key, row in rows}
+        wanted = {key: [self._cell(c, row) for c in self._columns] for key, row in rows}
         if list(wanted) != list(self._shown):
             self._fill(wanted)
         else:
@@ -199,6 +199,11 @@ class Grid(Tube, DataTable[Text], Generic[R]):
         order = "" if self.sorted_by is None else f"by {self.sorted_by.title}"
         self.border_subtitle = f"{order}{', reversed' if self.reverse else ''}".strip(", ")
 
+    def _cell(self, column: Column[R], row: R) -> Text:
+        text = column.cell(row, self.palette)
+        text.justify = _side(column)
+        return text
+
     def _fill(self, rows: dict[str, list[Text]]) -> None:
         chosen, scrolled = self.chosen, self.scroll_y
         self.clear()
@@ -209,20 +214,36 @@ class Grid(Tube, DataTable[Text], Generic[R]):
         self.scroll_to(y=scrolled, animate=False, immediate=True)
 
 
-class Notes(Tube, RichLog):
+def _side(column: Column[R]) -> Literal["left", "right"]:
+    return "right" if column.number else "left"
+
+
+class Notes(RichLog):
     """What happened, the latest at the bottom."""
 
     DEFAULT_CSS = """
-    Notes { height: 1fr; border-top: solid $primary 60%; border-title-style: bold;
-            scrollbar-size-horizontal: 0; }
+    Notes { border-top: solid $primary 60%; border-title-style: bold;
+            border-title-color: $foreground; background: $surface; padding: 0 1;
+            scrollbar-size-horizontal: 0; scrollbar-size-vertical: 1; }
     Notes:focus { border-top: heavy $accent; }
     """
 
+    glass: Glass | None = None
+
     def __init__(self, id: str, most: int) -> None:
         super().__init__(id=id, max_lines=most, wrap=False, markup=False, min_width=0)
+        self.border_title = "events"
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        return _through(self.glass, super().render_lines(crop), self.region.y + crop.y)
 
     def add(self, note: Note, palette: Palette) -> None:
         styles = {Tone.GOOD: palette.good, Tone.WARN: palette.warn, Tone.BAD: palette.bad}
         clock = time.strftime("%H:%M:%S ", time.localtime(note.at))
         text = note.text.replace("\n", " ")
         self.write(Text.assemble((clock, palette.faint), (text, styles.get(note.tone, ""))))
+
+
+def _through(glass: Glass | None, strips: list[Strip], top: int) -> list[Strip]:
+    """Lines from row ``top`` of the screen on, as they are seen."""
+    return strips if glass is None else glass.look(strips, top)

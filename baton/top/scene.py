@@ -116,12 +116,10 @@ class Scene:
         self._ticked = now
         self.history.append(sum(g.said.tokens_per_s for g in self._heard if g.said))
         for view in self._fleet.judge(now):
-            if view.slow and view.step_ms and view.others_ms:
-                times = f"{view.step_ms:.0f} ms a step, the others {view.others_ms:.0f} ms"
-                self.note(Tone.BAD, f"{_called(view)} is slow: {times}")
+            if view.slow:
+                self.note(Tone.BAD, f"{_called(view)} is slow: {_steps(view)}")
             else:
-                now_ms = "idle" if view.step_ms is None else f"{view.step_ms:.0f} ms a step"
-                self.note(Tone.GOOD, f"{_called(view)} is no longer slow: {now_ms}")
+                self.note(Tone.GOOD, f"{_called(view)} is no longer slow: {_steps(view)}")
         for (worker, reason), count in self._streams.broken.items():
             text = f"{_counted(count, 'stream')} left {worker}: {reason}; going on elsewhere"
             self.note(Tone.WARN, text)
@@ -183,15 +181,8 @@ class Scene:
             if view.heard and view.state not in ("healthy", "connecting"):
                 why = f": {view.worker.reason}" if view.worker.reason else ""
                 found.append(Note(0.0, Tone.BAD, f"{_called(view)} is {view.state}{why}"))
-            elif view.slow and view.step_ms is not None and view.others_ms is not None:
-                found.append(
-                    Note(
-                        0.0,
-                        Tone.WARN,
-                        f"{_called(view)} is slow: {view.step_ms:.0f} ms a step, {view.times:.1f} "
-                        f"times the others' {view.others_ms:.0f} ms",
-                    )
-                )
+            elif view.slow:
+                found.append(Note(0.0, Tone.WARN, f"{_called(view)} is slow: {_steps(view)}"))
         return found
 
     # -- gateways and workers --------------------------------------------------------------------
@@ -240,6 +231,13 @@ class Scene:
 def _called(view: View) -> str:
     name = f"{view.worker.id} at " if view.worker.id else ""
     return f"{view.role or 'worker'} {name}{view.worker.address}"
+
+
+def _steps(view: View) -> str:
+    if view.step_ms is None:
+        return "it computes nothing now"
+    others = "" if view.others_ms is None else f", others {view.others_ms:.0f} ms"
+    return f"{view.step_ms:.0f} ms a step{others}"
 
 
 def _counted(count: int, thing: str) -> str:
