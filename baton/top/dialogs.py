@@ -171,7 +171,7 @@ def help_text(palette: Palette) -> Text:
     """What the marks and keys mean."""
     keys = (
         ("Tab, arrows", "from table to table, from row to row"),
-        ("d", "drain the worker at the cursor: have it hand back its work"),
+        ("d", "drain the worker at the cursor: it hands its work back"),
         ("r", "have it prefill, decode or do both"),
         ("p", "ask the model something, and see the answer come"),
         ("/", "show only what has these letters in it; Escape: all"),

@@ -231,7 +231,7 @@ class Notes(RichLog):
     glass: Glass | None = None
 
     def __init__(self, id: str, most: int) -> None:
-        super().__init__(id=id, max_lines=most, wrap=False, markup=False, min_width=0)
+        super().__init__(id=id, max_lines=most, wrap=True, markup=False, min_width=0)
         self.border_title = "events"
 
     def render_lines(self, crop: Region) -> list[Strip]:
@@ -241,7 +241,8 @@ class Notes(RichLog):
         styles = {Tone.GOOD: palette.good, Tone.WARN: palette.warn, Tone.BAD: palette.bad}
         clock = time.strftime("%H:%M:%S ", time.localtime(note.at))
         text = note.text.replace("\n", " ")
-        self.write(Text.assemble((clock, palette.faint), (text, styles.get(note.tone, ""))))
+        line = Text.assemble((clock, palette.faint), (text, styles.get(note.tone, "")))
+        self.write(line, width=self.scrollable_content_region.width or None)
 
 
 def _through(glass: Glass | None, strips: list[Strip], top: int) -> list[Strip]:
