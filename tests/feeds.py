@@ -109,7 +109,7 @@ def ended(request: str, status: int = 200, reason: str = "stop") -> live.Ended:
     )
 
 
-def computing(said: live.Worker, step_ms: float, *, times: int = 5) -> list[live.Worker]:
+def computing(said: live.Worker, step_ms: float, *, times: int = 10) -> list[live.Worker]:
     """What a worker says while it computes, step by step."""
     return [
         replace(said, generated_tokens=said.generated_tokens + 8 * step, last_step_ms=step_ms)

@@ -18,7 +18,7 @@ from baton.tls.links import Links
 
 _KEY = "BATON_API_KEY"
 #: Seconds between two pictures.
-_REFRESH, _BRISKEST = 0.5, 0.1
+_REFRESH, _BRISKEST = 1.0, 0.1
 #: Less than a program has: a person can look what is wrong, and try again.
 _PATIENCE = 5.0
 _TUBES = ("green", "amber")

@@ -136,8 +136,8 @@ class Top(App[None]):
         grid = self._worker_grid
         order = grid.sorted_by.order if grid.sorted_by else columns.by_trouble
         kept.sort(key=order, reverse=grid.reverse)
-        grid.border_title = self._title("workers", len(kept), len(workers))
-        grid.show([(view.key, view) for view in kept[:MOST_ROWS]])
+        title = self._title("workers", len(kept), len(workers))
+        grid.show(title, [(view.key, view) for view in kept[:MOST_ROWS]])
 
     def _show_streams(self, streams: list[Stream]) -> None:
         kept = [
@@ -150,8 +150,8 @@ class Top(App[None]):
             kept.sort(key=grid.sorted_by.order, reverse=grid.reverse)
         else:  # the oldest first
             kept.sort(key=lambda stream: stream.arrived, reverse=grid.reverse)
-        grid.border_title = self._title("streams", len(kept), len(streams))
-        grid.show([(f"{s.gateway} {s.request}", s) for s in kept[:MOST_ROWS]])
+        title = self._title("streams", len(kept), len(streams))
+        grid.show(title, [(f"{s.gateway} {s.request}", s) for s in kept[:MOST_ROWS]])
 
     def _show_notes(self) -> None:
         """Those that are new."""

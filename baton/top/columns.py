@@ -159,10 +159,15 @@ def _used(view: View) -> float:
     return (blocks.owned + blocks.quarantined) / whole if whole else 0.0
 
 
-def _hits(view: View) -> float:
-    found = view.worker.cache_hit_tokens
-    asked = found + view.worker.prompt_tokens
-    return found / asked if asked else 0.0
+def _hits(view: View) -> float | None:
+    """Of prompt tokens, those that were cached. None where none is computed: then it is others who
+    compute what this one has not cached."""
+    found, computed = view.worker.cache_hit_tokens, view.worker.prompt_tokens
+    return found / (found + computed) if computed else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}%"
 
 
 def by_trouble(view: View) -> Order:
@@ -183,7 +188,7 @@ WORKERS: Sequence[Column[View]] = (
     Column("KV in use", 10, lambda v, p: bar(v.worker.blocks, p), lambda v: (-_used(v), "")),
     _number("tok/s", 6, _rate, lambda v, p: short(_rate(v))),
     _number("step ms", 7, lambda v: v.step_ms or 0.0, _step),
-    _number("hits", 5, _hits, lambda v, p: f"{100 * _hits(v):.0f}%", from_width=92),
+    _number("hits", 5, lambda v: _hits(v) or 0.0, lambda v, p: _percent(_hits(v)), from_width=92),
     _number("waiting", 7, lambda v: v.worker.waiting, lambda v, p: short(v.worker.waiting), 102),
     Column(
         "address",

@@ -187,8 +187,9 @@ def help_text(palette: Palette) -> Text:
     text.append("\nWorkers that need a look come first. ")
     text.append("SLOW x2.9", palette.badge)
     text.append(
-        ": its steps of the last 10 s took that many times as long as the median of the others "
-        "of its role. Steps grow with what is in them: look at running and queued as well.\n"
+        ": its steps of the last 10 s took that many times as long as those of the others of its "
+        "role, and twice as long as the long ones there. Steps grow with what is in them: look "
+        "at running and queued as well.\n"
     )
     for mark, style, meaning in (
         ("KV in use: ", "", ""),

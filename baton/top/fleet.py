@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
+from typing import NamedTuple
 
 from baton import live
 
@@ -14,9 +15,11 @@ from baton import live
 STATES = ("healthy", "connecting", "suspect", "refused", "out")
 
 #: Seconds of an engine's steps that tell how long they take now, and the fewest of them that do.
-_LATELY, _FEWEST = 10.0, 3
-_STEPS = 64  #: that are remembered of a worker
-#: A worker is slow when its steps take so many times as long as those of its like, and so many
+_LATELY, _FEWEST = 10.0, 8
+#: Seconds that tell how long they may take: prompts are long and short, and so are their steps.
+_RANGE, _LONG = 30.0, 0.9
+_STEPS = 128  #: that are remembered of a worker
+#: A worker is slow when its steps take so many times as long as long steps of its like, and so many
 #: milliseconds more; until they take less than ``_BACK`` times as long.
 SLOW, _BACK, _MARGIN_MS = 2.0, 1.6, 2.0
 
@@ -31,6 +34,7 @@ class View:
     heard: bool  #: False: by no gateway that can be heard now
     step_ms: float | None = None  #: what its steps take now; None while it computes nothing
     others_ms: float | None = None  #: what they take at the others of its roles
+    long_ms: float | None = None  #: what long ones take there
     slow: bool = False
 
     @property
@@ -63,15 +67,25 @@ class View:
         return 1 if self.slow or self.worker.draining or self.worker.breaker != "closed" else 0
 
 
+class _Takes(NamedTuple):
+    """What steps take, in milliseconds."""
+
+    usual: float
+    long: float
+
+
 @dataclass(slots=True)
 class _Seen:
     said: dict[str, live.Worker] = field(default_factory=dict)  #: by gateway, the latest last
     steps: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_STEPS))
     slow: bool = False
 
-    def step_ms(self, now: float) -> float | None:
+    def takes(self, now: float) -> _Takes | None:
         lately = [took for at, took in self.steps if at > now - _LATELY]
-        return median(lately) if len(lately) >= _FEWEST else None
+        if len(lately) < _FEWEST:
+            return None
+        some = sorted(took for at, took in self.steps if at > now - _RANGE)
+        return _Takes(median(lately), some[int(_LONG * (len(some) - 1))])
 
 
 class Fleet:
@@ -119,23 +133,24 @@ class Fleet:
         """Tell slow workers from others anew; those of which that has changed."""
         for view in self.views(now):
             seen = self._seen[view.key]
-            more = (view.step_ms or 0.0) - (view.others_ms or 0.0)
-            slow = view.times >= (_BACK if seen.slow else SLOW) and more >= _MARGIN_MS
+            slow = _is_slow(view, _BACK if seen.slow else SLOW)
             if slow != seen.slow:
                 seen.slow = slow
                 yield replace(view, slow=slow)
 
     def views(self, now: float) -> list[View]:
         """All, in no order."""
-        steps = {key: seen.step_ms(now) for key, seen in self._seen.items()}
+        takes = {key: seen.takes(now) for key, seen in self._seen.items()}
         found = [view for key in self._seen if (view := self._view(key)) is not None]
-        by_role: dict[str, list[float]] = {}
+        by_role: dict[str, list[_Takes]] = {}
         for view in found:
-            if (took := steps[view.key]) is not None:
+            if (took := takes[view.key]) is not None:
                 by_role.setdefault(view.role, []).append(took)
-        for times in by_role.values():
-            times.sort()
-        return [_judged(view, steps[view.key], by_role.get(view.role, [])) for view in found]
+        others = {role: _Others(of_role) for role, of_role in by_role.items()}
+        return [
+            view if (took := takes[view.key]) is None else others[view.role].beside(view, took)
+            for view in found
+        ]
 
     def _view(self, key: str) -> View | None:
         seen = self._seen.get(key)
@@ -159,11 +174,26 @@ class Fleet:
                 del self._seen[key]
 
 
-def _judged(view: View, step_ms: float | None, of_role: Sequence[float]) -> View:
-    """``of_role``: what steps take at those of its roles, itself included, in order."""
-    if step_ms is None:
-        return view
-    return replace(view, step_ms=step_ms, others_ms=_median_without(of_role, step_ms))
+class _Others:
+    """What steps take at all workers of a role, to set one beside the others."""
+
+    def __init__(self, takes: Sequence[_Takes]) -> None:
+        self._usual = sorted(took.usual for took in takes)
+        self._long = sorted(took.long for took in takes)
+
+    def beside(self, view: View, took: _Takes) -> View:
+        return replace(
+            view,
+            step_ms=took.usual,
+            others_ms=_median_without(self._usual, took.usual),
+            long_ms=_median_without(self._long, took.long),
+        )
+
+
+def _is_slow(view: View, times: float) -> bool:
+    if view.step_ms is None or view.long_ms is None:
+        return False
+    return view.step_ms >= max(times * view.long_ms, view.long_ms + _MARGIN_MS)
 
 
 def _median_without(values: Sequence[float], one: float) -> float | None:

@@ -33,6 +33,13 @@ class Words(Static):
 
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
+        self._said = Text()
+
+    def say(self, text: Text) -> None:
+        """The line as it is now; nothing is drawn where it is as it was."""
+        if not _same(text, self._said):
+            self._said = text
+            self.update(text)
 
     def render_lines(self, crop: Region) -> list[Strip]:
         return _through(self.glass, super().render_lines(crop), self.region.y + crop.y)
@@ -73,13 +80,14 @@ class Summary(Vertical):
         self._write("latency", _latency(figures, palette))
         self._write("flow", _flow(figures, palette))
         line = self.query_one(Sparkline)
-        line.data = list(history)[-max(1, line.size.width) :]
+        # Its scale is from the least to the most: from nothing on, here.
+        line.data = [0.0, *list(history)[-max(1, line.size.width - 1) :]]
         alarm = self.query_one("#alarm", Words)
         alarm.set_class(bool(alarms), "raised")
         self._write("alarm", _alarm(alarms, palette))
 
     def _write(self, id: str, text: Text) -> None:
-        self.query_one(f"#{id}", Words).update(text)
+        self.query_one(f"#{id}", Words).say(text)
 
 
 def _about(figures: Figures, palette: Palette) -> Text:
@@ -185,7 +193,7 @@ class Grid(DataTable[Text], Generic[R]):
         at = choices.index(self.sorted_by) if self.sorted_by in choices else 0
         self.sorted_by = choices[(at + 1) % len(choices)]
 
-    def show(self, rows: Sequence[tuple[str, R]]) -> None:
+    def show(self, title: str, rows: Sequence[tuple[str, R]]) -> None:
         """Rows by key, in their order. The cursor stays with its row."""
         wanted = {key: [self._cell(c, row) for c in self._columns] for key, row in rows}
         if list(wanted) != list(self._shown):
@@ -193,11 +201,13 @@ class Grid(DataTable[Text], Generic[R]):
         else:
             for key, cells in wanted.items():
                 for column, new, old in zip(self._columns, cells, self._shown[key], strict=True):
-                    if new != old:
+                    if not _same(new, old):
                         self.update_cell(key, column.title, new)
         self._shown = wanted
         order = "" if self.sorted_by is None else f"by {self.sorted_by.title}"
-        self.border_subtitle = f"{order}{', reversed' if self.reverse else ''}".strip(", ")
+        order = f"{order}{', reversed' if self.reverse else ''}".strip(", ")
+        if (title, order) != (self.border_title, self.border_subtitle):
+            self.border_title, self.border_subtitle = title, order
 
     def _cell(self, column: Column[R], row: R) -> Text:
         text = column.cell(row, self.palette)
@@ -212,6 +222,11 @@ class Grid(DataTable[Text], Generic[R]):
         if chosen is not None and chosen in rows:
             self.move_cursor(row=self.get_row_index(chosen), animate=False, scroll=False)
         self.scroll_to(y=scrolled, animate=False, immediate=True)
+
+
+def _same(one: Text, other: Text) -> bool:
+    """Whether they look the same; that ``==`` finds texts equal says nothing of their style."""
+    return one == other and one.style == other.style
 
 
 def _side(column: Column[R]) -> Literal["left", "right"]:

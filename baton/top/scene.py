@@ -100,7 +100,8 @@ class Scene:
             case live.Worker():
                 self._compare(*self._fleet.hear(name, said, now))
             case live.WorkerGone():
-                if (view := self._fleet.gone(name, said)) is not None:
+                view = self._fleet.gone(name, said)
+                if view is not None and said.id is not None:
                     self.note(Tone.WARN, f"{_called(view)} is gone")
             case live.Lost():
                 text = f"{name}: we were too slow for {said.events} events; looking anew"
@@ -212,8 +213,8 @@ class Scene:
         """Note what has changed of a worker."""
         called = _called(after)
         if before is None:
-            role = after.role or after.state
-            self.note(Tone.GOOD, f"{called} has come: {role}")
+            if after.worker.id is not None:  # else it is yet to report
+                self.note(Tone.GOOD, f"{called} has come")
             return
         if after.state != before.state:
             tone = Tone.GOOD if after.state == "healthy" else Tone.BAD

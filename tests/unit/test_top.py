@@ -136,6 +136,18 @@ def test_who_is_not_slow(steps: dict[str, float]) -> None:
     assert list(fleet.judge(101.0)) == []
 
 
+def test_long_prompts_at_one_worker_do_not_make_it_slow() -> None:
+    fleet = Fleet()
+    one, other = worker("01aaaaaa", "prefill"), worker("02bbbbbb", "prefill")
+    for said, steps in ((one, [30, 30, 210] * 5), (other, [210, 30, 210] * 5)):
+        fleet.hear("gw", said, 100.0)
+        for number, step_ms in enumerate(steps, 1):
+            told = replace(said, prompt_tokens=100 * number, last_step_ms=float(step_ms))
+            fleet.hear("gw", told, 100.0)
+    assert list(fleet.judge(101.0)) == []
+    assert max(view.times for view in fleet.views(101.0)) == 7
+
+
 def test_steps_of_long_ago_say_nothing() -> None:
     fleet = Fleet()
     computes(fleet, worker("01aaaaaa"), 20.0, 100.0)
@@ -264,6 +276,8 @@ def test_what_happens_is_noted(clock: Clock) -> None:
         replace(one, roles=["prefill"], draining=True),
         worker("02bbbbbb"),
         live.WorkerGone(at=BEGAN, id="02bbbbbb", address=""),
+        live.Worker(id=None, at=BEGAN, address="a:1", state="connecting", reason=""),
+        live.WorkerGone(at=BEGAN, id=None, address="a:1"),
         live.Lost(events=37),
     ):
         view.hear("gw", said)
@@ -274,7 +288,7 @@ def test_what_happens_is_noted(clock: Clock) -> None:
         f"decode {where} is healthy",
         f"prefill {where} does prefill now, no longer decode",
         f"prefill {where} is draining",
-        "decode 02bbbbbb at 10.0.0.2:9001 has come: decode",
+        "decode 02bbbbbb at 10.0.0.2:9001 has come",
         "decode 02bbbbbb at 10.0.0.2:9001 is gone",
         "gw: we were too slow for 37 events; looking anew",
     ]

@@ -14,6 +14,7 @@ from baton import live
 from baton.top.app import Looks, Top
 from baton.top.dialogs import Ask, ChooseRole, Confirm, Help
 from baton.top.feed import Down, Said
+from baton.top.palette import TUBES
 from baton.top.panels import Notes
 from tests.fakes import eventually
 from tests.feeds import (
@@ -287,3 +288,5 @@ async def test_rows_that_stay_are_not_made_anew() -> None:
         await view.say(replace(D1, running=12))
         assert grid.get_row_at(0)[0] is kept
         assert view.rows("workers")[1][4] == "12/64"
+        await view.press("g")  # the same words in other colours
+        assert grid.get_row_at(0)[1].style == TUBES["green"].decode
