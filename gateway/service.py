@@ -25,6 +25,7 @@ from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
@@ -44,6 +45,7 @@ from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -145,17 +147,40 @@ async def running(
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
     )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
+    )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
+    callers = Callers(keys, metrics)
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
-        Callers(keys, metrics),
-        live if keys is None else None,
+        idempotency,
+        callers,
+        live,
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
+    )
+    admin = admin_app(
+        generation,
+        status,
+        idempotency,
+        callers,
+        live,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
@@ -178,10 +203,11 @@ async def running(
         if keys is not None and path is not None:
             following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
-            yield Service(public, admin_app(status, live), rpc, registry, metrics, broadcast)
+            yield Service(public, admin, rpc, registry, metrics, broadcast)
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
             output.close()
             await traces.close()
