@@ -51,11 +51,12 @@ async def _show(options: argparse.Namespace, links: Links) -> None:
     from baton.top.feed import LiveFeed
     from baton.top.orders import FleetOrders
 
-    api = options.chat_url or api_of(options.url)
     key = options.api_key or os.environ.get(_KEY)
     # No proxy of the environment stands before the fleet's own network.
-    async with httpx.AsyncClient(trust_env=False) as http:
-        client = AsyncClient(api, api_key=key, patience=_PATIENCE) if api else None
+    async with (
+        httpx.AsyncClient(trust_env=False) as http,
+        AsyncClient(options.chat_url or options.url, api_key=key, patience=_PATIENCE) as client,
+    ):
         orders = FleetOrders(
             links,
             client,
@@ -67,20 +68,7 @@ async def _show(options: argparse.Namespace, links: Links) -> None:
             tube=options.retro,
             motion=options.motion and "NO_COLOR" not in os.environ,
         )
-        try:
-            await Top([LiveFeed(url, http) for url in options.url], orders, looks).run_async()
-        finally:
-            if client is not None:
-                await client.aclose()
-
-
-def api_of(urls: Sequence[str]) -> list[str]:
-    """Where the API of gateways is whose ports are the defaults; empty if one's are not."""
-    api, admin = (FrontSettings.model_fields[name].default for name in ("port", "admin_port"))
-    found = [httpx.URL(url) for url in urls]
-    if any(url.port not in (api, admin) for url in found):
-        return []
-    return [str(url.copy_with(port=api)) for url in found]
+        await Top([LiveFeed(url, http) for url in options.url], orders, looks).run_async()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "--chat-url",
         metavar="URL,...",
         type=_urls,
-        help="the gateways' API, for prompts (default: that of --url, with the default --port)",
+        help="where prompts go, if not there",
     )
     parser.add_argument("--api-key", metavar="KEY", help=f"for prompts (default: ${_KEY})")
     parser.add_argument(

@@ -47,13 +47,12 @@ class FleetOrders:
     def __init__(
         self,
         links: Links,
-        client: AsyncClient | None,
+        client: AsyncClient,
         *,
         drain_grace: float,
         role_grace: float,
     ) -> None:
-        """``client``: of the gateways' API; None where nobody knows where that is. Graces: seconds
-        that sequences get to finish."""
+        """``client``: of the gateways' API. Graces: seconds that sequences get to finish."""
         self._links = links
         self._client = client
         self._drain_grace = drain_grace
@@ -85,8 +84,6 @@ class FleetOrders:
         )
 
     async def ask(self, prompt: str) -> AsyncGenerator[str, None]:
-        if self._client is None:
-            raise OrderFailed("where is the API? Start baton top with --chat-url http://HOST:PORT")
         try:
             async with self._client.chat(prompt, stream=True) as answer:
                 async for chunk in answer:

@@ -119,9 +119,15 @@ class Streams:
                 self._go_on(stream, event, now)
 
     def _begin(self, stream: Stream) -> None:
+        key = stream.gateway, stream.request
+        if (one := self._open.get(key)) is not None:  # another prompt of the same call
+            one.prompt_tokens += stream.prompt_tokens
+            one.choices += stream.choices
+            one.known += stream.known
+            return
         if len(self._open) >= MOST:
             del self._open[next(iter(self._open))]
-        self._open[stream.gateway, stream.request] = stream
+        self._open[key] = stream
 
     def _go_on(self, stream: Stream, event: live.Event, now: float) -> None:
         match event:

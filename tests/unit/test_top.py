@@ -253,6 +253,21 @@ def test_latency_is_by_tokens_and_of_streams_from_their_first(clock: Clock) -> N
     assert view.figures().itl_p99 is None
 
 
+def test_several_prompts_of_a_call_are_one_stream(clock: Clock) -> None:
+    view = scene(clock)
+    view.hear("gw", snapshot())
+    for said in (queued("r-1", prompt_tokens=10), queued("r-1", prompt_tokens=20, choices=2)):
+        view.hear("gw", said)
+    for choice in range(3):
+        view.hear("gw", decoded("r-1", 5, 10.0, at=BEGAN, choice=choice))
+    [stream] = view.streams()
+    assert (stream.prompt_tokens, stream.choices, stream.tokens) == (30, 3, 15)
+    assert stream.tokens_per_s == 30.0
+    view.hear("gw", ended("r-1"))
+    view.hear("gw", ended("r-1"))
+    assert view.streams() == []
+
+
 def test_however_many_streams_there_are_some_are_followed(clock: Clock) -> None:
     view = scene(clock)
     view.hear("gw", snapshot())
@@ -496,11 +511,3 @@ def test_bad_options_are_named(
     with pytest.raises(SystemExit):
         top.main(flags)
     assert said in capsys.readouterr().err
-
-
-def test_where_prompts_go() -> None:
-    assert top.api_of(["http://a:8001", "http://[::1]:8000"]) == [
-        "http://a:8000",
-        "http://[::1]:8000",
-    ]
-    assert top.api_of(["http://a:8001", "http://b:9001"]) == []
