@@ -182,7 +182,7 @@ class Scene:
             if view.heard and view.state not in ("healthy", "connecting"):
                 why = f": {view.worker.reason}" if view.worker.reason else ""
                 found.append(Note(0.0, Tone.BAD, f"{_called(view)} is {view.state}{why}"))
-            elif view.slow:
+            elif view.heard and view.slow:
                 found.append(Note(0.0, Tone.WARN, f"{_called(view)} is slow: {_steps(view)}"))
         return found
 

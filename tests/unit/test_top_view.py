@@ -131,6 +131,8 @@ async def test_the_slow_worker_is_the_first_thing_that_is_seen() -> None:
         assert (row[0], row[2], row[7]) == ("03cccccc", "SLOW x3.1", "66.0")
         alarm = "! decode 03cccccc at 10.0.0.3:9001 is slow: 66 ms a step, others 22 ms"
         assert view.line("alarm") == alarm
+        await view.say(Down("gone"))  # what nobody hears of is no alarm of its own
+        assert view.line("alarm") == "! gw:8001 cannot be heard: gone"
 
 
 async def test_a_gateway_that_is_lost_is_said_and_its_workers_stay_marked() -> None:
