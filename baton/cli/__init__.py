@@ -23,6 +23,7 @@ class Command:
 
 COMMANDS = {
     "up": Command("baton.cli.up", "start a gateway and its workers on this machine"),
+    "top": Command("baton.cli.top", "watch a fleet on the terminal, and steer it"),
     "chat": Command("baton.cli.talk", "talk to a model", "chat"),
     "generate": Command("baton.cli.talk", "print how a text goes on", "generate"),
     "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
