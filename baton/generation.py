@@ -52,6 +52,18 @@ class Generation:
         return [replace(self, key=key, more_choices=()) for key in self.keys]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities of one generated token and of the most likely in its place.
+
+    Natural logarithms, by the distribution of the model itself: before penalties, bias, grammar,
+    temperature and filters. So they say what the model thinks, whatever was asked of the draw.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  #: (id, logprob), best first, then by lower id
+
+
 class FinishReason(Enum):
     """Why generation ended by itself."""
 

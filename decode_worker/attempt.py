@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from baton import wire
 from baton.errors import HandoffFailed, Preempted, PrefillLost
-from baton.generation import FinishReason, Generation, Timings, finish_reason
+from baton.generation import (
+    FinishReason,
+    Generation,
+    Timings,
+    TokenLogprobs,
+    finish_reason,
+)
 from baton.kv.framing import Shape
 from baton.kv.ledger import Ledger
 from baton.kv.trace import Trace
@@ -190,10 +197,14 @@ class Attempts:
         A prefill worker of protocol 1 draws one only: the other choices are placed again.
         """
         index, drawn = len(generation.generated_ids), dict[Choice, int]()
-        for choice, token_id in zip(choices, (first.token_id, *first.more_token_ids), strict=False):
+        told = _told(first, generation)
+        for choice, token_id, logprobs in zip(
+            choices, (first.token_id, *first.more_token_ids), told, strict=False
+        ):
             self._require_known(token_id)
             if not choice.over:
-                choice.first_token(index, token_id, first.timings.prefill_cached_tokens)
+                cached = first.timings.prefill_cached_tokens
+                choice.first_token(index, token_id, cached, logprobs)
                 drawn[choice] = token_id
         for choice in choices[1 + len(first.more_token_ids) :]:
             choice.end(Preempted("its prefill worker draws the first token of one choice only"))
@@ -234,6 +245,22 @@ class Attempts:
                     await asyncio.sleep(_LAST_WORD)
                     raise
             sink.require_complete()
+
+
+def _told(first: prefill_pb2.FirstToken, generation: Generation) -> Sequence[TokenLogprobs | None]:
+    """The log probabilities of each first token. Raises HandoffFailed where they are asked for and
+    not there, or not whole."""
+    tokens = 1 + len(first.more_token_ids)
+    if generation.sampling.logprobs is None:
+        return [None] * tokens
+    if len(first.logprobs) != tokens:
+        raise HandoffFailed(
+            f"{tokens} first tokens came with the log probabilities of {len(first.logprobs)}"
+        )
+    try:
+        return wire.logprobs_from_wire(first.logprobs)
+    except ValueError as error:
+        raise HandoffFailed(f"the log probabilities of a first token: {error}") from None
 
 
 async def _raise_early_end(sequence: LiveSequence) -> None:

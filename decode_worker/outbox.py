@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from baton import wire
-from baton.generation import AttemptKey, Progress
+from baton.generation import AttemptKey, Progress, TokenLogprobs
 from baton.v1 import common_pb2, decode_pb2
 
 
@@ -18,6 +18,7 @@ class _Unsent:
     index: int  #: of the first, among all generated ids
     cached_tokens: int | None  #: of the prompt, if it is the attempt's first
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  #: of each, or of none
 
 
 class Outbox:
@@ -39,13 +40,20 @@ class Outbox:
         self.overflow = asyncio.Event()
 
     def token(
-        self, key: AttemptKey, index: int, token_id: int, cached_tokens: int | None = None
+        self,
+        key: AttemptKey,
+        index: int,
+        token_id: int,
+        cached_tokens: int | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> None:
         """The attempt's next token. ``cached_tokens``: see TokenDelta, with the first."""
         unsent = self._tokens.get(key)
         if unsent is None:
             unsent = self._tokens[key] = _Unsent(index, cached_tokens)
         unsent.token_ids.append(token_id)
+        if logprobs is not None:
+            unsent.logprobs.append(logprobs)
         self._count += 1
         self._news.set()
         if self._count > self._limit:
@@ -105,6 +113,7 @@ class Outbox:
                 token_index=unsent.index,
                 token_ids=unsent.token_ids,
                 cached_tokens=unsent.cached_tokens,
+                logprobs=[wire.logprobs_to_wire(told) for told in unsent.logprobs],
             )
             for key, unsent in tokens.items()
         ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from baton.errors import (
@@ -22,14 +22,19 @@ from baton.errors import (
 from gateway.body_limit import BodyLimit
 from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
+from gateway.idempotency import Idempotency
+from gateway.openapi import document
 from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.telling.endpoint import LiveEndpoint
+from gateway.tokens import Tokens
 
 
 def public_app(
     generation: Generation,
+    tokens: Tokens,
     status: Status,
+    idempotency: Idempotency,
     callers: Callers,
     live: LiveEndpoint | None,
     *,
@@ -38,22 +43,28 @@ def public_app(
     cors_origins: Sequence[str],
 ) -> Starlette:
     """What clients see; ``live`` only where nobody needs a key."""
+    once = idempotency.once
+    told = document(status.model_name, keys=not callers.anybody, live=live is not None)
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After", "X-Request-Id"],
+        expose_headers=["Retry-After", "X-Request-Id", "Idempotent-Replayed"],
     )
     return application(
         [
-            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-            Route("/v1/completions", generation.completion, methods=["POST"]),
+            Route("/v1/chat/completions", once(generation.chat), methods=["POST"]),
+            Route("/v1/completions", once(generation.completion), methods=["POST"]),
+            Route("/v1/responses", once(generation.response), methods=["POST"]),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/v1/models", status.models),
             Route("/v1/models/{name:path}", status.model),
             Route("/health", status.health),
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
+            Route("/openapi.json", _saying(told)),
             *_live(live),
         ],
         [
@@ -62,6 +73,15 @@ def public_app(
             Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
         ],
     )
+
+
+def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that says the same to all."""
+
+    async def endpoint(_: Request) -> Response:
+        return JSONResponse(body)
+
+    return endpoint
 
 
 def admin_app(status: Status, live: LiveEndpoint | None) -> Starlette:

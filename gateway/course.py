@@ -7,19 +7,27 @@ from dataclasses import dataclass, field
 
 from baton.errors import (
     BatonError,
+    CapacityError,
     DecodeLost,
-    Draining,
+    DecodeSilent,
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
+    PrefillDraining,
     PrefillFull,
     PrefillLost,
     RelayRefused,
     WorkerFull,
 )
-from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
+from baton.generation import (
+    AttemptKey,
+    FinishReason,
+    Generation,
+    TokenLogprobs,
+    finish_reason,
+)
 from baton.identity import Family
-from gateway.attempt import Attempt, DecodeSilent
+from gateway.attempt import Attempt
 from gateway.caches import Prefix
 from gateway.explanation import Trail
 from gateway.fleet import Booking, Worker
@@ -54,6 +62,8 @@ class Course:
     #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
     #: a worker has said so. Later attempts find what that one left in the caches.
     cached_tokens: int | None = None
+    #: Of tokens received and not given on yet, where they are asked for.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     attempts: int = 0
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
@@ -131,9 +141,16 @@ class Course:
         if self.cached_tokens is None and not self.patience.started and self.run is not None:
             self.tale.cached_tokens = self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
+        if self.run is not None:
+            self.logprobs += self.run.attempt.logprobs(len(tokens))
         if self.avoid or self.lost:
             self.avoid.clear()
             self.lost.clear()
+
+    def take_logprobs(self) -> list[TokenLogprobs]:
+        """Of the tokens that are given on now."""
+        taken, self.logprobs = self.logprobs, []
+        return taken
 
     def complete(self) -> FinishReason | None:
         """Whether the tokens received are all there will be, though the worker died unsaid."""
@@ -161,7 +178,7 @@ class Course:
         was."""
         faulty = self._avoid(error)
         if faulty is not None and self.booking is not None:
-            self.booking.failed(faulty, now)
+            self.booking.failed(faulty, now, silent=isinstance(error, DecodeSilent))
 
     def _avoid(self, error: BatonError) -> Worker | None:
         """Returns the worker that failed, if one did."""
@@ -173,6 +190,8 @@ class Course:
                 prefill.refused()
             case WorkerFull():
                 decode.refused()
+            case PrefillDraining() if prefill is not None:
+                self.avoid.add(prefill.instance_id)
             case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
                 prefill is not None
             ):
@@ -185,7 +204,7 @@ class Course:
             ):
                 self.lost.add(decode.instance_id)
                 return decode
-            case Draining():
+            case CapacityError():  # it leaves, or says what only a later version knows
                 self.avoid.add(decode.instance_id)
             case _:
                 self.avoid.add(decode.instance_id)

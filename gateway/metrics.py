@@ -48,6 +48,11 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.repeated = Counter(
+            "baton_repeated",
+            "Requests answered by what an earlier one with their Idempotency-Key got.",
+            registry=registry,
+        )
         self.prompt_tokens = Counter(
             "baton_prompt_tokens",
             "Prompt tokens of requests that got their first token.",

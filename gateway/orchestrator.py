@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import structlog
@@ -30,7 +30,7 @@ from baton.errors import (
     WorkerFull,
     from_code,
 )
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 from gateway.admission import Admission
 from gateway.course import Course, Run
 from gateway.explanation import Trail
@@ -72,6 +72,7 @@ class Delta:
     finish: FinishReason | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
     workers: str = ""  #: see Course.workers
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  #: of each token, or of none
 
 
 Deltas: TypeAlias = AsyncGenerator[Delta, None]
@@ -193,7 +194,8 @@ class Orchestrator:
         assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens, None, course.cached_tokens, course.workers)
+                logprobs = course.take_logprobs()
+                yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
@@ -202,7 +204,8 @@ class Orchestrator:
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
                 cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
-            yield Delta(tokens, finished.reason, cached, course.workers)
+            logprobs = course.take_logprobs()
+            yield Delta(tokens, finished.reason, cached, course.workers, logprobs)
         except BatonError as error:
             if not _mendable(error):
                 raise

@@ -25,6 +25,7 @@ from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
@@ -44,6 +45,7 @@ from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -145,12 +147,25 @@ async def running(
     generation = Generation(
         validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
     )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
+    )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
+        idempotency,
         Callers(keys, metrics),
         live if keys is None else None,
         max_body_bytes=settings.max_body_bytes,
@@ -182,6 +197,7 @@ async def running(
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
             output.close()
             await traces.close()

@@ -11,14 +11,14 @@ import structlog
 from prometheus_client import Counter
 
 from baton import tasks, wire
-from baton.errors import BatonError, DecodeLost, PrefillLost
+from baton.errors import BatonError, DecodeLost, DecodeSilent, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tls.links import PLAIN, Links
 from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
-from gateway.attempt import Attempt, DecodeSilent, Finished, Heed
+from gateway.attempt import Attempt, Finished, Heed
 from gateway.fleet import Worker
 
 log = structlog.get_logger(__name__)
@@ -73,7 +73,10 @@ class Session:
         self, key: AttemptKey, generation: Generation, prefill: str, heed: Heed | None
     ) -> Attempt:
         next_index, limit = len(generation.generated_ids), generation.sampling.max_tokens
-        attempt = Attempt(key, next_index, limit, lambda: self._cancel(key), prefill, heed)
+        wants = generation.sampling.logprobs is not None
+        attempt = Attempt(
+            key, next_index, limit, lambda: self._cancel(key), prefill, heed, logprobs=wants
+        )
         self._attempts[key] = attempt
         return attempt
 
@@ -143,6 +146,9 @@ class Session:
                 beside.create_task(self._liveness.run(self._send_beat))
                 await self._read(call)
                 raise DecodeLost(f"decode worker {self._address} closed the session")
+        except DecodeSilent as deaf:
+            error = DecodeSilent if self._liveness.steady else DecodeLost
+            return error(f"decode worker {self._address} does not hear us: {deaf.message}")
         except BatonError as error:
             return error
         except PeerSilent as silence:
@@ -194,7 +200,7 @@ class Session:
         for delta in step.tokens:
             key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
             attempt = self._attempts.get(key)
-            if attempt is not None and attempt.put(delta.token_index, delta.token_ids):
+            if attempt is not None and _put(attempt, delta):
                 if delta.HasField("cached_tokens"):
                     attempt.cached_tokens = delta.cached_tokens
                 continue
@@ -202,7 +208,8 @@ class Session:
             if attempt is not None:
                 attempt.end(
                     DecodeLost(
-                        f"decode worker {self._address} sent token {delta.token_index} out of order"
+                        f"decode worker {self._address} sent token {delta.token_index} out of "
+                        "order, or without its log probabilities"
                     )
                 )
                 del self._attempts[key]
@@ -213,6 +220,14 @@ class Session:
             self._disowned.pop(key, None)
             if attempt is not None:
                 attempt.end(_how(ended))
+
+
+def _put(attempt: Attempt, delta: decode_pb2.TokenDelta) -> bool:
+    try:
+        logprobs = wire.logprobs_from_wire(delta.logprobs) if delta.logprobs else ()
+    except ValueError:
+        return False
+    return attempt.put(delta.token_index, delta.token_ids, logprobs)
 
 
 def _how(ended: decode_pb2.Ended) -> Finished | BatonError:

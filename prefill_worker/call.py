@@ -13,6 +13,7 @@ import structlog
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Generation, Timings
+from baton.identity import require_pair
 from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
 from baton.kv.trace import NO_LAYER, Trace
@@ -98,7 +99,7 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        self._runtime.identity.require_pair(theirs)
+        require_pair(prefill=self._runtime.identity, decode=theirs)
         return first.start
 
     def _span(self, generation: Generation) -> Span:
@@ -202,6 +203,7 @@ class PrefillCall:
             token_id=first.token_id,
             timings=timings,
             more_token_ids=[other.token_id for other in firsts[1:]],
+            logprobs=[wire.logprobs_to_wire(t.logprobs) for t in firsts if t.logprobs is not None],
         )
         self._outbox.put(prefill_pb2.PrefillEvent(first_token=token))
         return timings

@@ -41,8 +41,8 @@ class Broadcast:
         self._figures = figures
         self._clock = Clock(time.time() - time.monotonic())
         self._count = Counting()
-        self._open: dict[str, Tale] = {}
-        self._hearing: dict[str, Live] = {}
+        self._open: dict[Tale, None] = {}  # in order of arrival; several may share an id
+        self._hearing: dict[Tale, Live] = {}
         self._said_at = 0.0
         self._said_tokens = 0
         feed.on_watched = self._turn
@@ -50,28 +50,27 @@ class Broadcast:
     # -- requests ------------------------------------------------------------------------------
 
     def opened(self, tale: Tale) -> None:
-        self._open[tale.request.request_id] = tale
+        self._open[tale] = None
         if self._feed.watched:
             self._hear(tale)
 
     def closed(self, tale: Tale) -> None:
-        self._open.pop(tale.request.request_id, None)
-        self._hearing.pop(tale.request.request_id, None)
+        self._open.pop(tale, None)
+        self._hearing.pop(tale, None)
 
     def _hear(self, tale: Tale) -> None:
         hearer = Live(tale, self._feed, self._clock, self._count)
-        self._hearing[tale.request.request_id] = hearer
+        self._hearing[tale] = hearer
         tale.hearers = (*tale.hearers, hearer)
 
     def _turn(self, watched: bool) -> None:
         """Hear of those that are open from now on, or no more."""
         if watched:
             self._said_at, self._said_tokens = time.monotonic(), self._count.tokens
-            for tale in self._open.values():
+            for tale in self._open:
                 self._hear(tale)
             return
-        for name, hearer in self._hearing.items():
-            tale = self._open[name]
+        for tale, hearer in self._hearing.items():
             tale.hearers = tuple(other for other in tale.hearers if other is not hearer)
         self._hearing.clear()
         self._workers.forget()
@@ -111,7 +110,7 @@ class Broadcast:
         self._feed.close()
 
     def _snapshot(self) -> live.Snapshot:
-        newest = islice(reversed(self._open.values()), _NEWEST)
+        newest = islice(reversed(self._open), _NEWEST)
         return live.Snapshot(
             at=self._clock.unix(time.monotonic()),
             gateway=self._gateway(),

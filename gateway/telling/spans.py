@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from baton.errors import BatonError
 from baton.generation import Progress
 from baton.tracing import Span, Tracing
+from gateway.requests import Kind
 from gateway.telling.tale import Ending, Leaving, Placing, Tale
 
-_OPERATIONS: Mapping[str, str] = {"chat": "chat", "completion": "text_completion"}
+_OPERATIONS: Mapping[Kind, str] = {
+    "chat": "chat",
+    "completion": "text_completion",
+    "response": "chat",
+}
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from baton.errors import BatonError
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class TokenSampled:
     index: int  #: position among all generated ids, those of earlier attempts included
     finish_reason: FinishReason | None = None  #: set: the sequence has ended (see SequenceRequest)
     timings: SequenceTimings | None = None  #: with the first token sampled here and the last
+    logprobs: TokenLogprobs | None = None  #: where the request asks for them
 
 
 @dataclass(frozen=True, slots=True)

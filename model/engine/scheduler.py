@@ -230,6 +230,7 @@ class Scheduler:
         self.computed_tokens += sum(self.step_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
+        told = result.logprobs.get
         self.totals.generated += len(tokens)
         for part in plan.slices:
             seq_id = part.seq_id
@@ -261,7 +262,8 @@ class Scheduler:
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
-            emit(TokenSampled(seq_id, token, len(seq.generated_ids) - 1, finish, timings))
+            index = len(seq.generated_ids) - 1
+            emit(TokenSampled(seq_id, token, index, finish, timings, told(seq_id)))
             if first:
                 self._leave_queue(seq, finish)
             elif finish is not None:
