@@ -19,7 +19,7 @@ from tests import telemetry
 from tests.telemetry import ROOT
 
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
-_FILE = re.compile(r"`([\w./-]+\.(?:py|md|c|h|yml|yaml|proto|json|toml))`")
+_FILE = re.compile(r"`(\w[\w./-]*\.(?:py|md|c|h|yml|yaml|proto|json|toml))`")
 
 
 def documents() -> list[Path]:
@@ -29,7 +29,7 @@ def documents() -> list[Path]:
 @cache
 def files() -> frozenset[str]:
     """Every file of the repository, and every end of its path from a slash on."""
-    found = set()
+    found = set[str]()
     for folder, inner, names in os.walk(ROOT):
         inner[:] = [n for n in inner if not n.startswith(".") and n not in {"build", "shared"}]
         for name in names:
