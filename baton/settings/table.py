@@ -41,10 +41,10 @@ _HEAD = """\
 Made by `python -m baton.settings.table > docs/settings.md`; do not edit.
 
 Every setting is a flag (`--max-running 8`), an environment variable (`BATON_MAX_RUNNING=8`) and a
-key (`max_running: 8`) of the YAML file that `--config` or `BATON_CONFIG` names; the earlier wins. In
-the file a list may be a YAML list. A process refuses a flag or a key of the file that is not its
-own. A switch has both forms, `--mock` and `--no-mock` (`BATON_MOCK=off`); the table has the one that
-changes the default.
+key (`max_running: 8`) of the YAML file that `--config` or `BATON_CONFIG` names; the earlier wins.
+In the file a list may be a YAML list. A process refuses a flag or a key of the file that is not
+its own. A switch has both forms, `--mock` and `--no-mock` (`BATON_MOCK=off`); the table has the
+one that changes the default.
 
 *Of* says who takes it: `up` (`baton up`), `gateway` (`python -m gateway`), `prefill` and `decode`
 (`python -m prefill_worker`, `python -m decode_worker`), `relay` (`python -m gateway.relay`). What
