@@ -75,6 +75,22 @@ def test_the_table_of_settings_is_current() -> None:
     )
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_finds_each_of_its_settings_once(name: str) -> None:
+    rows = re.findall(r"`BATON_(\w+)` \| ([^|]*) \| ([^|]*) \|", table())
+    of = [
+        (key.lower(), default)
+        for key, default, takers in rows
+        if {name, "all"} & {*takers.split(", ")}
+    ]
+    fields = PROCESSES[name].model_fields
+    assert sorted(key for key, _ in of) == sorted(fields)
+    for key, shown in of:
+        default = fields[key].default
+        if isinstance(default, int | float | str) and not isinstance(default, bool):
+            assert shown == f"`{default}`", key
+
+
 def test_the_index_has_every_document() -> None:
     index = ROOT / "docs/README.md"
     text = index.read_text(encoding="utf-8")
