@@ -270,6 +270,7 @@ def _invite(settings: UpSettings, display: Display, front: FrontPorts, keys: Key
     display.note(f"more workers: --join {joining}; who is there: baton workers --gateway {joining}")
     if keys is not None:
         display.note(f"between processes there is TLS; commands need {' '.join(keys.own.flags)}")
+    display.note(f"a chat, and the fleet live, in a browser: {url}/")
     display.note(f"ready at {url}/v1; Ctrl-C stops everything. Try:", "bold green")
     display.plain("")
     display.plain(

@@ -18,8 +18,9 @@ from starlette.routing import Route
 
 from gateway.openapi import OPERATIONS
 from gateway.telling.timings import ASK, ASKED, FIELD
-from tests.fakes import MODEL, FakeWorker, answering, write_checkpoint
+from tests.fakes import MODEL, FakeWorker, answering
 from tests.gateways import Gateway, serving
+from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpoint
 
 #: What a schema cannot say: which ids, lengths and combinations a model takes. So not all that the
 #: document allows is accepted; and a few of the things it does not name are said elsewhere.
@@ -28,15 +29,20 @@ _BEYOND_A_SCHEMA = {"positive_data_acceptance"}
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    worker = FakeWorker(local_prefill=True, script=answering("hello"))
+    worker = FakeWorker(local_prefill=True, script=answering(CALLS))
     # The one who sends shares this process: what it holds up is not the gateway's silence.
-    async with serving(write_checkpoint(tmp_path), [worker], heartbeat_interval=10) as served:
+    model = write_talking_checkpoint(tmp_path)
+    async with serving(model, [worker], heartbeat_interval=10) as served:
         yield served
 
 
 async def test_it_has_every_endpoint_and_is_valid(gateway: Gateway) -> None:
     found = (await gateway.client.get("/openapi.json")).json()
-    routes = [route for route in gateway.service.public.routes if isinstance(route, Route)]
+    routes = [
+        route
+        for route in gateway.service.public.routes
+        if isinstance(route, Route) and route.include_in_schema
+    ]
     served = {
         (method.lower(), route.path.replace(":path", ""))
         for route in routes
@@ -61,10 +67,19 @@ async def test_answers_are_as_it_says(gateway: Gateway) -> None:
     chat = await gateway.chat(logprobs=True, top_logprobs=1, return_token_ids=True)
     holds("ChatCompletion", chat.json())
     assert FIELD in chat.json()
+    called = await gateway.chat(tools=[ADD, STOP])
+    holds("ChatCompletion", called.json())
+    assert called.json()["choices"][0]["finish_reason"] == "tool_calls"
+    holds("ChatCompletion", (await gateway.chat(response_format=JSON_SCHEMA)).json())
     texts = await gateway.complete(["a", "b"], logprobs=1, return_token_ids=True)
     holds("Completion", texts.json())
     body = {"model": MODEL, "input": "hi", "include": ["message.output_text.logprobs"]}
     holds("ResponseBody", (await gateway.client.post("/v1/responses", json=body)).json())
+    schema = {"type": "json_schema", **JSON_SCHEMA["json_schema"]}
+    tools = [{"type": "function", **ADD["function"]}]
+    for more in ({"tools": tools}, {"text": {"format": schema}}, {"tool_choice": "none"}):
+        response = await gateway.client.post("/v1/responses", json={**body, **more})
+        holds("ResponseBody", response.json())
     holds("ErrorBody", (await gateway.complete(wombat=1)).json())
 
 
