@@ -8,11 +8,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # Without its dependencies: nixl wants the builds for CUDA 12 and 13 both, one is enough.
 NIXL := $(PIP) --no-deps nixl nixl-cu13
 
-# make demo PREFILL=2 DECODE=2 PORT=9000 ADMIN_PORT=9001 ARGS="--dtype bfloat16"
+# make demo PREFILL=2 DECODE=2 PORT=9000 ADMIN_PORT=9001 RPC_PORT=9002 ARGS="--dtype bfloat16"
 PREFILL ?= 1
 DECODE ?= 1
 PORT ?= 8000
 ADMIN_PORT ?= 8001
+RPC_PORT ?= 8002
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -24,7 +25,7 @@ help: ## this list
 demo: $(VENV)/.demo ## start a small cluster with the demo model, say how to talk to it
 	@$(BIN)/baton up --model model/demo/checkpoint --served-model-name baton-demo \
 		--prefill $(PREFILL) --decode $(DECODE) --port $(PORT) --admin-port $(ADMIN_PORT) \
-		--local-prefill-queue 0 $(ARGS)  # every prompt is handed over, to be watched
+		--rpc-port $(RPC_PORT) --local-prefill-queue 0 $(ARGS)  # every prompt is handed over, to be watched
 
 nixl: $(VENV)/.demo ## add the KV transport nixl (Linux x86_64, 58 MB)
 	$(NIXL)

@@ -93,5 +93,7 @@ def _explain(mistake: ErrorDetails) -> str:
     if not mistake["loc"]:
         return message
     flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
+    if mistake["type"] == "extra_forbidden":
+        return f"{flag}: this process has no such setting (docs/settings.md says which has)"
     given = "" if mistake["type"] == "missing" else f" (given: {mistake['input']!r})"
     return f"{flag}: {message}{given}"
