@@ -63,7 +63,7 @@ class RetryPolicy:
     budget: float  #: without a token before giving up
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one per token, and that takes 1 us to make
 class Delta:
     """Tokens of one choice, in order and each exactly once; the last delta says how generation
     ended."""
@@ -192,14 +192,15 @@ class Orchestrator:
         Ends without a finish when the attempt is lost and another could go on from here.
         """
         assert run is not None, "an attempt that gave tokens is there"
+        attempt = run.attempt
         try:
-            while (finished := run.attempt.finished) is None:
-                logprobs = course.take_logprobs()
-                yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
-                async with course.patience:
-                    tokens = await run.attempt.take()
-                self._received(course, tokens)
-                self._handed_over(run)
+            with course.patience.watching(lambda: not attempt.pending, attempt.give_up):
+                while (finished := attempt.finished) is None:
+                    logprobs = course.take_logprobs()
+                    yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
+                    tokens = await attempt.take()
+                    self._received(course, tokens)
+                    self._handed_over(run)
             cached = course.cached_tokens
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
