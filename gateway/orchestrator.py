@@ -218,16 +218,36 @@ class Orchestrator:
         ``courses`` stand at the same token and are placed as one. Returns the tokens of each; one
         without a run has none and is to be placed by itself.
         """
-        first = courses[0]
+        first, began = courses[0], asyncio.get_running_loop().time()
+        async with first.patience:
+            try:
+                return await self._try(courses)
+            except BatonError as error:
+                if not self._again(first, error):
+                    raise
+                return await self._retry_after(error, courses, began)
+
+    async def _retry_after(
+        self, error: BatonError, courses: Sequence[Course], began: float
+    ) -> list[list[int]]:
+        """Try again, as the first try ended with ``error``. Most requests never come here, and
+        what it takes to retry costs as much as to place one."""
+        first, clock = courses[0], asyncio.get_running_loop().time
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: self._again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
-            stop=tenacity.stop_after_delay(self._retry.budget),
+            stop=lambda _: clock() - began >= self._retry.budget,
             sleep=self._pause,
         )
+        failed = [error]
+
+        async def attempt() -> list[list[int]]:
+            if failed:
+                raise failed.pop()
+            return await self._try(courses)
+
         try:
-            async with first.patience:
-                return await retrying(self._try, courses)
+            return await retrying(attempt)
         except tenacity.RetryError as spent:
             raise self._given_up(first, spent.last_attempt.exception()) from spent
 

@@ -42,6 +42,7 @@ class Stall:
     def watching(self) -> Iterator[None]:
         """Swallows the cancellation that it causes."""
         loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
         with anyio.CancelScope() as scope:
 
             def look() -> None:
@@ -54,8 +55,9 @@ class Stall:
                     self.passed = True
                     scope.cancel()
 
-            timer = loop.call_later(self._seconds, look)
+            look()
             try:
                 yield
             finally:
-                timer.cancel()
+                if timer is not None:
+                    timer.cancel()
