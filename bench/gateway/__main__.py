@@ -21,6 +21,7 @@ import argparse
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -36,8 +37,6 @@ from bench.records import Param, Record
 #: Tokens of a streamed answer: about as many as the model's context holds.
 _LONG = 1900
 _SHORT = 4
-#: How the names of loads begin of which tokens are counted, and of which requests are.
-_STREAMED, _ASKED = ("stream", "latency", "open"), ("short",)
 #: Seconds before those that count.
 _WARM = 1.0
 
@@ -71,7 +70,7 @@ def evaluate(side: Side, load: Load, seen: Sequence[Seen]) -> list[Record]:
             "ratio",
         ),
     ]
-    if load.name.startswith(_ASKED):
+    if load.tokens == _SHORT:
         found += [
             record("requests", [s.answers / s.seconds for s in seen], "1/s"),
             record("CPU per request", [s.cpu[mine] / s.answers * 1e6 for s in seen], "us"),
@@ -159,9 +158,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     found = asyncio.run(measure(asked))
     title = f"{asked.workers} workers, {asked.seconds:g} s, median of {asked.rounds} rounds"
-    for kind in (_STREAMED, _ASKED):
-        of_kind = [one for one in found if str(one.params["load"]).startswith(kind)]
-        Console().print(records.table(title, of_kind))
+    for load in dict.fromkeys(one.params["load"] for one in found):
+        lines = [
+            replace(one, params={"side": one.params["side"]})
+            for one in found
+            if one.params["load"] == load
+        ]
+        Console().print(records.table(f"{load}: {title}", lines))
     if asked.json is not None:
         records.write(asked.json, found)
 
