@@ -17,7 +17,7 @@ from baton.generation import (
     Timings,
     TokenLogprobs,
 )
-from baton.identity import CompatibilityClass, Identity, Role, require_protocol
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
 from baton.v1 import common_pb2, decode_pb2, worker_pb2
 
@@ -86,12 +86,14 @@ def identity_from_wire(message: common_pb2.Identity) -> Identity:
     )
 
 
-def error_to_wire(error: BatonError) -> common_pb2.Error:
-    return common_pb2.Error(code=error.code, message=error.message, retryable=error.retryable)
+def error_to_wire(error: BatonError, protocol: int = PROTOCOL) -> common_pb2.Error:
+    """In words that a peer of that ``protocol`` knows."""
+    code = error.older_code if protocol < PROTOCOL and error.older_code else error.code
+    return common_pb2.Error(code=code, message=error.message, retryable=error.retryable)
 
 
 def error_from_wire(message: common_pb2.Error) -> BatonError:
-    return errors.from_code(message.code, message.message)
+    return errors.from_code(message.code, message.message, retryable=message.retryable)
 
 
 def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:

@@ -37,11 +37,13 @@ class Choice:
     The attempt owns it: other choices of the attempt go on when one ends.
     """
 
-    def __init__(self, key: AttemptKey, outbox: Outbox) -> None:
+    def __init__(self, key: AttemptKey, outbox: Outbox, protocol: int) -> None:
+        """``protocol``: of the gateway that hears of it."""
         self.key = key
         self.over = False  #: its end was said, or nobody wants to hear of it
         self._begun = False
         self._outbox = outbox
+        self._protocol = protocol
         self._sequence: LiveSequence | None = None
 
     @property
@@ -68,7 +70,7 @@ class Choice:
         """It is over, unless it was before."""
         if not self.over:
             self.over = True
-            self._outbox.ended(_ended(self.key, outcome))
+            self._outbox.ended(_ended(self.key, outcome, self._protocol))
 
     def cancel(self) -> None:
         """Nothing of it is said from here on, and nothing of it stays; idempotent."""
@@ -108,7 +110,7 @@ class Choice:
             self.end(error)
 
 
-def _ended(key: AttemptKey, outcome: Finished | BatonError) -> decode_pb2.Ended:
+def _ended(key: AttemptKey, outcome: Finished | BatonError, protocol: int) -> decode_pb2.Ended:
     message = decode_pb2.Ended(
         request_id=key.request_id, attempt=key.attempt, choice_index=key.choice_index
     )
@@ -116,5 +118,5 @@ def _ended(key: AttemptKey, outcome: Finished | BatonError) -> decode_pb2.Ended:
         message.finish_reason = wire.finish_to_wire(outcome.reason)
         message.timings.CopyFrom(wire.timings_to_wire(outcome.timings))
     else:
-        message.error.CopyFrom(wire.error_to_wire(outcome))
+        message.error.CopyFrom(wire.error_to_wire(outcome, protocol))
     return message

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 import structlog
 
 from baton import wire
-from baton.errors import BatonError, ClientGone, DecodeLost, InternalError, InvalidRequest
+from baton.errors import (
+    BatonError,
+    ClientGone,
+    DecodeLost,
+    DecodeSilent,
+    InternalError,
+    InvalidRequest,
+)
 from baton.generation import AttemptKey
-from baton.liveness import Liveness
+from baton.identity import PROTOCOL
+from baton.liveness import Liveness, PeerSilent
 from baton.tasks import group
 from baton.v1 import decode_pb2
 from decode_worker.attempt import Attempts
@@ -53,17 +61,18 @@ class Session:
         self._queue_limit = queue_limit
         self._outbox = Outbox(queue_limit)
         self._liveness = Liveness(runtime.beat)
+        self.protocol = PROTOCOL  #: of the gateway, once it has said hello
         self._running: dict[AttemptKey, _Running] = {}
 
     async def run(self) -> None:
         """Returns when the worker leaves. Raises ClientGone when the gateway ends the session,
-        PeerSilent or DecodeLost when it no longer listens, BatonError for what breaks the
-        contract."""
-        await self._handshake()
+        DecodeLost when it no longer listens, DecodeSilent when it is not heard any more, BatonError
+        for what breaks the contract."""
+        self.protocol = await self._handshake()
         async with group() as tasks:
             reader = tasks.create_task(self._read(tasks), name="session reader")
             writer = tasks.create_task(self._send(), name="session writer")
-            beat = tasks.create_task(self._liveness.run(self._outbox.beat), name="session beat")
+            beat = tasks.create_task(self._beat(), name="session beat")
             guard = tasks.create_task(self._require_reading(), name="session guard")
             for task in (reader, writer, beat, guard):
                 self._runtime.census.stand(task)
@@ -73,17 +82,19 @@ class Session:
             for task in (reader, beat, guard, *(r.task for r in self._running.values())):
                 task.cancel()
 
-    async def _handshake(self) -> None:
-        """Hello both ways; a gateway whose protocol version is not spoken here is refused."""
+    async def _handshake(self) -> int:
+        """Hello both ways; a gateway whose protocol version is not spoken here is refused. Returns
+        that version."""
         try:
             first = await asyncio.wait_for(anext(self._requests), self._runtime.beat.patience)
         except (StopAsyncIteration, TimeoutError):
             raise InvalidRequest("the session did not begin with a hello") from None
         if first.WhichOneof("message") != "hello":
             raise InvalidRequest("the first message of a session must be its hello")
-        wire.identity_from_wire(first.hello)
+        theirs = wire.identity_from_wire(first.hello)
         hello = wire.identity_to_wire(self._runtime.identity)
         await self._write(decode_pb2.SessionEvent(hello=hello))
+        return theirs.protocol
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         async for request in self._requests:
@@ -101,6 +112,14 @@ class Session:
         while (event := await self._outbox.take()) is not None:
             await self._write(event)
 
+    async def _beat(self) -> None:
+        """Signs of life both ways. If the gateway lives, it is not heard: its end of the session
+        would go on for another three beats, and so would the next session."""
+        try:
+            await self._liveness.run(self._outbox.beat)
+        except PeerSilent as silence:
+            raise DecodeSilent(str(silence)) from None
+
     async def _require_reading(self) -> None:
         await self._outbox.overflow.wait()
         raise DecodeLost(f"the gateway leaves more than {self._queue_limit} tokens unread")
@@ -115,9 +134,9 @@ class Session:
             for key in set(keys):
                 self._cancel(key)
                 error = f"attempt {key.attempt} of {key.request_id} was submitted twice"
-                Choice(key, self._outbox).end(InvalidRequest(error))
+                Choice(key, self._outbox, self.protocol).end(InvalidRequest(error))
             return
-        choices = [Choice(key, self._outbox) for key in keys]
+        choices = [Choice(key, self._outbox, self.protocol) for key in keys]
         task = tasks.create_task(self._attempt(choices, submit), name="attempt")
         running = _Running(task, choices)
         self._running.update(dict.fromkeys(keys, running))

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+from dataclasses import replace
 
 import structlog
 import uvloop
@@ -18,6 +19,7 @@ from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
 from baton.tracing import TracingUnavailable
+from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError
 from gateway.service import running
@@ -35,8 +37,10 @@ async def serve(
 ) -> None:
     """Serve on two listening sockets until SIGTERM or SIGINT."""
     async with running(settings, tokenizer) as service:
+        limits = settings.head_limits
+        limits = replace(limits, connections=room_for(limits.connections))
         servers = {
-            HttpServer(app, settings.head_limits): listening
+            HttpServer(app, limits): listening
             for app, listening in ((service.public, public), (service.admin, admin))
         }
 

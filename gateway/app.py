@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from baton.errors import (
     BatonError,
@@ -24,6 +24,7 @@ from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
 from gateway.openapi import document
+from gateway.page.site import Feed, Page
 from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.telling.endpoint import LiveEndpoint
@@ -42,9 +43,11 @@ def public_app(
     body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
-    """What clients see; ``live`` only where nobody needs a key."""
+    """What clients see; ``live``, if there is one, only where nobody needs a key."""
+    here = live if callers.anybody else None
+    feed: Feed = "off" if live is None else "admin" if here is None else "here"
     once = idempotency.once
-    told = document(status.model_name, keys=not callers.anybody, live=live is not None)
+    told = document(status.model_name, keys=not callers.anybody, live=here is not None)
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
@@ -65,12 +68,12 @@ def public_app(
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
             Route("/openapi.json", _saying(told)),
-            *_live(live),
+            *_live(here),
+            *Page(key=not callers.anybody, feed=feed).routes,
         ],
         [
             *([browsers] if cors_origins else []),
-            Middleware(Admitted, callers=callers),
-            Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+            *_guards(callers, max_body_bytes, body_timeout),
         ],
     )
 
@@ -84,8 +87,22 @@ def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Respons
     return endpoint
 
 
-def admin_app(status: Status, live: LiveEndpoint | None) -> Starlette:
-    """What operators see, on a port of its own."""
+def admin_app(
+    generation: Generation,
+    status: Status,
+    idempotency: Idempotency,
+    callers: Callers,
+    live: LiveEndpoint | None,
+    *,
+    max_body_bytes: int,
+    body_timeout: float,
+) -> Starlette:
+    """What operators see, on a port of its own. The page's chat asks here as clients do there, with
+    a key where they need one."""
+    chat = [
+        Route("/chat/completions", idempotency.once(generation.chat), methods=["POST"]),
+        Route("/models", status.models),
+    ]
     return application(
         [
             Route("/cluster", status.cluster),
@@ -93,16 +110,26 @@ def admin_app(status: Status, live: LiveEndpoint | None) -> Starlette:
             Route("/ready", status.ready),
             Route("/metrics", status.metrics),
             *_live(live),
+            *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
+            Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
         ],
         [],
     )
+
+
+def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
+    """What stands before all that generates."""
+    return [
+        Middleware(Admitted, callers=callers),
+        Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+    ]
 
 
 def _live(live: LiveEndpoint | None) -> list[Route]:
     return [] if live is None else [Route("/live", live.follow)]
 
 
-def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:
+def application(routes: Sequence[BaseRoute], middleware: Sequence[Middleware]) -> Starlette:
     """From the outside in: unexpected errors, ``middleware``, errors of the table, routes."""
     return Starlette(
         routes=routes,

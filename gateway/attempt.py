@@ -8,15 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from baton.errors import BatonError, DecodeLost
+from baton.errors import BatonError
 from baton.generation import AttemptKey, FinishReason, Progress, Timings, TokenLogprobs
 
 #: Who wants to know how far an attempt is.
 Heed: TypeAlias = Callable[[Progress], None]
-
-
-class DecodeSilent(DecodeLost):
-    """The decode worker says nothing any more, though no connection broke: do not ask it again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 from baton.errors import (
     BatonError,
+    CapacityError,
     DecodeLost,
-    Draining,
+    DecodeSilent,
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
+    PrefillDraining,
     PrefillFull,
     PrefillLost,
     RelayRefused,
@@ -25,7 +27,7 @@ from baton.generation import (
     finish_reason,
 )
 from baton.identity import Family
-from gateway.attempt import Attempt, DecodeSilent
+from gateway.attempt import Attempt
 from gateway.caches import Prefix
 from gateway.explanation import Trail
 from gateway.fleet import Booking, Worker
@@ -176,7 +178,7 @@ class Course:
         was."""
         faulty = self._avoid(error)
         if faulty is not None and self.booking is not None:
-            self.booking.failed(faulty, now)
+            self.booking.failed(faulty, now, silent=isinstance(error, DecodeSilent))
 
     def _avoid(self, error: BatonError) -> Worker | None:
         """Returns the worker that failed, if one did."""
@@ -188,6 +190,8 @@ class Course:
                 prefill.refused()
             case WorkerFull():
                 decode.refused()
+            case PrefillDraining() if prefill is not None:
+                self.avoid.add(prefill.instance_id)
             case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
                 prefill is not None
             ):
@@ -200,7 +204,7 @@ class Course:
             ):
                 self.lost.add(decode.instance_id)
                 return decode
-            case Draining():
+            case CapacityError():  # it leaves, or says what only a later version knows
                 self.avoid.add(decode.instance_id)
             case _:
                 self.avoid.add(decode.instance_id)

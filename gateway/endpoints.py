@@ -24,7 +24,7 @@ from gateway.orchestrator import Deltas, Orchestrator
 from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
 from gateway.responses.answers import ResponseAnswers
-from gateway.responses.schemas import ResponsesRequest
+from gateway.responses.schemas import ResponsesRequest, named_as_here
 from gateway.schemas import ChatRequest, CompletionRequest, parse
 from gateway.streams import AnswerStream, Chunks
 from gateway.telling.account import Account, Accounts
@@ -106,9 +106,10 @@ class Generation:
     async def _validate_response(self, http: Request) -> Asked:
         wire = parse(ResponsesRequest, await http.body())
         caller = caller_of(http.scope)
-        request = await self._validator.chat(
-            wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
-        )
+        with named_as_here():
+            request = await self._validator.chat(
+                wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+            )
         return Asked([request], ResponseAnswers(wire, self._logprobs))
 
     async def _counted(

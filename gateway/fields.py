@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from baton.errors import InvalidRequest
 from baton.sampling import MAX_LOGPROBS
 from gateway import resume
+from gateway.quota import MAX_PRIORITY
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Texts, TokenIds
 
 #: Answers to one request, over all its prompts: as many as OpenAI gives to one.
@@ -16,8 +17,6 @@ MAX_CHOICES = 128
 MAX_COMPLETION_LOGPROBS = 5
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 1024
-#: Either way from 0.
-MAX_PRIORITY = 100
 
 
 def choices(wire: GenerationRequest) -> int:
@@ -87,8 +86,8 @@ def session(wire: GenerationRequest) -> str:
     return next((name for name in names if name), "")
 
 
-def priority(wire: int) -> int:
-    if abs(wire) > MAX_PRIORITY:
+def priority(wire: int | None) -> int | None:
+    if wire is not None and abs(wire) > MAX_PRIORITY:
         raise InvalidRequest(
             f"priority is {reprlib.repr(wire)}, but must be at least -{MAX_PRIORITY} and at most "
             f"{MAX_PRIORITY}",

@@ -376,9 +376,9 @@ class Booking:
                 worker.accepted()
                 worker.breaker.succeeded()
 
-    def failed(self, worker: Worker, now: float) -> None:
-        """The attempt was lost through ``worker``'s fault."""
-        worker.breaker.failed(self._began, now)
+    def failed(self, worker: Worker, now: float, *, silent: bool = False) -> None:
+        """The attempt was lost through ``worker``'s fault; ``silent``: see Breaker."""
+        worker.breaker.failed(self._began, now, silent=silent)
 
     def handed_over(self, now: float) -> bool:
         """A second token of a choice is here, so the decode worker has the prompt's KV, and the

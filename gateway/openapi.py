@@ -14,6 +14,7 @@ from baton import errors
 from baton.errors import BatonError
 from gateway import answers
 from gateway.idempotency import HEADER, MAX_KEY
+from gateway.responses.bodies import ResponseBody
 from gateway.responses.schemas import ResponsesRequest
 from gateway.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from gateway.telling import timings
@@ -34,7 +35,7 @@ class Operation:
     method: str
     path: str
     summary: str
-    answer: Any = None  #: a type of ``gateway.answers``; None for plain text
+    answer: Any = None  #: a type of ``gateway.answers`` or the like; None for plain text
     body: Any = None  #: a wire type
     generates: bool = False  #: streams, too; knows Idempotency-Key and timings; asks workers
     follows: bool = False  #: streams, and never ends
@@ -63,7 +64,7 @@ OPERATIONS = (
         "post",
         "/v1/responses",
         "Answer a conversation; nothing is stored",
-        answers.ResponseBody,
+        ResponseBody,
         ResponsesRequest,
         generates=True,
     ),

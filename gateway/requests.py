@@ -271,7 +271,7 @@ class Validator:
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
-            priority=-fields.priority(wire.priority or 0),
+            priority=-caller.quota.priority(fields.priority(wire.priority)),
             session=fields.session(wire),
             traceparent=traceparent,
         )

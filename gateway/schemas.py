@@ -250,7 +250,12 @@ _TYPES = frozenset(
         "TokenIds",
         "TokenIdLists",
         "NamedTool",
+        "NamedFunction",
         "InputItems",
+        "InputMessage",
+        "InputThoughts",
+        "InputCall",
+        "InputResult",
         "InputParts",
     }
 )

@@ -161,16 +161,26 @@ async def running(
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
+    callers = Callers(keys, metrics)
     public = public_app(
         generation,
         Tokens(validator, tokenizer),
         status,
         idempotency,
-        Callers(keys, metrics),
-        live if keys is None else None,
+        callers,
+        live,
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
+    )
+    admin = admin_app(
+        generation,
+        status,
+        idempotency,
+        callers,
+        live,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
@@ -193,7 +203,7 @@ async def running(
         if keys is not None and path is not None:
             following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
-            yield Service(public, admin_app(status, live), rpc, registry, metrics, broadcast)
+            yield Service(public, admin, rpc, registry, metrics, broadcast)
         finally:
             for task in following:
                 task.cancel()

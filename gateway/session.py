@@ -11,14 +11,14 @@ import structlog
 from prometheus_client import Counter
 
 from baton import tasks, wire
-from baton.errors import BatonError, DecodeLost, PrefillLost
+from baton.errors import BatonError, DecodeLost, DecodeSilent, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tls.links import PLAIN, Links
 from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
-from gateway.attempt import Attempt, DecodeSilent, Finished, Heed
+from gateway.attempt import Attempt, Finished, Heed
 from gateway.fleet import Worker
 
 log = structlog.get_logger(__name__)
@@ -146,6 +146,9 @@ class Session:
                 beside.create_task(self._liveness.run(self._send_beat))
                 await self._read(call)
                 raise DecodeLost(f"decode worker {self._address} closed the session")
+        except DecodeSilent as deaf:
+            error = DecodeSilent if self._liveness.steady else DecodeLost
+            return error(f"decode worker {self._address} does not hear us: {deaf.message}")
         except BatonError as error:
             return error
         except PeerSilent as silence:

@@ -13,6 +13,7 @@ import structlog
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Generation, Timings
+from baton.identity import require_pair
 from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
 from baton.kv.trace import NO_LAYER, Trace
@@ -98,7 +99,7 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        self._runtime.identity.require_pair(theirs)
+        require_pair(prefill=self._runtime.identity, decode=theirs)
         return first.start
 
     def _span(self, generation: Generation) -> Span:

@@ -141,8 +141,11 @@ class FakeSession:
         ended.error.CopyFrom(wire.error_to_wire(error))
         self._send(decode_pb2.StepOutput(ended=[ended]))
 
-    def close(self) -> None:
+    def close(self, error: BatonError | None = None) -> None:
         """End the session from the worker's side."""
+        if error is not None:
+            said = wire.error_to_wire(error)
+            self.outgoing.put_nowait(decode_pb2.SessionEvent(error=said))
         self.outgoing.put_nowait(None)
 
     def _send(self, step: decode_pb2.StepOutput) -> None:

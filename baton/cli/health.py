@@ -44,4 +44,4 @@ async def _ask(options: argparse.Namespace) -> Phase:
     if process.startswith("http://"):
         return await probes.gateway(process.rstrip("/"), alive=options.alive)
     split_address(process)
-    return await probes.worker(tls.links(options, party=None), process)
+    return await probes.worker(tls.links(options), process)

@@ -24,13 +24,13 @@ def add_options(parser: argparse.ArgumentParser, role: str = "the role admin") -
         group.add_argument(f"--{field.replace('_', '-')}", metavar="FILE")
 
 
-def links(options: argparse.Namespace, party: Party | None = TlsSettings.party) -> Links:
-    """As ``options`` and the environment say, with a certificate that names ``party``; None: any
-    role. Raises BadCertificate, OSError."""
+def links(options: argparse.Namespace, *parties: Party) -> Links:
+    """As ``options`` and the environment say, with a certificate that names ``parties``; without
+    any, one role of whatever kind. Raises BadCertificate, OSError."""
     given = {field: value for field in _FIELDS if (value := getattr(options, field)) is not None}
     try:
         files = TlsSettings(**given).tls_files
     except ValidationError as error:
         mistakes = (mistake["msg"].removeprefix("Value error, ") for mistake in error.errors())
         raise BadCertificate("; ".join(mistakes)) from None
-    return Links() if files is None else Links(Files(*files, party))
+    return Links() if files is None else Links(Files(*files, *parties))

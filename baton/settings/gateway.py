@@ -62,10 +62,16 @@ class HealthSettings(ProcessSettings):
 
 
 class HttpSettings(ProcessSettings):
-    """How much a connection may take up before it has asked for anything."""
+    """How much connections may take up before they have asked for anything."""
 
     section: ClassVar[str] = "HTTP"
 
+    max_connections: int = Field(
+        16_384,
+        ge=1,
+        description="open HTTP connections of a port, each a stream at most; more are refused with "
+        "503 and closed",
+    )
     head_timeout: Seconds = Field(
         10.0, description="seconds to receive an HTTP request line and header"
     )
@@ -77,7 +83,10 @@ class HttpSettings(ProcessSettings):
     @property
     def head_limits(self) -> HeadLimits:
         return HeadLimits(
-            seconds=self.head_timeout, bytes=self.max_head_bytes, fields=self.max_header_fields
+            connections=self.max_connections,
+            seconds=self.head_timeout,
+            bytes=self.max_head_bytes,
+            fields=self.max_header_fields,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -96,6 +97,11 @@ class TlsSettings(ProcessSettings):
     tls_ca: Path | None = Field(
         None, description="authorities whose certificates are accepted, PEM"
     )
+
+    @property
+    def parties(self) -> Sequence[Party]:
+        """All that the certificate must name."""
+        return (self.party,)
 
     @property
     def tls_files(self) -> tuple[Path, Path, Path] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from baton.flags import Placeholder
+from baton.identity import ROLES
 from baton.membership.source import Source
 from baton.settings.process import (
     Address,
@@ -315,6 +317,11 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings, Role
         description="where `python -m gateway.relay` listens, for prefill workers that cannot be "
         "reached; --kv-transports relay sends all through it",
     )
+
+    @property
+    def parties(self) -> Sequence[Party]:
+        """As it begins: the roles that it may be told to take later are those that are named."""
+        return sorted((Party(role.value) for role in ROLES[self.role]), key=lambda p: p.value)
 
     @model_validator(mode="after")
     def _relay_known(self) -> DecodeSettings:

@@ -35,7 +35,7 @@ class Links:
         if settings.tls_files is None:
             log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
             return cls()
-        files = Files(*settings.tls_files, settings.party)
+        files = Files(*settings.tls_files, *settings.parties)
         log.info("TLS on every gRPC connection", **describe(files.current()))
         return cls(files)
 
@@ -43,10 +43,15 @@ class Links:
     def encrypted(self) -> bool:
         return self._files is not None
 
+    def names(self, party: Party) -> bool:
+        """Whether this process may act as ``party``: its certificate names it, or there is no
+        TLS."""
+        return self._files is None or party in self._files.current().parties
+
     @property
     def refused(self) -> Mapping[str, int]:
         """Peers and calls refused by this process's server since it started, by reason."""
-        return {} if self.gate is None else self.gate.refused
+        return {} if self.gate is None else self.gate.refusals.counts
 
     @property
     def expires(self) -> float | None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from baton.errors import BatonError
-from gateway.answers import OutputMessage, OutputText, ResponseBody, ResponseUsage, TokenLogprob
 from gateway.logprobs import Logprobs
 from gateway.openai_api import Usage, origin_of
 from gateway.requests import ValidRequest
-from gateway.responses.schemas import ResponsesRequest
+from gateway.responses.bodies import NamedBody, ResponseBody, ResponseUsage, TextBody, ToolBody
+from gateway.responses.items import Event
+from gateway.responses.output import ResponseOutput
+from gateway.responses.schemas import (
+    FunctionTool,
+    NamedFunction,
+    ResponsesRequest,
+    SchemaFormat,
+)
+from gateway.tool_schemas import JsonObjectFormat
 from gateway.transcript import Finish, Piece
 
 
@@ -28,70 +36,42 @@ class ResponseAnswers:
         self, requests: Sequence[ValidRequest], pieces: AsyncIterator[Piece]
     ) -> ResponseBody:
         """The answer as one object, once the last piece is here."""
-        events = self.chunks(requests)
+        response = self._response(requests)
         usage = Usage(requests)
         async for piece in pieces:
             usage.count(piece)
-            events.take(piece)
-        return events.body(usage)
+            response.take(piece)
+            if piece.finish is not None:
+                response.end(piece.finish)
+        return response.body(usage)
 
     def chunks(self, requests: Sequence[ValidRequest]) -> ResponseEvents:
+        return ResponseEvents(self._response(requests))
+
+    def _response(self, requests: Sequence[ValidRequest]) -> Response:
         [request] = requests
-        return ResponseEvents(request, self)
+        return Response(request, self.wire, self.logprobs)
 
 
-class ResponseEvents:
-    """Renders a stream's events, numbered from 0; each tells where in the response it belongs."""
+class Response:
+    """One response as it grows."""
 
-    def __init__(self, request: ValidRequest, answers: ResponseAnswers) -> None:
+    def __init__(self, request: ValidRequest, wire: ResponsesRequest, logprobs: Logprobs) -> None:
         self._request = request
-        self._wire = answers.wire
-        self._logprobs = answers.logprobs
-        self._item_id = "msg_" + request.request_id.removeprefix("resp_")
-        self._place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        self._sequence = 0
-        self._text = ""
-        self._told: list[TokenLogprob] = []
+        self._wire = wire
+        self._output = ResponseOutput(request.request_id.removeprefix("resp_"), logprobs)
         self._workers = ""
         self._finish: Finish | None = None
 
-    def take(self, piece: Piece) -> list[TokenLogprob]:
-        """Count the piece in; the log probabilities that it brought."""
-        told = self._logprobs.chat(piece.scored)
-        self._text += piece.text
-        self._told += told
+    def take(self, piece: Piece) -> list[Event]:
+        """What a piece adds."""
         self._workers = piece.workers
-        self._finish = piece.finish
-        return told
+        return self._output.take(piece)
 
-    def piece(self, piece: Piece) -> bytes:
-        """Text and log probabilities; the first opens the response."""
-        opening = b"" if self._sequence else self._open(piece.workers)
-        told = self.take(piece)
-        if not piece.text and not told:
-            return opening
-        delta = {**self._place, "delta": piece.text, "logprobs": told}
-        return opening + self._event("response.output_text.delta", delta)
-
-    def finish(self, index: int, finish: Finish) -> bytes:
-        """The text, its part and its message are done; ``index`` is that of the one choice."""
-        text = {**self._place, "text": self._text, "logprobs": self._told}
-        item = {"output_index": 0, "item": self._message()}
-        return (
-            self._event("response.output_text.done", text)
-            + self._event("response.content_part.done", {**self._place, "part": self._part()})
-            + self._event("response.output_item.done", item)
-        )
-
-    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
-        """The response as a whole."""
-        body = self.body(usage)
-        return self._event(f"response.{body['status']}", {"response": {**body, **extra}})
-
-    def error(self, error: BatonError) -> bytes:
-        """What ends a stream that had already begun when something went wrong."""
-        told = {"code": error.code, "message": error.message, "param": error.param}
-        return self._event("error", told)
+    def end(self, finish: Finish) -> list[Event]:
+        """No other piece comes."""
+        self._finish = finish
+        return self._output.end(finish)
 
     def body(self, usage: Usage | None) -> ResponseBody:
         """The response as it stands; with ``usage`` it has ended."""
@@ -111,69 +91,104 @@ class ResponseEvents:
             "max_output_tokens": wire.max_output_tokens,
             "metadata": wire.metadata or {},
             "model": request.model,
-            "output": [] if usage is None else [self._message()],
+            "output": [] if usage is None else self._output.items,
             "parallel_tool_calls": wire.parallel_tool_calls is not False,
             "previous_response_id": None,
             "service_tier": "default",
             "store": False,
             "temperature": request.sampling.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": wire.tool_choice or "auto",
-            "tools": [],
+            "text": _text(wire),
+            "tool_choice": _choice(wire),
+            "tools": [_tool(tool) for tool in wire.tools.root] if wire.tools is not None else [],
             "top_logprobs": wire.top_logprobs or 0,
             "top_p": request.sampling.top_p,
             "truncation": "disabled",
-            "usage": None if usage is None else _usage(usage),
+            "usage": None if usage is None else _usage(usage, self._output.reasoning_tokens),
             "user": wire.user,
             "baton": origin_of(request, self._workers),
         }
 
-    def _open(self, workers: str) -> bytes:
-        self._workers = workers
-        begun = {"response": self.body(None)}
-        item: OutputMessage = {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": "in_progress",
-            "content": [],
-        }
-        part: OutputText = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return (
-            self._event("response.created", begun)
-            + self._event("response.in_progress", begun)
-            + self._event("response.output_item.added", {"output_index": 0, "item": item})
-            + self._event("response.content_part.added", {**self._place, "part": part})
-        )
 
-    def _message(self) -> OutputMessage:
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": "incomplete" if self._finish == "length" else "completed",
-            "content": [self._part()],
-        }
+class ResponseEvents:
+    """Renders a stream's events, numbered from 0; each tells where in the response it belongs."""
 
-    def _part(self) -> OutputText:
-        return {
-            "type": "output_text",
-            "text": self._text,
-            "annotations": [],
-            "logprobs": self._told,
-        }
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._sequence = 0
 
-    def _event(self, kind: str, data: Mapping[str, Any]) -> bytes:
+    def piece(self, piece: Piece) -> bytes:
+        """What it adds; the first opens the response."""
+        added = self._response.take(piece)
+        opening = b"" if self._sequence else self._open()
+        return opening + self._rendered(added)
+
+    def finish(self, index: int, finish: Finish) -> bytes:
+        """What is not done yet is done; ``index`` is that of the one choice."""
+        return self._rendered(self._response.end(finish))
+
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """The response as a whole."""
+        body = self._response.body(usage)
+        return self._event(f"response.{body['status']}", {"response": {**body, **extra}})
+
+    def error(self, error: BatonError) -> bytes:
+        """What ends a stream that had already begun when something went wrong."""
+        told = {"code": error.code, "message": error.message, "param": error.param}
+        return self._event("error", told)
+
+    def _open(self) -> bytes:
+        begun = {"response": self._response.body(None)}
+        created = self._event("response.created", begun)
+        return created + self._event("response.in_progress", begun)
+
+    def _rendered(self, events: Iterable[Event]) -> bytes:
+        return b"".join(self._event(*event) for event in events)
+
+    def _event(self, kind: str, data: Mapping[str, object]) -> bytes:
         numbered = {"type": kind, **data, "sequence_number": self._sequence}
         self._sequence += 1
         return f"event: {kind}\ndata: {json.dumps(numbered, separators=(',', ':'))}\n\n".encode()
 
 
-def _usage(usage: Usage) -> ResponseUsage:
+def _text(wire: ResponsesRequest) -> TextBody:
+    match wire.text.format if wire.text is not None else None:
+        case SchemaFormat() as wanted:
+            told: TextBody = {
+                "format": {
+                    "type": "json_schema",
+                    "name": wanted.name,
+                    "schema": {**wanted.definition},
+                    "description": wanted.description,
+                    "strict": wanted.strict,
+                }
+            }
+            return told
+        case JsonObjectFormat():
+            return {"format": {"type": "json_object"}}
+    return {"format": {"type": "text"}}
+
+
+def _choice(wire: ResponsesRequest) -> Literal["none", "auto", "required"] | NamedBody:
+    if isinstance(wire.tool_choice, NamedFunction):
+        return {"type": "function", "name": wire.tool_choice.name}
+    return wire.tool_choice or "auto"
+
+
+def _tool(tool: FunctionTool) -> ToolBody:
+    return {
+        "type": "function",
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": None if tool.parameters is None else {**tool.parameters},
+        "strict": tool.strict,
+    }
+
+
+def _usage(usage: Usage, reasoning: int) -> ResponseUsage:
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": usage.prompt + usage.completion,
     }

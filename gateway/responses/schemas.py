@@ -3,66 +3,103 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, FailFast, RootModel
+from pydantic import ConfigDict, FailFast, Field, RootModel
 
-from baton.errors import InvalidRequest, UnsupportedParameter
+from baton.errors import InvalidRequest, RequestError
 from baton.sampling import MAX_TOKENS
+from gateway.responses import conversation
+from gateway.responses.input import InputItems
 from gateway.schemas import ChatMessage, ChatRequest, SamplingRequest
-from gateway.tool_schemas import TextFormat
+from gateway.tool_schemas import (
+    FunctionDefinition,
+    FunctionName,
+    JsonObject,
+    JsonObjectFormat,
+    JsonSchema,
+    JsonSchemaFormat,
+    NamedTool,
+    TextFormat,
+    Tool,
+    Tools,
+)
 from gateway.wire_type import Wire
+
+#: Fields of the chat request that are others here.
+_NAMES = {"messages": "input", "response_format": "text.format"}
 
 #: The one thing that may be asked for beside the answer.
 LOGPROBS = "message.output_text.logprobs"
-
-
-class InputPart(Wire):
-    """A piece of a message; those of earlier answers come back as they were."""
-
-    type: Literal["input_text", "output_text"]
-    text: str
-    annotations: list[None] | None = None
-    logprobs: list[object] | None = None
-
-
-class InputParts(RootModel[Annotated[list[InputPart], FailFast()]]):
-    model_config = ConfigDict(strict=True)
-
-
-class InputMessage(Wire):
-    """A message of the conversation so far."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | InputParts
-    #: As an earlier answer had them.
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
-    phase: None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content.root)
-
-
-class InputItems(RootModel[Annotated[list[InputMessage], FailFast()]]):
-    model_config = ConfigDict(strict=True)
 
 
 class Include(RootModel[Annotated[list[Literal["message.output_text.logprobs"]], FailFast()]]):
     model_config = ConfigDict(strict=True)
 
 
+class SchemaFormat(Wire):
+    """As of a chat, but flat. ``strict`` makes no difference: every answer follows its schema."""
+
+    type: Literal["json_schema"]
+    name: str
+    description: str | None = None
+    definition: JsonObject = Field(alias="schema")
+    strict: bool | None = None
+
+    def as_chat(self) -> JsonSchemaFormat:
+        schema = JsonSchema(
+            name=self.name,
+            description=self.description,
+            schema=self.definition,
+            strict=self.strict,
+        )
+        return JsonSchemaFormat(type="json_schema", json_schema=schema)
+
+
 class TextOptions(Wire):
-    format: TextFormat | None = None
+    format: (
+        Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None
+    ) = None
     verbosity: None = None
 
 
 class ResponseStreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
+
+
+class FunctionTool(Wire):
+    """As of a chat, but flat."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+    def as_chat(self) -> Tool:
+        function = FunctionDefinition(
+            name=self.name,
+            description=self.description,
+            parameters=self.parameters,
+            strict=self.strict,
+        )
+        return Tool(type="function", function=function)
+
+
+class FunctionTools(RootModel[Annotated[list[FunctionTool], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class NamedFunction(Wire):
+    """The one function that is to be called."""
+
+    type: Literal["function"]
+    name: str
+
+    def as_chat(self) -> NamedTool:
+        return NamedTool(type="function", function=FunctionName(name=self.name))
 
 
 class ResponsesRequest(SamplingRequest):
@@ -89,8 +126,9 @@ class ResponsesRequest(SamplingRequest):
     max_tool_calls: None = None
     parallel_tool_calls: bool | None = None
     reasoning: None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    tools: list[None] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
+    tools: FunctionTools | None = None
+    chat_template_kwargs: JsonObject | None = None
 
     @property
     def wants_logprobs(self) -> bool:
@@ -109,8 +147,9 @@ class ResponsesRequest(SamplingRequest):
                 f"{MAX_TOKENS}",
                 param="max_output_tokens",
             )
-        if self.tools:
-            raise UnsupportedParameter("'tools' are not supported", param="tools")
+        wanted = self.text.format if self.text is not None else None
+        choice = self.tool_choice
+        tools = [tool.as_chat() for tool in self.tools.root] if self.tools is not None else []
         shared = {name: getattr(self, name) for name in SamplingRequest.model_fields}
         return ChatRequest.model_construct(
             **shared,
@@ -120,6 +159,11 @@ class ResponsesRequest(SamplingRequest):
             top_logprobs=self.top_logprobs,
             prompt_cache_key=self.prompt_cache_key,
             safety_identifier=self.safety_identifier,
+            response_format=wanted.as_chat() if isinstance(wanted, SchemaFormat) else wanted,
+            tools=Tools(tools) if tools else None,
+            tool_choice=choice.as_chat() if isinstance(choice, NamedFunction) else choice,
+            parallel_tool_calls=self.parallel_tool_calls if tools else None,
+            chat_template_kwargs=self.chat_template_kwargs,
         )
 
     def _messages(self) -> list[ChatMessage]:
@@ -130,5 +174,14 @@ class ResponsesRequest(SamplingRequest):
             return [*messages, ChatMessage(role="user", content=self.input)]
         if not self.input.root:
             raise InvalidRequest("'input' is empty", param="input")
-        said = [ChatMessage(role=item.role, content=item.text) for item in self.input.root]
-        return [*messages, *said]
+        return [*messages, *conversation.messages(self.input.root)]
+
+
+@contextmanager
+def named_as_here() -> Iterator[None]:
+    """What is wrong with the chat request is the fault of the field that it was made of."""
+    try:
+        yield
+    except RequestError as error:
+        error.param = _NAMES.get(error.param or "", error.param)
+        raise

@@ -247,10 +247,12 @@ async def test_another_models_layout_is_never_paired(checkpoint: Path) -> None:
     async with serving(checkpoint, [decode, prefill]) as gateway:
         response = await gateway.complete()
         assert response.status_code == 503
-        assert "layers 2 here, 4 there" in response.json()["error"]["message"]
+        assert (
+            "layers 4 of the prefill worker, 2 of the decode" in response.json()["error"]["message"]
+        )
         ready = await gateway.client.get("/ready")
         assert ready.status_code == 503
-        assert "layers 2 here, 4 there" in ready.json()["reasons"][0]
+        assert "layers 4 of the prefill worker, 2 of the decode" in ready.json()["reasons"][0]
     assert decode.submits == []
 
 

@@ -177,7 +177,7 @@ async def test_a_conversation_of_responses(gateway: Gateway, client: openai.Asyn
         ({"input": [{"type": "item_reference", "id": "x"}]}, "'input.0.type'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
         ({"truncation": "auto"}, "'truncation' is 'auto', which is not supported"),
-        ({"text": {"format": {"type": "json_object"}}}, "'text.format.type'"),
+        ({"text": {"verbosity": "low"}}, "'text.verbosity'"),
         ({"wombat": 1}, "'wombat' is not supported"),
     ],
 )

@@ -295,6 +295,29 @@ async def test_who_comes_in_mid_stream_hears_of_what_is_open(checkpoint: Path) -
             assert (told[-1].id, told[-1].state) == (worker.instance_id[:8], "out")
 
 
+async def test_several_prompts_of_one_call_are_told_apart(checkpoint: Path) -> None:
+    worker = FakeWorker(local_prefill=True, script=answering("hello"))
+    async with serving(checkpoint, [worker]) as gateway:
+        gateway.client.headers.update(TIMED)
+        timings = (await gateway.complete(["a", "b"], n=2)).json()["baton_timings"]
+        assert [[c["choice"] for c in told["choices"]] for told in timings] == [[0, 1], [2, 3]]
+    worker = FakeWorker(local_prefill=True, script=answering("hello", stop_after=2))
+    async with serving(checkpoint, [worker]) as gateway:
+        asking = asyncio.create_task(gateway.complete(["a", "b"]))
+        await eventually(lambda: gateway.metric("baton_time_to_first_token_seconds_count") == 2)
+        async with listening(gateway.url) as events:
+            assert isinstance(await anext(events), live.Snapshot)
+        # Nobody listens now; who comes again hears of both.
+        async with listening(gateway.url) as events:
+            snapshot = await anext(events)
+            assert isinstance(snapshot, live.Snapshot)
+            assert len(snapshot.requests) == 2
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            ended = [(await until(events, live.Ended))[-1] for _ in range(2)]
+            assert {event.name for event in ended} == {"ended"}
+
+
 async def first_worker(events: AsyncIterator[live.Event]) -> AsyncIterator[live.Worker]:
     """What is said of workers, until one is out."""
     async for event in events:

@@ -14,14 +14,13 @@ from baton import wire
 from baton.deadlines import UNLIMITED, Deadlines
 from baton.errors import (
     TABLE,
-    BatonError,
     IncompatiblePeer,
     InvalidRequest,
     UnsupportedParameter,
     from_code,
 )
 from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
-from baton.identity import PROTOCOL, CompatibilityClass, Identity
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, require_pair
 from baton.sampling import MAX_LOGPROBS, MAX_SEED, SamplingSpec
 from baton.v1 import common_pb2
 
@@ -125,10 +124,14 @@ def test_foreign_protocol_is_refused_with_both_versions(protocol: int) -> None:
 
 
 def test_class_mismatch_names_every_field_with_both_values() -> None:
-    here = CompatibilityClass("rev", 30, 3, 64, 16)
-    there = CompatibilityClass("rev", 32, 3, 64, 8)
-    with pytest.raises(IncompatiblePeer, match=r"layers 30 here, 32 there; block_size 16 here, 8"):
-        here.require_same(there)
+    prefill = Identity("p", CompatibilityClass("rev", 30, 3, 64, 16))
+    decode = Identity("d", CompatibilityClass("rev", 32, 3, 64, 8))
+    said = (
+        "layers 30 of the prefill worker, 32 of the decode worker; "
+        "block_size 16 of the prefill worker, 8 of the decode worker"
+    )
+    with pytest.raises(IncompatiblePeer, match=said):
+        require_pair(prefill=prefill, decode=decode)
 
 
 def test_what_no_worker_can_do_is_refused() -> None:
@@ -151,10 +154,29 @@ def test_every_row_of_the_error_table_survives(code: str) -> None:
     assert isinstance(error.grpc_code, grpc.StatusCode)
 
 
-def test_an_unknown_code_is_a_defect_of_ours() -> None:
-    error = from_code("from_the_future", "?")
-    assert isinstance(error, BatonError)
-    assert error.code == "internal_error"
+@pytest.mark.parametrize(("retryable", "code"), [(False, "internal_error"), (True, "no_capacity")])
+def test_an_unknown_code_is_placed_again_where_its_sender_says_so(
+    retryable: bool, code: str
+) -> None:
+    said = common_pb2.Error(code="from_the_future", message="?", retryable=retryable)
+    error = wire.error_from_wire(said)
+    assert (error.code, error.message, error.retryable) == (code, "?", retryable)
+
+
+def test_a_peer_of_the_protocol_before_gets_codes_that_it_knows() -> None:
+    """Those are the rows that came with protocol 2."""
+    errors = [from_code(code, "?") for code in TABLE]
+    changed = {
+        error.code: said.code
+        for error in errors
+        if (said := wire.error_to_wire(error, PROTOCOL - 1)).code != error.code
+    }
+    assert changed == {
+        "prefill_full": "prefill_lost",
+        "prefill_draining": "prefill_lost",
+        "decode_silent": "decode_lost",
+    }
+    assert all(wire.error_to_wire(error, PROTOCOL + 1).code == error.code for error in errors)
 
 
 def test_every_finish_reason_survives() -> None:
