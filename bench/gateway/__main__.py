@@ -11,8 +11,8 @@
     CPU                 of what is measured, per token, request or second, and of core B in shares
     memory              that each open stream takes
 
-``over sse-starlette`` and ``over StreamingResponse`` are ratios of CPU time (memory where nothing
-else differs) to the same load on a bare server, median of the rounds.
+``per token / WAY``, ``per request / WAY`` and ``memory per stream / WAY`` are over those of a bare
+server under the same load.
 """
 
 from __future__ import annotations
