@@ -81,6 +81,16 @@ class Attempt:
             self.ended = how
             self._news.set()
 
+    def give_up(self, error: BatonError) -> None:
+        """End it here and on the worker."""
+        self.cancel()
+        self.end(error)
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are tokens to take."""
+        return bool(self._tokens)
+
     @property
     def finished(self) -> Finished | None:
         """How generation ended, once it has by itself and every token was taken."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from tokenizers import Tokenizer
 
@@ -39,6 +42,8 @@ class Vocabulary:
     longest: int  #: characters of the longest token
     added: Mapping[int, str]  #: texts of tokens that were added as they are
     byte_level: bool  #: the others are written in the byte alphabet
+    #: Of each id, where the text of all is simply these together; else None.
+    pieces: Mapping[int, bytes] | None
 
     def specials(self, texts: Iterable[str]) -> dict[int, str]:
         """Those of ``texts`` that are special tokens, by their ids."""
@@ -56,6 +61,7 @@ class Vocabulary:
             longest=max(map(len, tokenizer.get_vocab()), default=1),
             added={i: token.content for i, token in added.items()},
             byte_level=_is_byte_level(tokenizer),
+            pieces=_byte_pieces(tokenizer),
         )
 
     def written(self, token_id: int) -> str:
@@ -76,13 +82,70 @@ class Vocabulary:
         return text.replace(_SPACE, " ").encode()
 
 
+def _byte_pieces(tokenizer: Tokenizer) -> Mapping[int, bytes] | None:
+    """What each id stands for, of a tokenizer whose decoder does nothing but put bytes one behind
+    the other; None for any other. Bytes as tokenizers' ByteLevel decoder has them: a token with a
+    character that is none of the alphabet is its own UTF-8."""
+    decoder = tokenizer.decoder
+    if decoder is None or json.loads(decoder.__getstate__()).get("type") != "ByteLevel":
+        return None
+
+    def piece(text: str) -> bytes:
+        written = [_BYTES.get(character) for character in text]
+        return (
+            text.encode()
+            if None in written
+            else bytes(byte for byte in written if byte is not None)
+        )
+
+    return {i: piece(text) for text, i in tokenizer.get_vocab(with_added_tokens=True).items()}
+
+
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
     decoder = tokenizer.decoder
     return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
-class Detokenizer:
-    """The text given out, in all, is exactly the decoding of all ids at once.
+class Detokenizer(Protocol):
+    """The text given out, in all, is exactly the decoding of all ids at once."""
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token; empty while a character is incomplete."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back, at the end; an incomplete character becomes U+FFFD."""
+        ...
+
+
+def detokenizer(vocabulary: Vocabulary) -> Detokenizer:
+    """The cheapest that is right for it."""
+    if vocabulary.pieces is not None:
+        return ByteDetokenizer(vocabulary.pieces, vocabulary.special_ids)
+    return WindowDetokenizer(vocabulary)
+
+
+class ByteDetokenizer:
+    """Where ids stand for bytes: they are put one behind the other, and read as UTF-8."""
+
+    def __init__(self, pieces: Mapping[int, bytes], special_ids: frozenset[int]) -> None:
+        self._pieces = pieces
+        self._special_ids = special_ids
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def push(self, token_id: int) -> str:
+        """See Detokenizer. An id that the tokenizer does not know is nothing, as to itself."""
+        if token_id in self._special_ids:
+            return ""
+        return self._decode(self._pieces.get(token_id, b""))
+
+    def flush(self) -> str:
+        """See Detokenizer."""
+        return self._decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """Of any tokenizer.
 
     Each step decodes a short window twice, without and with the new ids, and gives out the
     difference. (``tokenizers.DecodeStream`` raises on sequences that byte fallback cannot

@@ -18,18 +18,18 @@ class _Over:
     error: Exception | None = None
 
 
-async def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """Items of all sources, each source's in its order, until all have ended.
+def merge(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Items of all sources, each source's in its order, until all have ended. One is returned as
+    it is.
 
     A source is at most one item ahead of whoever reads, and runs in a task of its own, unless it
     is the only one. The first failure is raised and ends all. However it ends, every source is
     closed by then, those included that had not begun.
     """
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for one in only:
-                yield one
-        return
+    return sources[0] if len(sources) == 1 else _merged(sources)
+
+
+async def _merged(sources: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     queue = asyncio.Queue[T | _Over](maxsize=1)
     tasks = [asyncio.create_task(_pump(source, queue)) for source in sources]
     try:

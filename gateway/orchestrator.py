@@ -63,7 +63,7 @@ class RetryPolicy:
     budget: float  #: without a token before giving up
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one per token, and that takes 1 us to make
 class Delta:
     """Tokens of one choice, in order and each exactly once; the last delta says how generation
     ended."""
@@ -192,14 +192,15 @@ class Orchestrator:
         Ends without a finish when the attempt is lost and another could go on from here.
         """
         assert run is not None, "an attempt that gave tokens is there"
+        attempt = run.attempt
         try:
-            while (finished := run.attempt.finished) is None:
-                logprobs = course.take_logprobs()
-                yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
-                async with course.patience:
-                    tokens = await run.attempt.take()
-                self._received(course, tokens)
-                self._handed_over(run)
+            with course.patience.watching(lambda: not attempt.pending, attempt.give_up):
+                while (finished := attempt.finished) is None:
+                    logprobs = course.take_logprobs()
+                    yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
+                    tokens = await attempt.take()
+                    self._received(course, tokens)
+                    self._handed_over(run)
             cached = course.cached_tokens
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
@@ -217,16 +218,36 @@ class Orchestrator:
         ``courses`` stand at the same token and are placed as one. Returns the tokens of each; one
         without a run has none and is to be placed by itself.
         """
-        first = courses[0]
+        first, began = courses[0], asyncio.get_running_loop().time()
+        async with first.patience:
+            try:
+                return await self._try(courses)
+            except BatonError as error:
+                if not self._again(first, error):
+                    raise
+                return await self._retry_after(error, courses, began)
+
+    async def _retry_after(
+        self, error: BatonError, courses: Sequence[Course], began: float
+    ) -> list[list[int]]:
+        """Try again, as the first try ended with ``error``. Most requests never come here, and
+        what it takes to retry costs as much as to place one."""
+        first, clock = courses[0], asyncio.get_running_loop().time
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: self._again(first, error)),
             wait=tenacity.wait_random_exponential(self._retry.initial, self._retry.longest),
-            stop=tenacity.stop_after_delay(self._retry.budget),
+            stop=lambda _: clock() - began >= self._retry.budget,
             sleep=self._pause,
         )
+        failed = [error]
+
+        async def attempt() -> list[list[int]]:
+            if failed:
+                raise failed.pop()
+            return await self._try(courses)
+
         try:
-            async with first.patience:
-                return await retrying(self._try, courses)
+            return await retrying(attempt)
         except tenacity.RetryError as spent:
             raise self._given_up(first, spent.last_attempt.exception()) from spent
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from baton.deadlines import Deadlines
@@ -11,7 +13,8 @@ from baton.errors import DeadlineExceeded
 
 
 class Patience:
-    """``async with patience:`` bounds what is inside by whichever deadline comes first.
+    """``async with patience:`` bounds what is inside by whichever deadline comes first;
+    ``watching`` bounds each wait between tokens, with one timer for all of them.
 
     Raises DeadlineExceeded naming the phase: ``first_token`` before the first, ``inter_token``
     after it, or ``total``. Can be entered again, not nested.
@@ -58,6 +61,37 @@ class Patience:
         else:
             phase = (self._last_token + limits.inter_token, "inter_token", limits.inter_token)
         return min(phase, total)
+
+    @contextmanager
+    def watching(
+        self, waits: Callable[[], bool], late: Callable[[DeadlineExceeded], None]
+    ) -> Iterator[None]:
+        """Calls ``late``, once, when a deadline passes. Between two tokens that is only while it
+        ``waits``: who has a token and does not take it is not kept waiting.
+
+        The timer is not set anew with every token: when it rings it looks whether it is time."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+
+        def ring_at(due: float) -> None:
+            nonlocal timer
+            timer = loop.call_at(due, look) if math.isfinite(due) else None
+
+        def look() -> None:
+            now, (due, phase, seconds) = loop.time(), self._next()
+            if now < due:
+                ring_at(due)
+            elif phase != "total" and not waits():
+                ring_at(now + seconds)
+            else:
+                late(DeadlineExceeded(phase, seconds))
+
+        ring_at(self._next()[0])
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def __aenter__(self) -> None:
         due = self._next()[0]

@@ -6,12 +6,13 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.types import Receive, Scope, Send
+from sse_starlette.sse import EventSourceResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from baton.errors import BatonError, ClientGone, InternalError
 from gateway.openai_api import Usage
 from gateway.requests import ValidRequest
+from gateway.stall import Stall
 from gateway.transcript import Finish, Piece
 
 log = structlog.get_logger(__name__)
@@ -43,9 +44,9 @@ class Chunks(Protocol):
 class AnswerStream(EventSourceResponse):
     """Sends the pieces of an answer whose first one is here.
 
-    sse-starlette watches for the client's departure whatever the ASGI version says, and bounds
-    every send. ``on_end`` is called once, with the HTTP status that the whole came to; ``extra``
-    when all pieces are there, for what goes into the last chunk beside usage.
+    sse-starlette watches for the client's departure whatever the ASGI version says. ``on_end`` is
+    called once, with the HTTP status that the whole came to; ``extra`` when all pieces are there,
+    for what goes into the last chunk beside usage.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class AnswerStream(EventSourceResponse):
         self._on_end = on_end
         self._extra = extra
         self.status = ClientGone.http_status  #: that the whole came to
+        self._stall = Stall(write_timeout)
         super().__init__(
             self._events(first),
             headers=headers,
@@ -75,16 +77,22 @@ class AnswerStream(EventSourceResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            log.warning(
-                "client reads too slowly",
-                request_id=self._requests[0].request_id,
-                seconds=self.send_timeout,
-            )
+            with self._stall.watching():
+                await super().__call__(scope, receive, send)
+            if self._stall.passed:
+                log.warning(
+                    "client reads too slowly",
+                    request_id=self._requests[0].request_id,
+                    seconds=self.send_timeout,
+                )
         finally:
             await self._rest.aclose()
             self._on_end(self.status)
+
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """sse-starlette's has a timer for every event, which takes as long as making the event."""
+        with self._stall:
+            await send(message)
 
     async def _events(self, first: Piece) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from baton.errors import ContextLengthExceeded, InvalidRequest
 from gateway.chat_template import ChatTemplate, Message
-from gateway.detokenizer import Detokenizer, Vocabulary
+from gateway.detokenizer import Detokenizer, Vocabulary, detokenizer
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class ModelTokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
-        return Detokenizer(self.vocabulary)
+        return detokenizer(self.vocabulary)
 
     async def apart(self, tokens: int, work: Callable[[], T]) -> T:
         """Do what takes time for each of so many tokens: off the event loop when they are many."""

@@ -29,7 +29,7 @@ class Scored:
     logprobs: TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there is one per token
 class Piece:
     """Text of a choice that became certain, and the tokens seen since its last piece.
 

@@ -96,6 +96,20 @@ class ComputeSettings(ModelSettings):
     mock_decode_us: Annotated[float, Placeholder("US")] = Field(
         100.0, ge=0, description="mock: microseconds per decoding sequence"
     )
+    mock_costs: Annotated[Path | None, Placeholder("FILE")] = Field(
+        None, description="mock: all of these as measured, from `python -m bench.fit`"
+    )
+
+    @model_validator(mode="after")
+    def _costs_once(self) -> Self:
+        if self.mock_costs is not None:
+            if not self.mock:
+                raise ValueError("--mock-costs needs --mock: only the mock is told what it costs")
+            others = {"mock_step_ms", "mock_prefill_us", "mock_decode_us"} & self.model_fields_set
+            if others:
+                flag = "--" + min(others).replace("_", "-")
+                raise ValueError(f"--mock-costs says what {flag} would: give one of them")
+        return self
 
 
 class HandoffSettings(ModelSettings):

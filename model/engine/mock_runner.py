@@ -11,12 +11,14 @@ It generates printable ids and, when told to, an end-of-sequence id after so man
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -42,18 +44,40 @@ class CostModel:
 
     step_s: float = 0.0
     prefill_token_s: float = 0.0  #: per token of a prefill chunk
+    prefill_pair_s: float = 0.0  #: per token of a chunk and token before it: attention
     decode_s: float = 0.0  #: per sequence that takes a decode step
-    context_token_s: float = 0.0  #: per token that attention reads back
+    context_token_s: float = 0.0  #: per token that such a sequence reads back
+
+    @classmethod
+    def read(cls, path: Path) -> CostModel:
+        """From a file that ``python -m bench.fit`` wrote, which has all of these, and others for
+        the simulator. Raises OSError, and ValueError naming what is missing or no time."""
+        said = json.loads(path.read_text(encoding="utf-8"))
+        names = [field.name for field in fields(cls)]
+        if not isinstance(said, dict) or (missing := [n for n in names if n not in said]):
+            lacks = ", ".join(missing) if isinstance(said, dict) else "everything"
+            raise ValueError(f"{path} is no file of costs: it lacks {lacks}")
+        for name in names:
+            value = said[name]
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise ValueError(f"{path}: {name} is {value!r}, but must be seconds, at least 0")
+        return cls(**{name: said[name] for name in names})
 
     def seconds(self, plan: StepPlan) -> float:
-        decodes = plan.decodes
-        context = sum(part.end for part in plan.slices)
+        decodes = [part for part in plan.slices if part.decodes]
+        chunks = [part for part in plan.slices if not part.decodes]
         return (
             self.step_s
-            + self.prefill_token_s * (plan.tokens - decodes)
-            + self.decode_s * decodes
-            + self.context_token_s * context
+            + self.prefill_token_s * sum(len(part.token_ids) for part in chunks)
+            + self.prefill_pair_s * sum(_pairs(part.start, part.end) for part in chunks)
+            + self.decode_s * len(decodes)
+            + self.context_token_s * sum(part.end for part in decodes)
         )
+
+
+def _pairs(start: int, end: int) -> int:
+    """Of each position from ``start`` on and those before it."""
+    return (end * (end - 1) - start * (start - 1)) // 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ class Slice:
         return self.start + len(self.token_ids)
 
     @property
+    def decodes(self) -> bool:
+        """It only takes a decode step: one token, sampled."""
+        return len(self.token_ids) == 1 and self.sample is not None
+
+    @property
     def asked(self) -> tuple[tuple[int, Sample], ...]:
         """What to draw from the logits after the last token, each for a sequence."""
         return self.draws if self.sample is None else ((self.seq_id, self.sample),)
@@ -87,7 +92,7 @@ class StepPlan:
     @property
     def decodes(self) -> int:
         """Sequences that only take a decode step (one token, sampled)."""
-        return sum(1 for s in self.slices if len(s.token_ids) == 1 and s.sample is not None)
+        return sum(s.decodes for s in self.slices)
 
 
 @dataclass(frozen=True, slots=True)

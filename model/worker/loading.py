@@ -107,13 +107,22 @@ def _mock(settings: WorkerSettings) -> tuple[Runner, int, int]:
         head_size=_MOCK_HEAD_SIZE,
         block_size=settings.block_size,
     )
-    cost = CostModel(
-        step_s=settings.mock_step_ms / 1e3,
-        prefill_token_s=settings.mock_prefill_us / 1e6,
-        decode_s=settings.mock_decode_us / 1e6,
-    )
     answers = Answers(low_id=min(32, vocab_size - 1), high_id=min(127, vocab_size))
     runner = MockRunner(
-        compatibility, settings.num_blocks or _MOCK_BLOCKS, cost=cost, answers=answers
+        compatibility, settings.num_blocks or _MOCK_BLOCKS, cost=_cost(settings), answers=answers
     )
     return runner, vocab_size, context
+
+
+def _cost(settings: WorkerSettings) -> CostModel:
+    """Raises CheckpointError naming the file, where there is one."""
+    if settings.mock_costs is None:
+        return CostModel(
+            step_s=settings.mock_step_ms / 1e3,
+            prefill_token_s=settings.mock_prefill_us / 1e6,
+            decode_s=settings.mock_decode_us / 1e6,
+        )
+    try:
+        return CostModel.read(settings.mock_costs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--mock-costs: {error}") from error

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from gateway.detokenizer import Detokenizer, Vocabulary
+from gateway.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    Vocabulary,
+    WindowDetokenizer,
+    detokenizer,
+)
 from gateway.stopper import Stopper
 from tests.fakes import VOCAB_SIZE, byte_tokenizer
 
@@ -37,36 +43,59 @@ def byte_fallback() -> Tokenizer:
 BYTE_FALLBACK = byte_fallback()
 
 
-def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    detokenizer = Detokenizer(Vocabulary.of(tokenizer))
-    return [*(detokenizer.push(i) for i in ids), detokenizer.flush()]
+def byte_level_with_added() -> Tokenizer:
+    """Added tokens whose characters are bytes of the alphabet, or are not."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["é", "Ġé", "日本", " a", "é日"])
+    return tokenizer
 
 
-@given(st.text(ALPHABET, max_size=30))
-def test_text_makes_the_round_trip_and_no_character_is_split(text: str) -> None:
-    given_out = pieces(BYTE_LEVEL, BYTE_LEVEL.encode(text).ids)
+ADDED = byte_level_with_added()
+Make = Callable[[Vocabulary], Detokenizer]
+#: What is chosen for a vocabulary, and what is right for any.
+BOTH = pytest.mark.parametrize("make", [detokenizer, WindowDetokenizer])
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int], make: Make = detokenizer) -> list[str]:
+    made = make(Vocabulary.of(tokenizer))
+    return [*(made.push(i) for i in ids), made.flush()]
+
+
+def test_the_cheap_way_is_for_bytes_alone() -> None:
+    assert isinstance(detokenizer(Vocabulary.of(BYTE_LEVEL)), ByteDetokenizer)
+    assert isinstance(detokenizer(Vocabulary.of(BYTE_FALLBACK)), WindowDetokenizer)
+
+
+@BOTH
+@given(text=st.text(ALPHABET, max_size=30))
+def test_text_makes_the_round_trip_and_no_character_is_split(make: Make, text: str) -> None:
+    given_out = pieces(BYTE_LEVEL, BYTE_LEVEL.encode(text).ids, make)
     assert "".join(given_out) == text
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in given_out)
 
 
-@given(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=40))
-def test_any_ids_give_the_full_decoding(ids: list[int]) -> None:
-    assert "".join(pieces(BYTE_LEVEL, ids)) == BYTE_LEVEL.decode(ids)
+@BOTH
+@given(ids=st.lists(st.integers(0, VOCAB_SIZE + 9), max_size=40))
+def test_any_ids_give_the_full_decoding(make: Make, ids: list[int]) -> None:
+    assert "".join(pieces(ADDED, ids, make)) == ADDED.decode(ids)
 
 
 #: Ids of bytes that begin a character, go on with one, or can be in none.
 BROKEN = BYTE_LEVEL.encode("é€😀").ids
 
 
-@given(st.lists(st.sampled_from(BROKEN), min_size=20, max_size=80))
-def test_broken_characters_give_the_full_decoding_and_are_not_kept_for_ever(ids: list[int]) -> None:
-    detokenizer = Detokenizer(Vocabulary.of(BYTE_LEVEL))
+@BOTH
+@given(ids=st.lists(st.sampled_from(BROKEN), min_size=20, max_size=80))
+def test_broken_characters_give_the_full_decoding_and_are_not_kept_for_ever(
+    make: Make, ids: list[int]
+) -> None:
+    made = make(Vocabulary.of(BYTE_LEVEL))
     given_out = ""
     for count, token_id in enumerate(ids, start=1):
-        given_out += detokenizer.push(token_id)
+        given_out += made.push(token_id)
         held = BYTE_LEVEL.decode(ids[:count])[len(given_out) :]
         assert len(held) <= 20, "bounded"
-    assert given_out + detokenizer.flush() == BYTE_LEVEL.decode(ids)
+    assert given_out + made.flush() == BYTE_LEVEL.decode(ids)
 
 
 @given(st.lists(st.integers(0, BYTE_FALLBACK.get_vocab_size() - 1), max_size=40))

@@ -12,7 +12,9 @@ from baton.errors import DeadlineExceeded, DecodeLost
 from baton.generation import AttemptKey, FinishReason, Timings
 from gateway.attempt import Attempt, Finished
 from gateway.patience import Patience
+from gateway.stall import Stall
 from gateway.waiting import Turn, WaitingRoom
+from tests.fakes import eventually
 
 
 def waiting_room() -> WaitingRoom:
@@ -121,6 +123,41 @@ async def test_patience_names_the_phase() -> None:
     with pytest.raises(DeadlineExceeded, match="'total'"):
         async with patience:
             await asyncio.sleep(5)
+
+
+async def test_patience_watches_many_waits_with_one_timer() -> None:
+    patience, late = Patience(limits(first_token=9, inter_token=0.5)), list[str]()
+    waiting = False
+    patience.progress()
+    with patience.watching(lambda: waiting, lambda error: late.append(error.phase)):
+        await asyncio.sleep(0.6)
+        assert not late, "a token is there that nobody took"
+        waiting = True
+        for _ in range(60):  # more than a deadline, all in all
+            await asyncio.sleep(0.01)
+            patience.progress()
+        assert not late
+        await eventually(lambda: late == ["inter_token"])
+
+
+async def test_a_total_deadline_passes_whoever_waits() -> None:
+    patience, late = Patience(limits(inter_token=9, total=0.02)), list[str]()
+    patience.progress()
+    with patience.watching(lambda: False, lambda error: late.append(error.phase)):
+        await eventually(lambda: late == ["total"])
+
+
+async def test_a_stall_is_what_takes_too_long_by_itself() -> None:
+    stall = Stall(0.5)
+    with stall.watching():
+        for _ in range(20):  # longer than allowed, all in all
+            with stall:
+                await asyncio.sleep(0.03)
+        assert not stall.passed
+        with stall:
+            await asyncio.sleep(60)
+        pytest.fail("it goes on")
+    assert stall.passed
 
 
 async def test_patience_leaves_other_timeouts_alone() -> None:

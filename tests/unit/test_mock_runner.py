@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 
 from baton.identity import CompatibilityClass
 from baton.sampling import SamplingSpec
+from bench import costs
+from bench.costs import Costs
 from model.engine.events import LayerReady
 from model.engine.mock_runner import Answers, CostModel, MockRunner, MockStore, expected_tokens
 from model.engine.plan import Sample, Slice, StepPlan
@@ -116,13 +120,43 @@ def test_swapped_blocks_change_the_output() -> None:
 
 def test_time_is_a_cost_model() -> None:
     slept: list[float] = []
-    cost = CostModel(step_s=1.0, prefill_token_s=0.1, decode_s=0.25, context_token_s=0.01)
+    cost = CostModel(
+        step_s=1.0,
+        prefill_token_s=0.1,
+        prefill_pair_s=0.02,
+        decode_s=0.25,
+        context_token_s=0.01,
+    )
     runner = MockRunner(MOCK_CLASS, 8, cost=cost, sleep=slept.append)
     sample = Sample(GREEDY, PROMPT, [])
-    plan = StepPlan(1, (Slice(1, (1, 2, 3), 0, [0]), Slice(2, (4,), 3, [1], sample)))
+    plan = StepPlan(1, (Slice(1, (1, 2, 3), 2, [0, 2]), Slice(2, (4,), 3, [1], sample)))
     result = runner.run(plan, lambda _: None)
-    assert result.compute_s == pytest.approx(1.0 + 0.3 + 0.25 + 0.07)
+    assert result.compute_s == pytest.approx(1.0 + 0.3 + 0.02 * (2 + 3 + 4) + 0.25 + 0.04)
     assert sum(slept) == pytest.approx(result.compute_s) and len(slept) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"decode_s": None}, "decode_s is None"),
+        ({"prefill_pair_s": -1e-9}, "prefill_pair_s is -1e-09, but must be seconds"),
+        ({"step_s": "NaN"}, "step_s is 'NaN'"),
+    ],
+)
+def test_a_file_of_costs_is_read_or_refused(
+    tmp_path: Path, change: dict[str, object], why: str
+) -> None:
+    path = tmp_path / "costs.json"
+    costs.write(path, Costs(step_s=0.01, decode_s=0.002, prefill_pair_s=1e-7, machine="mine"))
+    assert CostModel.read(path) == CostModel(step_s=0.01, decode_s=0.002, prefill_pair_s=1e-7)
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, **change}))
+    with pytest.raises(ValueError, match=why):
+        CostModel.read(path)
+    del said["step_s"]
+    path.write_text(json.dumps(said))
+    with pytest.raises(ValueError, match="lacks step_s"):
+        CostModel.read(path)
 
 
 def test_announces_each_layer_of_exporting_slices() -> None:

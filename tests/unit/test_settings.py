@@ -40,6 +40,11 @@ def test_lists_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["--model", "m", "--block-size", "0"], "--block-size: .*greater than or equal to 1"),
         (["--port", "1"], "--model: Field required"),
         (["--model", "m", "--dtype", "int3"], "--dtype: .*float32"),
+        (["--model", "m", "--mock-costs", "f"], "--mock-costs needs --mock"),
+        (
+            ["--model", "m", "--mock", "--mock-costs", "f", "--mock-step-ms", "1"],
+            "--mock-costs says what --mock-step-ms would",
+        ),
     ],
 )
 def test_mistakes_are_one_line_each(
