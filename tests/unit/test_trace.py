@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from bench.replay import Answer, Balance, Outcome
+
 from bench.trace import Line, Scale, TraceError, most_reusable, read, requests
 
 SCALE = Scale(length=32, output=16, speed=2.0, vocabulary=256)
