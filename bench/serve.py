@@ -23,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -60,7 +61,7 @@ class Asked:
         for seed, value in enumerate(getattr(self.options, kind) or (1.0,), self.options.seed + 1):
             asked = self.requests(kind, value, seed)
             level = Level(_LABELS[kind].format(value), kind, value)
-            if self.lines:
+            if any(line.hash_ids for line in self.lines):
                 level.reusable = trace.most_reusable(asked, self.options.block_size)
             yield level, asked
 
@@ -146,10 +147,9 @@ async def serve(asked: Asked, senders: Senders, out: Writer, console: Console) -
 
         if count := asked.options.warmup:
             first = asked.requests("concurrency", 1.0, asked.options.seed)[:count]
-            nowhere = Writer(Path(os.devnull), {})
             level = Level("", "concurrency", 1.0)
-            await senders.run(level, first, nowhere, bar("warming up", len(first)))
-            nowhere.close()
+            with closing(Writer(Path(os.devnull), {})) as nowhere:
+                await senders.run(level, first, nowhere, bar("warming up", len(first)))
         for level, requests in asked.levels():
             await senders.run(level, requests, out, bar(level.label, len(requests)))
 
@@ -170,11 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = trace.read(options.trace, options.requests) if options.trace else []
         asked = Asked(options, lines)
-        out = Writer(path, asked.params(senders.endpoint))
-        try:
+        with closing(Writer(path, asked.params(senders.endpoint))) as out:
             asyncio.run(serve(asked, senders, out, console))
-        finally:
-            out.close()
         console.print(f"raw: {path}")
         return report.report(raw.read(path), options, console)
     except* (OSError, TraceError, ValueError, SenderFailed, aiohttp.ClientError) as group:

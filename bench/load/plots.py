@@ -19,6 +19,8 @@ _AXIS = {
     "concurrency": "requests at once",
     "speed": "speed of the trace",
 }
+#: Milliseconds: events that came together are no distance apart, which has no logarithm.
+_LEAST = 0.1
 #: Longest lists of levels that get a legend.
 _NAMED = 8
 
@@ -46,7 +48,7 @@ def draw(path: Path, title: str, found: Found, slo: Slo, wanted: float) -> None:
         _running(axes[1][1], found[0][0])
     _attained_over_scale(axes[1][2], [measured for measured, _ in found], slo, wanted)
     figure.suptitle(title, fontsize=14)
-    if 1 < len(found) <= _NAMED:
+    if len(found) <= _NAMED:
         lines = axes[0][0].get_lines()[: len(found)]
         figure.legend(lines, names, loc="outside lower center", ncols=_NAMED, frameon=False)
     figure.savefig(path)
@@ -81,6 +83,8 @@ def _distribution(axes: Axes, name: str, levels: Sequence[Measured], slo: Slo) -
         shares = np.arange(1, len(values) + 1) / max(1, len(values))
         axes.step(values, shares, where="post", lw=1.8, color=_colour(index, len(levels)))
     axes.set_xscale("log")
+    if axes.get_xlim()[0] < _LEAST:
+        axes.set_xlim(left=_LEAST)
     _limit(axes, slo, name)
     _frame(axes, f"{name}: share that took no longer", "milliseconds")
     axes.set_ylim(0, 1.02)

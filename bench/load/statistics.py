@@ -208,28 +208,28 @@ def estimate(measured: Measured, slo: Slo, trust: Trust, seed: int = 0) -> list[
 
 def _rates(measured: Measured, slo: Slo, trust: Trust, counts: Ints) -> list[Estimate]:
     good, met = measured.good.astype(np.float64), measured.met(slo).astype(np.float64)
-    part, rate = 1 / len(met), 1 / measured.seconds
+    seconds, asked = measured.seconds, len(met)
     doubts = [
         f"{name}: {doubt}"
         for name, limit in slo.limits.items()
         if (doubt := measured.doubt(name, 0.99, limit, trust))
     ]
 
-    def total(name: str, values: F64, unit: str, doubt: str = "") -> Estimate:
-        return Estimate(name, float(values.sum()), unit, counts @ values, doubt)
+    def total(name: str, values: F64, over: float, unit: str, doubt: str = "") -> Estimate:
+        return Estimate(name, float(values.sum()) / over, unit, counts @ values / over, doubt)
 
     found = [
-        total("answered", good * part, "ratio"),
-        total("throughput", good * rate, "1/s"),
-        total("output", measured.tokens * rate, "tokens/s"),
+        total("answered", good, asked, "ratio"),
+        total("throughput", good, seconds, "1/s"),
+        total("output", measured.tokens * 1.0, seconds, "tokens/s"),
     ]
     if not slo.limits:
         return found
     return [
         *found,
-        total("attained", met * part, "ratio", *doubts[:1]),
-        total("goodput", met * rate, "1/s", *doubts[:1]),
-        total("token goodput", met * measured.tokens * rate, "tokens/s", *doubts[:1]),
+        total("attained", met, asked, "ratio", *doubts[:1]),
+        total("goodput", met, seconds, "1/s", *doubts[:1]),
+        total("token goodput", met * measured.tokens, seconds, "tokens/s", *doubts[:1]),
     ]
 
 
