@@ -55,12 +55,13 @@ def compare(level: Level) -> list[Record]:
     found: list[Record] = []
     were, measured = known(level), Measured(level).samples
     for name in LATENCIES:
-        for percentile in PERCENTILES:
+        shares = [percentile / 100 for percentile in PERCENTILES]
+        both = zip(*(sample[name].quantiles(shares) for sample in (were, measured)), strict=True)
+        for percentile, (was, told) in zip(PERCENTILES, both, strict=True):
             params: dict[str, Param] = {"of": f"{name} p{percentile}"}
-            was, is_ = (sample[name].quantile(percentile / 100) for sample in (were, measured))
-            found.append(Record("known", was * 1e3, "ms", params))
-            found.append(Record("measured", is_ * 1e3, "ms", params))
-            found.append(Record("error", abs(is_ / was - 1), "ratio", params))
+            found.append(Record("known", float(was) * 1e3, "ms", params))
+            found.append(Record("measured", float(told) * 1e3, "ms", params))
+            found.append(Record("error", abs(float(told / was) - 1), "ratio", params))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,6 +22,8 @@ _AXIS = {
 }
 #: Milliseconds: events that came together are no distance apart, which has no logarithm.
 _LEAST = 0.1
+#: Letters of a line that is as wide as a picture.
+_TITLE = 130
 #: Longest lists of levels that get a legend.
 _NAMED = 8
 
@@ -47,7 +50,7 @@ def draw(path: Path, title: str, found: Found, slo: Slo, wanted: float) -> None:
         _course(axes[1][0], found[0][0], slo)
         _running(axes[1][1], found[0][0])
     _attained_over_scale(axes[1][2], [measured for measured, _ in found], slo, wanted)
-    figure.suptitle(title, fontsize=14)
+    figure.suptitle(fill(title, _TITLE), fontsize=14)
     if len(found) <= _NAMED:
         lines = axes[0][0].get_lines()[: len(found)]
         figure.legend(lines, names, loc="outside lower center", ncols=_NAMED, frameon=False)
@@ -68,7 +71,7 @@ def draw_beside(
     axes[1][2].legend(
         axes[0][0].get_lines()[: len(named)], [name for name, _ in named], loc="center", fontsize=11
     )
-    figure.suptitle(title, fontsize=14)
+    figure.suptitle(fill(title, _TITLE), fontsize=14)
     figure.savefig(path)
 
 
@@ -98,8 +101,9 @@ def _limit(axes: Axes, slo: Slo, name: str, *, across: bool = False) -> None:
             f"objective {limit * _MS:g} ms",
             (0.02, limit * _MS) if across else (limit * _MS, 0.03),
             xycoords=("axes fraction", "data") if across else ("data", "axes fraction"),
-            xytext=(0, 4) if across else (4, 0),
+            xytext=(0, 4) if across else (-4, 0),
             textcoords="offset points",
+            ha="left" if across else "right",
             color="#333333",
             fontsize=9,
         )

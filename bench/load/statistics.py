@@ -87,18 +87,20 @@ class Sample:
     def __len__(self) -> int:
         return len(self.values)
 
-    def quantile(self, share: float, counts: Ints | None = None) -> float:
-        """The smallest value that ``share`` (0 to 1) of all do not exceed, where the values of
-        request i count ``counts[i]`` times. NaN where there are none."""
+    def quantiles(self, shares: Sequence[float], counts: Ints | None = None) -> F64:
+        """For each share (0 to 1) the smallest value that so many do not exceed, where the values
+        of request i count ``counts[i]`` times. NaN where there are none."""
         if counts is None:
             counts = np.ones(int(self._owners.max(initial=-1)) + 1, dtype=np.int64)
         total = np.cumsum(counts[self._owners])
         if not len(total) or not total[-1]:
-            return math.nan
-        rank = max(1, math.ceil(share * total[-1] - 1e-9))
-        return float(self.values[np.searchsorted(total, rank)])
+            return np.full(len(shares), math.nan)
+        ranks = np.maximum(1, np.ceil(np.array(shares) * total[-1] - 1e-9))
+        found: F64 = self.values[np.searchsorted(total, ranks)]
+        return found
 
     def mean(self, counts: Ints) -> float:
+        """Likewise."""
         weights = counts[self._owners]
         whole = int(weights.sum())
         return float((weights * self.values).sum() / whole) if whole else math.nan
@@ -114,6 +116,10 @@ class Measured:
         self.due = np.array([one.due for one in answers])
         self.tokens = np.array([one.tokens for one in answers], dtype=np.int64) * self.good
         self.seconds = max((one.ended for one in answers), default=0.0)
+        ends = np.array([one.ended for one in answers])
+        #: Seconds from the end of another answer to the end of each: all of them together are the
+        #: whole, so that what is per second can be resampled with its seconds.
+        self.gaps: F64 = np.diff(np.sort(ends), prepend=0.0)[np.argsort(np.argsort(ends))]
         self.lag: F64 = np.sort(np.array(level.lag))
         self.lateness: F64 = np.sort(np.array([one.sent - one.due for one in answers]))
         #: By request; NaN for those that have none.
@@ -208,15 +214,17 @@ def estimate(measured: Measured, slo: Slo, trust: Trust, seed: int = 0) -> list[
 
 def _rates(measured: Measured, slo: Slo, trust: Trust, counts: Ints) -> list[Estimate]:
     good, met = measured.good.astype(np.float64), measured.met(slo).astype(np.float64)
-    seconds, asked = measured.seconds, len(met)
+    seconds, asked = measured.gaps, np.ones(len(met))
     doubts = [
         f"{name}: {doubt}"
         for name, limit in slo.limits.items()
         if (doubt := measured.doubt(name, 0.99, limit, trust))
     ]
 
-    def total(name: str, values: F64, over: float, unit: str, doubt: str = "") -> Estimate:
-        return Estimate(name, float(values.sum()) / over, unit, counts @ values / over, doubt)
+    def total(name: str, values: F64, over: F64, unit: str, doubt: str = "") -> Estimate:
+        whole = counts @ over
+        draws = (counts @ values)[whole > 0] / whole[whole > 0]
+        return Estimate(name, float(values.sum() / over.sum()), unit, draws, doubt)
 
     found = [
         total("answered", good, asked, "ratio"),
@@ -238,25 +246,24 @@ def _latency(measured: Measured, name: str, trust: Trust, counts: Ints) -> list[
     sample = measured.samples[name]
     if not len(sample):
         return []
+    shares = [percentile / 100 for percentile in PERCENTILES]
     alike = np.ones(counts.shape[1], dtype=np.int64)
-    means = np.array([sample.mean(row) for row in counts])
-    mean = sample.mean(alike)
-    doubt = measured.doubt(name, None, mean, trust)
-    found = [Estimate(f"{name} mean", mean * 1e3, "ms", _known(means) * 1e3, doubt)]
-    for percentile in PERCENTILES:
-        share = percentile / 100
-        value = sample.quantile(share, alike)
-        draws = np.array([sample.quantile(share, row) for row in counts])
-        doubt = measured.doubt(name, share, value, trust)
-        found.append(
-            Estimate(f"{name} p{percentile}", value * 1e3, "ms", _known(draws) * 1e3, doubt)
+    values = [sample.mean(alike), *sample.quantiles(shares, alike)]
+    draws = np.array([[sample.mean(row), *sample.quantiles(shares, row)] for row in counts])
+    draws = draws[~np.isnan(draws[:, 0])]  # a resample may happen to hold no value at all
+    kinds = ["mean", *(f"p{percentile}" for percentile in PERCENTILES)]
+    return [
+        Estimate(
+            f"{name} {kind}",
+            float(value) * 1e3,
+            "ms",
+            draws[:, column] * 1e3,
+            measured.doubt(name, share, float(value), trust),
         )
-    return found
-
-
-def _known(draws: F64) -> F64:
-    """Without resamples that happen to hold no value at all."""
-    return draws[~np.isnan(draws)]
+        for column, (kind, share, value) in enumerate(
+            zip(kinds, [None, *shares], values, strict=True)
+        )
+    ]
 
 
 def generator(measured: Measured) -> dict[str, tuple[float, str]]:
