@@ -42,32 +42,45 @@ _BUSY = 0.7
 def add_options(parser: argparse.ArgumentParser) -> None:
     """How a run is judged, and where that goes."""
     add = parser.add_argument_group("judging").add_argument
-    add("--slo-ttft", type=float, metavar="MS", help="a first token within so many milliseconds")
-    add("--slo-tpot", type=float, metavar="MS", help="and a token every so many")
-    add("--slo-e2e", type=float, metavar="MS", help="and all of it within so many")
+    add("--slo-ttft", type=positive, metavar="MS", help="a first token within so many milliseconds")
+    add("--slo-tpot", type=positive, metavar="MS", help="and a token every so many")
+    add("--slo-e2e", type=positive, metavar="MS", help="and all of it within so many")
     add(
         "--attain",
-        type=float,
+        type=_share,
         default=0.9,
         metavar="SHARE",
         help="of the requests that are to meet that (default: %(default)s)",
     )
     add(
         "--own-share",
-        type=float,
+        type=positive,
         default=0.1,
         metavar="SHARE",
         help="of a latency that may be the generator's own lag or lateness (default: %(default)s)",
     )
     add(
         "--max-lag",
-        type=float,
+        type=positive,
         default=50.0,
         metavar="MS",
         help="of the generator's loop, p99, beyond which nothing is told (default: %(default)g)",
     )
     add("--json", type=Path, metavar="FILE", help="store what was measured")
     add("--plot", type=Path, metavar="FILE", help="draw it (.png, .svg, .pdf)")
+
+
+def positive(text: str) -> float:
+    """For an option's type. Raises ArgumentTypeError."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    if (value := positive(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no share of 1")
+    return value
 
 
 def slo(options: argparse.Namespace) -> Slo:

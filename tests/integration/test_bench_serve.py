@@ -122,8 +122,8 @@ async def test_a_sender_that_dies_ends_the_run(
 
 
 async def test_known_delays_are_told(tmp_path: Path) -> None:
-    """Medians, loosely, since this machine may be busy: ``python -m bench.known`` wants 2 %. A stall
-    makes first tokens late, so of these it is only certain that none is told too early."""
+    """Medians, loosely, since this machine may be busy: ``python -m bench.known`` wants 2 %. A
+    stall makes first tokens late, so of these it is certain alone that none is told too early."""
     asked = ["--requests", "16", "--processes", "2", "--within", "9"]
     out = tmp_path / "known.json"
     await asyncio.to_thread(known.main, [*asked, "--json", str(out)])
@@ -141,6 +141,9 @@ async def test_known_delays_are_told(tmp_path: Path) -> None:
         (["--speed", "2"], "give --rate, --concurrency or --trace"),
         (["--rate", "0"], "0 is not above 0"),
         (["--rate", "inf"], "a load has an end"),
+        (["--rate", "1", "--prefix", "-1"], "-1 is below 0"),
+        (["--rate", "1", "--attain", "90"], "90 is no share of 1"),
+        (["--rate", "1", "--slo-ttft", "0"], "0 is not above 0"),
         (["--concurrency", "1.5"], "--concurrency is a whole number"),
         (["--rate", "1", "--api", "chat", "--prompts", "ids"], "--prompts ids needs"),
         (["--rate", "1", "--prompt-tokens", "9:3"], "invalid"),
