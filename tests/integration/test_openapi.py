@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from jsonschema import Draft202012Validator
 from schemathesis.checks import CHECKS
 from schemathesis.config import SchemathesisConfig
+from schemathesis.schemas import BaseSchema
 from starlette.routing import Route
 
 from gateway.openapi import OPERATIONS
@@ -25,6 +27,10 @@ from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpo
 #: What a schema cannot say: which ids, lengths and combinations a model takes. So not all that the
 #: document allows is accepted; and a few of the things it does not name are said elsewhere.
 _BEYOND_A_SCHEMA = {"positive_data_acceptance"}
+CONFIG = SchemathesisConfig()
+Mode = schemathesis.GenerationMode
+HELLO = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", **ADD["function"]}
 
 
 @pytest.fixture
@@ -76,8 +82,7 @@ async def test_answers_are_as_it_says(gateway: Gateway) -> None:
     body = {"model": MODEL, "input": "hi", "include": ["message.output_text.logprobs"]}
     holds("ResponseBody", (await gateway.client.post("/v1/responses", json=body)).json())
     schema = {"type": "json_schema", **JSON_SCHEMA["json_schema"]}
-    tools = [{"type": "function", **ADD["function"]}]
-    for more in ({"tools": tools}, {"text": {"format": schema}}, {"tool_choice": "none"}):
+    for more in ({"tools": [TOOL]}, {"text": {"format": schema}}, {"tool_choice": "none"}):
         response = await gateway.client.post("/v1/responses", json={**body, **more})
         holds("ResponseBody", response.json())
     holds("ErrorBody", (await gateway.complete(wombat=1)).json())
@@ -88,16 +93,22 @@ def fuzz(url: str, examples: int) -> Counter[int]:
 
     Each answer must be one that the document names, in its shape; no 5xx; none may hang.
     """
-    config = SchemathesisConfig()
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
-    schema = schema.exclude(path="/live")  # it never ends
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=CONFIG)
+    # What is left out never ends.
+    return send(schema.exclude(path="/live"), url, examples, [*Mode])
+
+
+def send(
+    schema: BaseSchema, url: str, examples: int, modes: Sequence[schemathesis.GenerationMode]
+) -> Counter[int]:
+    """So many of each operation and mode."""
     names = [name for name in CHECKS.get_all_names() if name not in _BEYOND_A_SCHEMA]
     checks = [CHECKS.get_one(name) for name in names]
     statuses = Counter[int]()
     for found in schema.get_all_operations():
         operation = found.ok()
-        for mode in schemathesis.GenerationMode:
-            if mode is schemathesis.GenerationMode.NEGATIVE and not operation.body:
+        for mode in modes:
+            if mode is Mode.NEGATIVE and not operation.body:
                 continue
 
             @given(case=operation.as_strategy(generation_mode=mode))
@@ -120,6 +131,44 @@ def fuzz(url: str, examples: int) -> Counter[int]:
 async def test_whatever_is_sent(gateway: Gateway) -> None:
     statuses = await asyncio.to_thread(fuzz, gateway.url, 12)
     assert statuses[200] > 10 and statuses[400] > 40, statuses
+
+
+#: Endpoint, its wire type, and fields that every request is to have: with a value, or with any.
+HELD: list[tuple[str, str, dict[str, Any], list[str]]] = [
+    ("/v1/chat/completions", "ChatRequest", {"messages": HELLO}, ["tools"]),
+    ("/v1/chat/completions", "ChatRequest", {"messages": HELLO}, ["tools", "tool_choice"]),
+    ("/v1/chat/completions", "ChatRequest", {"messages": HELLO}, ["response_format"]),
+    ("/v1/chat/completions", "ChatRequest", {"tools": [ADD]}, ["messages"]),
+    ("/v1/completions", "CompletionRequest", {"prompt": "hi"}, ["structured_outputs"]),
+    ("/v1/responses", "ResponsesRequest", {"input": "hi"}, ["tools"]),
+    ("/v1/responses", "ResponsesRequest", {"input": "hi"}, ["text"]),
+    ("/v1/responses", "ResponsesRequest", {"tools": [TOOL]}, ["input"]),
+]
+
+
+def having(document: Any, path: str, name: str, fixed: dict[str, Any], wanted: list[str]) -> Any:
+    """The document of one endpoint whose requests have these fields, and no others."""
+    document = deepcopy(document)
+    document["paths"] = {path: document["paths"][path]}
+    wire = document["components"]["schemas"][name]
+    told = {field: without_null(wire["properties"][field]) for field in ("model", *wanted)}
+    wire["properties"] = told | {field: {"enum": [value]} for field, value in fixed.items()}
+    wire["required"] = [*wire["properties"]]
+    return document
+
+
+def without_null(schema: Any) -> Any:
+    others = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    return {"anyOf": others} if others else schema
+
+
+async def test_tools_formats_and_items_of_every_kind(gateway: Gateway) -> None:
+    document = (await gateway.client.get("/openapi.json")).json()
+    statuses = Counter[int]()
+    for asked in HELD:
+        schema = schemathesis.openapi.from_dict(having(document, *asked), config=CONFIG)
+        statuses += await asyncio.to_thread(send, schema, gateway.url, 12, [Mode.POSITIVE])
+    assert statuses[200] > 20 and statuses[400] > 20, statuses
 
 
 @pytest.mark.slow

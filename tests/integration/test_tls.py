@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -163,6 +164,31 @@ async def _dial(c: Cluster, intruder: grpc.ChannelCredentials | None) -> None:
         await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
 
 
+async def test_a_gateway_counts_them_in_its_metrics(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's certificate, another authority's, one of no role in this domain."""
+    monkeypatch.setattr(gate, "HANDSHAKE", 0.5)
+    files, ca = fleet.settings("g0", Party.GATEWAY), fleet.directory / "ca.pem"
+    Authority(tmp_path / "other").issue("a9", [Party.ADMIN])
+    Authority(fleet.directory, "elsewhere").issue("a9", [Party.ADMIN])
+    checkpoint = write_checkpoint(tmp_path / "toy")
+    async with serving(checkpoint, [], membership="embedded", **files) as g:
+        for refused, why, intruder in (
+            (1, "no_call", grpc.ssl_channel_credentials(ca.read_bytes())),
+            (2, "no_call", credentials("a9", tmp_path / "other", ca)),
+            (1, "no_name", credentials("a9", fleet.directory, ca)),
+        ):
+            async with channels.connect(
+                g.service.rpc, shared=False, credentials=intruder, host="gateway.baton.internal"
+            ) as channel:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    stub = membership_pb2_grpc.MembershipServiceStub(channel)
+                    await stub.List(membership_pb2.ListRequest(), timeout=10)
+            counted = partial(g.metric, "baton_tls_refused_total", reason=why)
+            await eventually(lambda counted=counted, least=refused: counted() >= least)
+
+
 def _refused(said: worker_pb2.WorkerStatus) -> dict[str, int]:
     return {refusal.reason: refusal.count for refusal in said.refused}
 
@@ -219,7 +245,9 @@ async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
         hurry.wait(seconds)
 
     slow = CostModel(step_s=0.1)
-    async with cluster(tls=fleet, cost=slow, sleep=step, local_prefill_queue=0) as c:
+    async with cluster(
+        tls=fleet, cost=slow, sleep=step, local_prefill_queue=0, heartbeat_interval=5.0
+    ) as c:
         links, old = fleet.gateway(), (fleet.directory / "ca.pem").read_bytes()
         before = credentials("g0", fleet.directory, fleet.directory / "ca.pem")
         running = generation(prompt(20, 3), request_id="long", max_tokens=200)
