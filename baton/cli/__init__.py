@@ -32,6 +32,7 @@ COMMANDS = {
     "role": Command("baton.cli.workers", "have a worker prefill, decode or do both", "role"),
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
     "keys": Command("baton.cli.keys", "make API keys for a gateway"),
+    "bench": Command("baton.cli.bench", "put load on an endpoint, and measure it"),
 }
 
 
