@@ -176,8 +176,8 @@ def main() -> int:
     """Exit status: 1 when a request failed, 2 for a trace that cannot be read."""
     options = _parser().parse_args()
     scale = Scale(
-        length=options.length,
-        output=options.output,
+        length=1 / options.length,
+        output=1 / options.output,
         speed=options.speed,
         vocabulary=options.vocabulary,
     )

@@ -61,7 +61,12 @@ def decode_role(settings: DecodeSettings, kv_address: str = "") -> Services:
         ledger = Ledger(
             await _checksums(settings, runtime), connections.connected, stripes={"grpc": stripes}
         )
-        chooser = Chooser(runtime.engine, settings)
+        chooser = Chooser(
+            runtime.engine,
+            runtime.runner.compatibility,
+            settings,
+            colocated=settings.local_prefill,
+        )
         service = DecodeService(
             runtime,
             Attempts(runtime, client, readers, ledger, chooser),
