@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,10 @@ class Costs:
         for name, value in asdict(self).items():
             if not isinstance(value, str) and not value >= 0:
                 raise CostsError(f"{name} is {value}, but must be at least 0")
+
+    def with_network(self, bytes_per_s: float) -> Costs:
+        """The same workers at another network."""
+        return replace(self, bytes_per_s=bytes_per_s)
 
 
 def read(path: Path) -> Costs:

@@ -81,7 +81,9 @@ class Request:
     at: float  #: seconds from the first
     prompt: tuple[int, ...]
     max_tokens: int
-    conversation: int | None = None  #: the same for those whose second block is: all share the first
+    conversation: int | None = (
+        None  #: the same for those whose second block is: all share the first
+    )
 
 
 def read(path: Path, count: int | None = None) -> list[Line]:

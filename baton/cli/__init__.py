@@ -30,6 +30,8 @@ COMMANDS = {
     "role": Command("baton.cli.workers", "have a worker prefill, decode or do both", "role"),
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
     "keys": Command("baton.cli.keys", "make API keys for a gateway"),
+    "simulate": Command("bench.simulate.__main__", "try a fleet out in virtual time"),
+    "plan": Command("bench.plan.__main__", "say how many workers of which kind to have"),
 }
 
 

@@ -71,9 +71,7 @@ def arrivals(count: int, rate: float, burstiness: float, seed: int) -> Iterator[
     return accumulate(gaps, initial=0.0)
 
 
-def at_rate(
-    asked: Sequence[Request], rate: float, burstiness: float, seed: int
-) -> list[Request]:
+def at_rate(asked: Sequence[Request], rate: float, burstiness: float, seed: int) -> list[Request]:
     """The same requests, at other times."""
     times = arrivals(len(asked), rate, burstiness, seed)
     return [replace(request, at=at) for request, at in zip(asked, times, strict=False)]

@@ -72,9 +72,7 @@ class Simulation:
         self._rng = random.Random(setup.seed)
         settings = setup.settings
         chosen = policies(settings.placement, Weights(**settings.weights))
-        self.gateway = Gateway(
-            self.clock, settings, setup.costs, chosen, self._rng, self.outcome
-        )
+        self.gateway = Gateway(self.clock, settings, setup.costs, chosen, self._rng, self.outcome)
         kind = Kind(
             settings=settings,
             costs=setup.costs,

@@ -169,9 +169,7 @@ class Course:
             prefill,
             place,
         )
-        self._booking = Booking(
-            place.decode, place.prefill, need.tokens, now, cached=place.cached
-        )
+        self._booking = Booking(place.decode, place.prefill, need.tokens, now, cached=place.cached)
         return place
 
     def _require_time(self, place: Place) -> None:

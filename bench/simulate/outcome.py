@@ -72,9 +72,7 @@ class Outcome:
         made = list[Record]()
         for name, times in (("TTFT", self.ttft), ("TPOT", self.tpot)):
             made += [record(f"{name} p{p}", v, "ms") for p, v in _percentiles(times)]
-        made += [
-            record(f"ITL p{p}", 1e3 * self.gaps.percentile(p), "ms") for p in _PERCENTILES
-        ]
+        made += [record(f"ITL p{p}", 1e3 * self.gaps.percentile(p), "ms") for p in _PERCENTILES]
         span = self.span or self.ended or 1.0
         made += [
             record("attained", self.attained(slo), "ratio"),
