@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 
 from baton.prefix_keys import PrefixKeys
@@ -81,9 +81,7 @@ class Request:
     at: float  #: seconds from the first
     prompt: tuple[int, ...]
     max_tokens: int
-    conversation: int | None = (
-        None  #: the same for those whose second block is: all share the first
-    )
+    conversation: int | None = None  #: by its second block: all share the first
 
 
 def read(path: Path, count: int | None = None) -> list[Line]:
@@ -92,7 +90,7 @@ def read(path: Path, count: int | None = None) -> list[Line]:
         first = file.readline()
         file.seek(0)
         lines = list(islice(_mooncake(file) if first.startswith("{") else _table(file), count))
-    for number, (before, line) in enumerate(zip(lines, lines[1:], strict=False), start=2):
+    for number, (before, line) in enumerate(pairwise(lines), start=2):
         if line.at < before.at:
             raise TraceError(f"request {number} came before request {number - 1}")
     began = lines[0].at if lines else 0.0

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    search = Search(setup, goal, lambda rate: options.timed(asked, base, rate))
+    search = Search(setup, goal, lambda rate: options.timed(asked, base, rate, asked.seconds))
     chosen = search.best(asked.workers)
     if not chosen.rate:
         print("no split keeps these SLOs, however few requests come", file=sys.stderr)
@@ -140,6 +140,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workers", type=options.at_least(1), default=16, help="(default: 16)")
     add("--share", type=_share, default=0.9, help="of requests that keep the SLOs (default: 0.9)")
+    add(
+        "--seconds",
+        type=options.above_0,
+        default=20.0,
+        help="of each run at least, as a burst is no load: the trace comes again (default: 20)",
+    )
     add("--rate", type=options.above_0, help="your load, requests/s; what is served if unset")
     add("--all", action="store_true", help="try every split, and say what the search missed")
     options.add(parser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,9 @@ from pathlib import Path
 from bench import trace
 from bench.load.workload import arrivals
 from bench.trace import Line, Scale
+
+#: Token ids of prompts with contents are below this.
+_VOCABULARY = Scale().vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +65,37 @@ def read(path: Path, count: int | None, scale: Scale) -> list[Job]:
     return of_trace(trace.read(path, count), scale)
 
 
-def at_rate(jobs: Sequence[Job], rate: float) -> list[Job]:
-    """The same in the same rhythm, but so many per second on average."""
+def at_rate(jobs: Sequence[Job], rate: float, seconds: float = 0.0) -> list[Job]:
+    """The same in the same rhythm, but so many per second on average, and again and again until so
+    many seconds are over: few requests that come at once are no lasting load."""
+    count = max(len(jobs), math.ceil(rate * seconds))
     span = jobs[-1].at - jobs[0].at
     factor = (len(jobs) - 1) / rate / span if span else 0.0
-    return [replace(job, at=(job.at - jobs[0].at) * factor) for job in jobs]
+    made = []
+    for number, job in enumerate(_again(jobs, count)):
+        around = number // len(jobs) * len(jobs) / rate
+        made.append(replace(job, at=around + (job.at - jobs[0].at) * factor))
+    return made
 
 
 def drawn(
     jobs: Sequence[Job], count: int, rate: float, burstiness: float, seed: int
 ) -> Iterator[Job]:
     """``count`` jobs of these lengths, in turn, that come at random: see
-    ``bench.load.workload.arrivals``. What came more than once shares nothing any more."""
+    ``bench.load.workload.arrivals``."""
     times = arrivals(count, rate, burstiness, seed)
-    for number, (job, at) in enumerate(zip(itertools.cycle(jobs), times, strict=False)):
-        prompt = job.prompt if number < len(jobs) else ()
-        yield Job(number, at, job.tokens, job.output, prompt)
+    for job, at in zip(_again(jobs, count), times, strict=True):
+        yield replace(job, at=at)
+
+
+def _again(jobs: Sequence[Job], count: int) -> Iterator[Job]:
+    """In turn; those of another turn share with one another, not with those of the first."""
+    for number in range(count):
+        turn, index = divmod(number, len(jobs))
+        prompt = jobs[index].prompt
+        if turn and prompt:
+            prompt = tuple(token + turn * _VOCABULARY for token in prompt)
+        yield replace(jobs[index], number=number, prompt=prompt)
 
 
 def share(jobs: Iterable[Job]) -> bool:

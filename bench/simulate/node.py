@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from bench.simulate.clock import PS, Clock
@@ -153,7 +154,7 @@ class Node:
             self._begin(_Run(now, ends, None, steps, sequences, context))
         else:
             plan = self.scheduler.plan()
-            self._take_events(0)
+            self._take_events()
             if plan.slices:
                 took = prices.plan(plan, self.scheduler.planned_decodes)
                 self._begin(_Run(now, now + took, plan))
@@ -181,28 +182,30 @@ class Node:
         took = run.ends - run.began
         self.busy += took
         self._last_step = took
+        fresh = frozenset(self.scheduler.fresh)  # who ends with this step was so, too
         tokens = {part.seq_id: TOKEN for part in plan.slices if part.sample is not None}
         self.scheduler.commit(StepResult(plan.step, tokens, compute_s=took / PS))
         for part in plan.slices:
             if part.export and (hears := self._hears.get(part.seq_id)) is not None:
-                self._out.append(lambda hears=hears, end=part.end: hears.chunk(end, took))
-        self._take_events(took)
+                self._out.append(partial(hears.chunk, part.end, took))
+        self._take_events(took, fresh)
 
-    def _take_events(self, took: int) -> None:
-        gaps, fresh = 0, self.scheduler.fresh
+    def _take_events(self, took: int = 0, fresh: Collection[int] = ()) -> None:
+        """``fresh``: who had its first decode step in what ``took`` so long."""
+        gaps = 0
         for event in self.scheduler.take_events():
             if isinstance(event, SequencePreempted):
                 generated = self.scheduler.preempted.pop(event.seq_id)
                 hears = self._hears.pop(event.seq_id)
                 self._computing.discard(event.seq_id)
-                self._out.append(lambda hears=hears, count=generated: hears.preempted(count))
+                self._out.append(partial(hears.preempted, generated))
             elif isinstance(event, TokenSampled) and event.seq_id in self._hears:
                 seq_id, hears = event.seq_id, self._hears[event.seq_id]
                 if seq_id in self._computing:
                     self._computing.discard(seq_id)
                     self._out.append(hears.first)
                 elif seq_id in fresh:
-                    fresh.discard(seq_id)
+                    self.scheduler.fresh.discard(seq_id)
                     self._out.append(hears.second)
                 else:
                     gaps += 1

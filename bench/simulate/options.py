@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -97,12 +98,15 @@ def read_jobs(asked: argparse.Namespace) -> list[Job]:
     return jobs.read(asked.trace, asked.requests, scale)
 
 
-def timed(asked: argparse.Namespace, base: Sequence[Job], rate: float) -> list[Job]:
-    """At so many requests per second on average."""
+def timed(
+    asked: argparse.Namespace, base: Sequence[Job], rate: float, seconds: float = 0.0
+) -> list[Job]:
+    """At so many requests per second on average, for so long at least."""
     if asked.trace is None or asked.burstiness is not None:
-        burstiness = asked.burstiness or 1.0
-        return list(jobs.drawn(base, asked.requests, rate, burstiness, asked.seed))
-    return jobs.at_rate(base, rate)
+        burstiness, count = asked.burstiness or 1.0, max(len(base), math.ceil(rate * seconds))
+        count = max(count, asked.requests)
+        return list(jobs.drawn(base, count, rate, burstiness, asked.seed))
+    return jobs.at_rate(base, rate, seconds)
 
 
 def setup(asked: argparse.Namespace, fleet: Fleet, base: Sequence[Job]) -> Setup:
