@@ -49,6 +49,7 @@ class Gateway:
         self._request = ps(costs.request_s)
         self._placement = Placement(rng, policies)
         self._prefixes = policies.caches is not None
+        self._trying_again = set[frozenset[str]]()
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
         self.admission = Admission(
@@ -68,6 +69,22 @@ class Gateway:
         """A client sends a request now."""
         course = Course(self, job)
         self.clock.after(self._request, course.admit)
+
+    def try_again_soon(self, place: Place) -> None:
+        """As the orchestrator's: once for all that are refused meanwhile."""
+        workers = [worker for worker in (place.decode, place.prefill) if worker is not None]
+        names = frozenset(worker.instance_id for worker in workers)
+        if names in self._trying_again:
+            return
+
+        def try_again() -> None:
+            self._trying_again.discard(names)
+            for worker in workers:
+                worker.try_again()
+            self.room.changed()
+
+        self._trying_again.add(names)
+        self.clock.after(ps(MOMENT), try_again)
 
     def choose(self, need: Need) -> Place | None:
         """Raises NoWorker, ContextLengthExceeded."""
@@ -221,15 +238,10 @@ class Course:
         place, gateway = self._place, self._gateway
         if place is None or self._attempt is None:
             return  # given up meanwhile
+        self._leave()  # first: what leaves a worker speaks for room there
         refusing = place.prefill if prefill and place.prefill is not None else place.decode
         refusing.refused()
-
-        def try_again() -> None:
-            refusing.try_again()
-            gateway.room.changed()
-
-        gateway.clock.after(ps(MOMENT), try_again)
-        self._leave()
+        gateway.try_again_soon(place)
         self._enter()
 
     def preempted(self, generated: int) -> None:

@@ -212,9 +212,9 @@ def test_costs_are_read_as_written(tmp_path: Path) -> None:
 def test_the_plan_is_the_best_split_or_near_it() -> None:
     base = load(60, 1.0)
     goal = Goal(slo=SLO, share=0.9)
-    search = Search(setup(Fleet(colocated=6)), goal, lambda rate: at_rate(base, rate, 8.0))
-    chosen = search.best(6)
-    every = [search.split(6, prefill) for prefill in range(1, 6)]
+    search = Search(setup(Fleet(colocated=4)), goal, lambda rate: at_rate(base, rate, 4.0))
+    chosen = search.best(4)
+    every = [search.split(4, prefill) for prefill in range(1, 4)]
     assert chosen.rate >= 0.95 * max(tried.rate for tried in every) > 0
     assert first_to_break(search.run(chosen.fleet, chosen.rate), goal).startswith("nothing")
     assert first_to_break(search.run(chosen.fleet, 10 * chosen.rate), goal).startswith(
