@@ -19,8 +19,8 @@ from model.engine.settings import SchedulerSettings
 
 #: What every sampled token is.
 TOKEN = 0
-#: Steps after which the estimate of what one takes has forgotten those before, to 1e-8.
-_REMEMBERED = 64
+#: Steps after which the estimate of what one takes has forgotten those before, but for a ten-thousandth.
+_REMEMBERED = 32
 
 
 class NoKeys(PrefixCache):
