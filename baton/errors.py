@@ -12,6 +12,7 @@
         BodyTimeout             408  the HTTP body did not arrive in time
         BodyTooLarge            413  the HTTP body is over the limit
         HeadTimeout             408  the HTTP head did not arrive in time
+        IdempotencyConflict     422  an Idempotency-Key that came with another request before
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
         HeadTooLarge            431  the HTTP head is over the limit, in bytes or header fields
         AnswerFinished          400  an answer that is to be gone on with has ended; says how
@@ -22,11 +23,14 @@
         NoWorker                503  no healthy worker of the class is there
         WorkerFull              503  too few free KV blocks; another attempt may find room
         PrefillFull             503  the same, said by the prefill worker of an attempt
+        TooManyConnections      503  the port has as many open as it may
         Draining                503  a worker is leaving; place the request elsewhere
+        PrefillDraining         503  the same of the prefill worker of an attempt
         Preempted               503  a sequence gave its blocks to an older one
       PeerError               a process or the network between failed
         PrefillLost             502  the prefill worker died, stalled or refused
         DecodeLost              502  the decode worker or the session with it is gone
+        DecodeSilent            502  the decode worker says or hears nothing: do not ask it again
         RelayRefused            502  a relay does not know the worker, or has no room
         HandoffFailed           502  KV with a gap, overlap, duplicate or short block
         IncompatiblePeer        502  protocol version or compatibility class differ; names both
@@ -50,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class BatonError(Exception):
-    """Root of the table. Subclasses only fill in the four columns."""
+    """Root of the table. Subclasses only fill in the columns."""
 
     code: ClassVar[str] = "internal_error"
     http_status: ClassVar[int] = 500
@@ -58,6 +62,8 @@ class BatonError(Exception):
     retryable: ClassVar[bool] = False
     #: Attributes, with defaults, that travel in an HTTP body beside the message.
     details: ClassVar[tuple[str, ...]] = ()
+    #: What peers of the protocol before are told, where they do not know ``code``.
+    older_code: ClassVar[str] = ""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -149,6 +155,11 @@ class BodyTooLarge(RequestError):
     http_status = 413
 
 
+class IdempotencyConflict(RequestError):
+    code = "idempotency_conflict"
+    http_status = 422
+
+
 class KvOverflow(RequestError):
     code = "kv_overflow"
     http_status = 422
@@ -202,17 +213,28 @@ class NoWorker(CapacityError):
     grpc_status = "UNAVAILABLE"
 
 
+class TooManyConnections(CapacityError):
+    code = "too_many_connections"
+    retryable = False
+
+
 class WorkerFull(CapacityError):
     code = "worker_full"
 
 
 class PrefillFull(WorkerFull):
     code = "prefill_full"
+    older_code = "prefill_lost"
 
 
 class Draining(CapacityError):
     code = "draining"
     grpc_status = "UNAVAILABLE"
+
+
+class PrefillDraining(Draining):
+    code = "prefill_draining"
+    older_code = "prefill_lost"
 
 
 class Preempted(CapacityError):
@@ -233,6 +255,11 @@ class PrefillLost(PeerError):
 
 class DecodeLost(PeerError):
     code = "decode_lost"
+
+
+class DecodeSilent(DecodeLost):
+    code = "decode_silent"
+    older_code = "decode_lost"
 
 
 class RelayRefused(PeerError):
@@ -287,9 +314,13 @@ def _leaves(cls: type[BatonError]) -> list[type[BatonError]]:
 TABLE: dict[str, type[BatonError]] = {cls.code: cls for cls in _leaves(BatonError)}
 
 
-def from_code(code: str, message: str) -> BatonError:
-    """Rebuild an error that arrived over the wire; an unknown code becomes InternalError."""
-    cls = TABLE.get(code, InternalError)
+def from_code(code: str, message: str, *, retryable: bool = False) -> BatonError:
+    """Rebuild an error that arrived over the wire.
+
+    A code that is unknown here is of a later version, or a defect: it becomes CapacityError where
+    the peer called it ``retryable``, so that no request fails for it, and InternalError otherwise.
+    """
+    cls = TABLE.get(code, CapacityError if retryable else InternalError)
     error = cls.__new__(cls)
     BatonError.__init__(error, message)
     return error

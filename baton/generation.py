@@ -52,6 +52,18 @@ class Generation:
         return [replace(self, key=key, more_choices=()) for key in self.keys]
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities of one generated token and of the most likely in its place.
+
+    Natural logarithms, by the distribution of the model itself: before penalties, bias, grammar,
+    temperature and filters. So they say what the model thinks, whatever was asked of the draw.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  #: (id, logprob), best first, then by lower id
+
+
 class FinishReason(Enum):
     """Why generation ended by itself."""
 
@@ -82,3 +94,20 @@ class Timings:
     decode_cached_tokens: int = 0  #: found in the decode worker's prefix cache
     prefill_instance_id: str = ""  #: where the prompt was computed
     transfer_bytes: int = 0  #: KV received
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far an attempt is on its way to its first decode step."""
+
+    key: AttemptKey  #: of the first choice
+    prefill_instance_id: str  #: where the prompt is computed
+    computed_tokens: int = 0  #: of prompt and generated ids: those whose KV is there
+    cached_tokens: int = 0  #: of these, found in a prefix cache
+    total_tokens: int = 0
+    kv_bytes: int = 0  #: written on the decode worker
+    kv_total_bytes: int = 0  #: 0 for local prefill
+    kv_layers: int = 0  #: whole there
+    layers: int = 0
+    transport: str = ""  #: of KV; empty for local prefill
+    timings: Timings | None = None  #: once, when all KV is there

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLimits:
-    """Of the head of an HTTP request: its request line and header fields."""
+    """Of a port's connections, and of the head of an HTTP request: request line and header."""
 
+    connections: int  #: open at once
     seconds: float  #: from the connection, or from the head's first byte, to its end
     bytes: int
     fields: int

@@ -63,16 +63,6 @@ class CompatibilityClass:
         """What the keys of KV blocks are rooted in: equal for equal classes, in any process."""
         return repr(self)
 
-    def require_same(self, other: CompatibilityClass) -> None:
-        """Raise IncompatiblePeer naming every differing field with both values."""
-        differing = [
-            f"{f.name} {getattr(self, f.name)!r} here, {getattr(other, f.name)!r} there"
-            for f in fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
-        ]
-        if differing:
-            raise IncompatiblePeer("compatibility class differs: " + "; ".join(differing))
-
 
 class Family(NamedTuple):
     """Workers that may pair: one class and, where bits are promised, one way to compute them."""
@@ -106,20 +96,31 @@ class Identity:
         """What two workers must share to pair, and for a replay to go on exactly."""
         return Family(self.compatibility, self.numerics_id if self.deterministic else "")
 
-    def require_pair(self, other: Identity) -> None:
-        """Raise IncompatiblePeer, naming both values, unless KV of one may serve the other."""
-        if self.compatibility is None or other.compatibility is None:
-            raise IncompatiblePeer("the peer names no compatibility class: not a worker")
-        self.compatibility.require_same(other.compatibility)
-        if self.family != other.family:
-            raise IncompatiblePeer(
-                f"numerics differ, which --deterministic forbids: {self._numerics} here, "
-                f"{other._numerics} there"
-            )
-
     @property
-    def _numerics(self) -> str:
+    def numerics(self) -> str:
+        """In words."""
         return f"{self.numerics_id!r}, {'' if self.deterministic else 'not '}deterministic"
+
+
+def require_pair(*, prefill: Identity, decode: Identity) -> None:
+    """Raise IncompatiblePeer, naming what differs with both values, unless KV of ``prefill`` may
+    serve ``decode``."""
+    ours, theirs = prefill.compatibility, decode.compatibility
+    if ours is None or theirs is None:
+        raise IncompatiblePeer("the peer names no compatibility class: not a worker")
+    differing = [
+        f"{f.name} {getattr(ours, f.name)!r} of the prefill worker, "
+        f"{getattr(theirs, f.name)!r} of the decode worker"
+        for f in fields(ours)
+        if getattr(ours, f.name) != getattr(theirs, f.name)
+    ]
+    if differing:
+        raise IncompatiblePeer("compatibility class differs: " + "; ".join(differing))
+    if prefill.family != decode.family:
+        raise IncompatiblePeer(
+            f"numerics differ, which --deterministic forbids: {prefill.numerics}, of the prefill "
+            f"worker, {decode.numerics}, of the decode worker"
+        )
 
 
 def require_protocol(theirs: int) -> None:

@@ -7,6 +7,8 @@ both directions; ``missed`` silent beats end it, and with it everything it holds
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -37,16 +39,32 @@ class Liveness:
     wakes to one tick, not to thirty, and so does not take its waiting peers for dead.
     """
 
-    def __init__(self, beat: Beat, *, sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        beat: Beat,
+        *,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._beat = beat
         self._sleep = sleep
+        self._clock = clock
         self._silent = 0
         self._sent = 0
+        self._sent_at = deque[float](maxlen=beat.missed)
 
     @property
     def silent(self) -> int:
         """Intervals in which nothing was heard, so far."""
         return self._silent
+
+    @property
+    def steady(self) -> bool:
+        """Whether we gave our own signs of life as we should: a peer that heard none is deaf, or
+        the way to it is cut. Otherwise this process was stopped, or is new."""
+        if len(self._sent_at) < self._beat.missed:
+            return False
+        return self._clock() - self._sent_at[0] < self._beat.patience + self._beat.interval / 2
 
     def heard(self) -> None:
         """Any message from the peer is a sign of life."""
@@ -59,6 +77,7 @@ class Liveness:
         """
         while True:
             self._sent += 1
+            self._sent_at.append(self._clock())
             send(self._sent)
             await self._sleep(self._beat.interval)
             self._silent += 1

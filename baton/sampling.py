@@ -10,6 +10,8 @@ from baton.errors import InvalidRequest
 
 MAX_SEED = 2**63 - 1
 MAX_TOKENS = 2**31 - 1
+#: Most likely tokens told with each one, as many as OpenAI tells.
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class SamplingSpec:
     ignore_eos: bool = False
     eos_ids: tuple[int, ...] = ()  #: ids that end the sequence (counted, not shown)
     grammar: str = ""  #: holds the output, see ``baton.grammars``; empty is free
+    #: Tell the log probability of each token, and of so many of the most likely; None tells none.
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)
@@ -48,6 +52,8 @@ class SamplingSpec:
         _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
         _within("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         for token, bias in self.logit_bias.items():
             _within(f"logit_bias[{token}]", bias, -100.0, 100.0)
 

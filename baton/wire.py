@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from baton import errors, generation
 from baton.deadlines import Deadlines
 from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
-from baton.identity import CompatibilityClass, Identity, Role, require_protocol
+from baton.generation import (
+    AttemptKey,
+    FinishReason,
+    Generation,
+    Progress,
+    Timings,
+    TokenLogprobs,
+)
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, Role, require_protocol
 from baton.sampling import SamplingSpec
 from baton.v1 import common_pb2, decode_pb2, worker_pb2
 
@@ -79,12 +86,14 @@ def identity_from_wire(message: common_pb2.Identity) -> Identity:
     )
 
 
-def error_to_wire(error: BatonError) -> common_pb2.Error:
-    return common_pb2.Error(code=error.code, message=error.message, retryable=error.retryable)
+def error_to_wire(error: BatonError, protocol: int = PROTOCOL) -> common_pb2.Error:
+    """In words that a peer of that ``protocol`` knows."""
+    code = error.older_code if protocol < PROTOCOL and error.older_code else error.code
+    return common_pb2.Error(code=code, message=error.message, retryable=error.retryable)
 
 
 def error_from_wire(message: common_pb2.Error) -> BatonError:
-    return errors.from_code(message.code, message.message)
+    return errors.from_code(message.code, message.message, retryable=message.retryable)
 
 
 def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:
@@ -103,13 +112,12 @@ def sampling_to_wire(spec: SamplingSpec) -> common_pb2.SamplingSpec:
         ignore_eos=spec.ignore_eos,
         eos_ids=spec.eos_ids,
         grammar=common_pb2.Grammar(llguidance=spec.grammar) if spec.grammar else None,
+        logprobs=spec.logprobs,
     )
 
 
 def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
     """Raises InvalidRequest out of range, UnsupportedParameter for what this build cannot do."""
-    if message.HasField("logprobs"):
-        raise UnsupportedParameter("logprobs is not supported by this worker", param="logprobs")
     if message.HasField("grammar") and not message.grammar.llguidance:
         raise UnsupportedParameter("grammar is of a kind unknown to this worker", param="grammar")
     return SamplingSpec(
@@ -127,6 +135,7 @@ def sampling_from_wire(message: common_pb2.SamplingSpec) -> SamplingSpec:
         ignore_eos=message.ignore_eos,
         eos_ids=tuple(message.eos_ids),
         grammar=message.grammar.llguidance,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
     )
 
 
@@ -222,6 +231,59 @@ def timings_from_wire(message: common_pb2.Timings) -> Timings:
         decode_cached_tokens=message.decode_cached_tokens,
         prefill_instance_id=message.prefill_instance_id,
         transfer_bytes=message.transfer_bytes,
+    )
+
+
+def logprobs_to_wire(value: TokenLogprobs) -> common_pb2.TokenLogprobs:
+    """As float32."""
+    return common_pb2.TokenLogprobs(
+        logprob=value.logprob,
+        top_ids=[token_id for token_id, _ in value.top],
+        top_logprobs=[logprob for _, logprob in value.top],
+    )
+
+
+def logprobs_from_wire(messages: Iterable[common_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
+    """Raises ValueError for one whose two lists differ in length."""
+    return [
+        TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True)))
+        for m in messages
+    ]
+
+
+def progress_to_wire(value: Progress) -> decode_pb2.Progress:
+    message = decode_pb2.Progress(
+        request_id=value.key.request_id,
+        attempt=value.key.attempt,
+        choice_index=value.key.choice_index,
+        prefill_instance_id=value.prefill_instance_id,
+        computed_tokens=value.computed_tokens,
+        cached_tokens=value.cached_tokens,
+        total_tokens=value.total_tokens,
+        kv_bytes=value.kv_bytes,
+        kv_total_bytes=value.kv_total_bytes,
+        kv_layers=value.kv_layers,
+        layers=value.layers,
+        transport=value.transport,
+    )
+    if value.timings is not None:
+        message.timings.CopyFrom(timings_to_wire(value.timings))
+    return message
+
+
+def progress_from_wire(message: decode_pb2.Progress) -> Progress:
+    return Progress(
+        key=AttemptKey(message.request_id, message.attempt, message.choice_index),
+        prefill_instance_id=message.prefill_instance_id,
+        computed_tokens=message.computed_tokens,
+        cached_tokens=message.cached_tokens,
+        total_tokens=message.total_tokens,
+        kv_bytes=message.kv_bytes,
+        kv_total_bytes=message.kv_total_bytes,
+        kv_layers=message.kv_layers,
+        layers=message.layers,
+        transport=message.transport,
+        timings=timings_from_wire(message.timings) if message.HasField("timings") else None,
     )
 
 

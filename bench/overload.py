@@ -36,7 +36,7 @@ from bench import records
 from bench.records import Param, Record
 
 _CHECKPOINT = Path(__file__).parents[1] / "model" / "demo" / "checkpoint"
-_NAME = "overloaded"
+NAME = "overloaded"
 #: Seconds between looks at the queue.
 _LOOK = 0.2
 #: Each request's: short answers, as it is prefill that is overloaded.
@@ -162,10 +162,11 @@ def resident(pid: int) -> int:
 
 @asynccontextmanager
 async def fleet(flags: Sequence[str]) -> AsyncIterator[Fleet]:
-    """Start a gateway and mock workers; stop them afterwards."""
+    """Start a gateway and workers as ``flags`` say, of the demo model; stop them afterwards."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "baton", "up", "--model", str(_CHECKPOINT)),
-        *("--served-model-name", _NAME, "--port", "0", "--admin-port", "0", *FLAGS, *flags),
+        *("--served-model-name", NAME, "--port", "0", "--admin-port", "0", "--rpc-port", "0"),
+        *flags,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -197,11 +198,11 @@ async def _announced(lines: asyncio.StreamReader) -> Fleet:
 async def measure(factors: Sequence[float], seconds: float, flags: Sequence[str]) -> list[Record]:
     """Each factor of the capacity in turn."""
     found: list[Record] = []
-    async with fleet(flags) as running:
-        await offer(running.url, running.admin, _NAME, CAPACITY / 4, 2.0, 0)  # measures its pace
+    async with fleet((*FLAGS, *flags)) as running:
+        await offer(running.url, running.admin, NAME, CAPACITY / 4, 2.0, 0)  # measures its pace
         for seed, factor in enumerate(factors, start=1):
             rate = factor * CAPACITY
-            phase = await offer(running.url, running.admin, _NAME, rate, seconds, seed)
+            phase = await offer(running.url, running.admin, NAME, rate, seconds, seed)
             found += evaluate(phase, resident(running.gateway_pid))
     return found
 

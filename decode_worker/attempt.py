@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from asyncio import FIRST_COMPLETED, Future
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from baton import wire
 from baton.errors import HandoffFailed, Preempted, PrefillLost
-from baton.generation import FinishReason, Generation, Timings, finish_reason
+from baton.generation import (
+    FinishReason,
+    Generation,
+    Timings,
+    TokenLogprobs,
+    finish_reason,
+)
 from baton.kv.framing import Shape
-from baton.kv.ledger import HandOff, Ledger
-from baton.kv.trace import NO_LAYER, Trace
+from baton.kv.ledger import Ledger
+from baton.kv.trace import Trace
 from baton.kv.transport import Reader, Sink, Terms, choose
 from baton.tasks import group, within
+from baton.tracing import Span
 from baton.v1 import prefill_pb2
+from decode_worker import spans
 from decode_worker.choice import Choice, Finished, Phases
+from decode_worker.handing import Handing
 from decode_worker.prefill_choice import Chooser
 from decode_worker.prefill_client import PrefillCall, PrefillClient, Target
+from decode_worker.report import Report
+from model.engine.events import SequenceTimings
 from model.worker.runtime import Runtime
 from model.worker.sequences import LiveSequence
 
@@ -44,10 +57,15 @@ class Attempts:
         self._chooser = chooser
 
     async def run(
-        self, generation: Generation, target: Target | None, choices: Sequence[Choice]
+        self,
+        generation: Generation,
+        target: Target | None,
+        choices: Sequence[Choice],
+        span: Span,
+        report: Report | None = None,
     ) -> None:
         """Generate every choice to its end, prefilling at ``target``, or here when it is None or
-        dearer. Each is told its tokens and its end.
+        dearer. Each is told its tokens and its end; ``report``, if there is one, how far it is.
 
         Raises BatonError when the attempt ends early, for those of ``choices`` that are not over.
         However it ends, cancellation included, its blocks and calls are gone when it has: blocks
@@ -57,76 +75,92 @@ class Attempts:
             target = None  # a worker of both roles hands nothing over to itself
         constraint = await self._runtime.constraint(generation)
         receive = self._chooser.receives(target)
-        with self._runtime.sequence(generation, constraint, receive=receive) as sequence:
+        tell = report is not None
+        with self._runtime.sequence(generation, constraint, receive=receive, tell=tell) as sequence:
             for choice, own in zip(choices, sequence.choices, strict=True):
                 choice.join(own)
             stays = self._chooser.stays(target, sequence.reservation)
             if target is None or stays:
-                await self._prefill_here(sequence, generation, choices)
+                await self._prefill_here(sequence, generation, choices, span, report)
                 return
             reserved = sequence.reservation
             with (
                 self._ledger.hand_off(target.address, target.instance_id) as hand_off,
                 self._runtime.tracer.hand_off(
-                    "decode", generation.key, reserved.hit_tokens, reserved.total_tokens
+                    "decode",
+                    generation.key,
+                    reserved.hit_tokens,
+                    reserved.total_tokens,
+                    wanted=span.recording,
                 ) as trace,
+                spans.prefill_call(span, target, trace) as calling,
             ):
-                timings = await self._prefill_at(
-                    target, sequence, generation, choices, hand_off, trace
-                )
+                handing = Handing(target, sequence, hand_off, trace, span, report)
+                called = replace(generation, traceparent=calling.traceparent)
+                timings = await self._prefill_at(handing, called, choices)
             await _to_the_end(choices, lambda own: replace(timings, decode=own.decode_s))
 
     async def _prefill_here(
-        self, sequence: LiveSequence, generation: Generation, choices: Sequence[Choice]
+        self,
+        sequence: LiveSequence,
+        generation: Generation,
+        choices: Sequence[Choice],
+        span: Span,
+        report: Report | None,
     ) -> None:
-        async with within("prefill", generation.deadlines.prefill):
-            await sequence.first
-        here = self._runtime.identity.instance_id
-        await _to_the_end(
-            choices,
-            lambda own: Timings(
+        here, since = self._runtime.identity.instance_id, time.monotonic()
+        if report is not None:
+            reserved = sequence.reservation
+            report.begin(here, reserved.hit_tokens, reserved.total_tokens)
+            sequence.on_chunk = report.computed
+
+        def phases(own: SequenceTimings) -> Timings:
+            return Timings(
                 queue=own.queued_s,
                 prefill=own.prefill_s,
                 decode=own.decode_s,
                 prefill_cached_tokens=own.cached_tokens,
                 decode_cached_tokens=own.cached_tokens,
                 prefill_instance_id=here,
-            ),
-        )
+            )
+
+        async with within("prefill", generation.deadlines.prefill):
+            first = await sequence.first
+        if first.timings is not None:
+            self._runtime.metrics.prefilled(first.timings)
+            spans.prefill_here(span, since, first.timings)
+            if report is not None:
+                report.complete(phases(first.timings))
+        spans.generate(span, time.monotonic(), choices)
+        await _to_the_end(choices, phases)
 
     async def _prefill_at(
-        self,
-        target: Target,
-        sequence: LiveSequence,
-        generation: Generation,
-        choices: Sequence[Choice],
-        hand_off: HandOff,
-        trace: Trace | None,
+        self, handing: Handing, generation: Generation, choices: Sequence[Choice]
     ) -> Timings:
         """Call, forward the first tokens, receive KV and join the batch; returns the phases."""
+        target, sequence = handing.target, handing.sequence
         hit = sequence.reservation.hit_tokens
-        sink = self._sink(sequence, trace)
+        sink = self._sink(sequence, handing.trace)
         sink.urgent = False  # until the prompt is computed nothing waits for its KV
         checksums = self._ledger.wants_checksums(target.instance_id)
         async with (
             self._client.call(target, generation, hit, checksums=checksums) as call,
             group() as tasks,
         ):
-            call.on_layer = sink.ready
+            call.on_layer = handing.on_layer(sink)
             watch = tasks.create_task(_raise_early_end(sequence), name="attempt watch")
             accepted = await call.accepted
             sink.checksums = accepted.transport.checksums
             for layer in range(sink.shape.layers):
                 sink.ready(layer, accepted.hit_tokens)
             terms = call.terms(accepted)
-            hand_off.agreed(terms, sink)
+            handing.agreed(terms, accepted, sink)
             receiving = tasks.create_task(
                 self._receive(terms, sink, sequence), name="attempt receive"
             )
             drawn = self._forward(await call.first_token, choices, generation)
             sink.hurry()
-            if trace is not None:
-                trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
+            handing.first_token()
             timings = replace(call.timings, decode_cached_tokens=hit)
             done = _ended_by(drawn, generation)
             if len(done) < len(drawn):
@@ -138,7 +172,7 @@ class Attempts:
                 self._activate(sequence, going_on)
                 timings = _hand_off_timings(call, sink, hit)
                 call.received(sink.bytes)
-                hand_off.complete(timings.transfer)
+                handing.complete(timings, going_on)
                 self._chooser.handed_over(
                     target,
                     nbytes=sink.bytes,
@@ -163,10 +197,14 @@ class Attempts:
         A prefill worker of protocol 1 draws one only: the other choices are placed again.
         """
         index, drawn = len(generation.generated_ids), dict[Choice, int]()
-        for choice, token_id in zip(choices, (first.token_id, *first.more_token_ids), strict=False):
+        told = _told(first, generation)
+        for choice, token_id, logprobs in zip(
+            choices, (first.token_id, *first.more_token_ids), told, strict=False
+        ):
             self._require_known(token_id)
             if not choice.over:
-                choice.first_token(index, token_id, first.timings.prefill_cached_tokens)
+                cached = first.timings.prefill_cached_tokens
+                choice.first_token(index, token_id, cached, logprobs)
                 drawn[choice] = token_id
         for choice in choices[1 + len(first.more_token_ids) :]:
             choice.end(Preempted("its prefill worker draws the first token of one choice only"))
@@ -207,6 +245,22 @@ class Attempts:
                     await asyncio.sleep(_LAST_WORD)
                     raise
             sink.require_complete()
+
+
+def _told(first: prefill_pb2.FirstToken, generation: Generation) -> Sequence[TokenLogprobs | None]:
+    """The log probabilities of each first token. Raises HandoffFailed where they are asked for and
+    not there, or not whole."""
+    tokens = 1 + len(first.more_token_ids)
+    if generation.sampling.logprobs is None:
+        return [None] * tokens
+    if len(first.logprobs) != tokens:
+        raise HandoffFailed(
+            f"{tokens} first tokens came with the log probabilities of {len(first.logprobs)}"
+        )
+    try:
+        return wire.logprobs_from_wire(first.logprobs)
+    except ValueError as error:
+        raise HandoffFailed(f"the log probabilities of a first token: {error}") from None
 
 
 async def _raise_early_end(sequence: LiveSequence) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from baton import wire
 from baton.errors import BatonError
-from baton.generation import AttemptKey, FinishReason, Timings
+from baton.generation import AttemptKey, FinishReason, Timings, TokenLogprobs
 from baton.v1 import decode_pb2
 from decode_worker.outbox import Outbox
 from model.engine.events import SequenceTimings, TokenSampled
@@ -37,11 +37,13 @@ class Choice:
     The attempt owns it: other choices of the attempt go on when one ends.
     """
 
-    def __init__(self, key: AttemptKey, outbox: Outbox) -> None:
+    def __init__(self, key: AttemptKey, outbox: Outbox, protocol: int) -> None:
+        """``protocol``: of the gateway that hears of it."""
         self.key = key
         self.over = False  #: its end was said, or nobody wants to hear of it
         self._begun = False
         self._outbox = outbox
+        self._protocol = protocol
         self._sequence: LiveSequence | None = None
 
     @property
@@ -57,16 +59,18 @@ class Choice:
         if self.over:
             sequence.cancel()
 
-    def first_token(self, index: int, token_id: int, cached_tokens: int) -> None:
+    def first_token(
+        self, index: int, token_id: int, cached_tokens: int, logprobs: TokenLogprobs | None
+    ) -> None:
         """Its first token was drawn where the prompt was computed, all but ``cached_tokens``."""
         self._begun = True
-        self._outbox.token(self.key, index, token_id, cached_tokens)
+        self._outbox.token(self.key, index, token_id, cached_tokens, logprobs)
 
     def end(self, outcome: Finished | BatonError) -> None:
         """It is over, unless it was before."""
         if not self.over:
             self.over = True
-            self._outbox.ended(_ended(self.key, outcome))
+            self._outbox.ended(_ended(self.key, outcome, self._protocol))
 
     def cancel(self) -> None:
         """Nothing of it is said from here on, and nothing of it stays; idempotent."""
@@ -83,9 +87,10 @@ class Choice:
 
     def _sampled(self, event: TokenSampled) -> None:
         if self._begun or event.timings is None:
-            self._outbox.token(self.key, event.index, event.token_id)
+            self._outbox.token(self.key, event.index, event.token_id, None, event.logprobs)
         else:
-            self.first_token(event.index, event.token_id, event.timings.cached_tokens)
+            cached = event.timings.cached_tokens
+            self.first_token(event.index, event.token_id, cached, event.logprobs)
 
     def _ended(self, end: Future[TokenSampled], phases: Phases) -> None:
         if end.cancelled():
@@ -98,7 +103,6 @@ class Choice:
         elif isinstance(error, BatonError):
             log.info(
                 "choice ended early",
-                request=self.key.request_id,
                 choice=self.key.choice_index,
                 code=error.code,
                 reason=error.message,
@@ -106,7 +110,7 @@ class Choice:
             self.end(error)
 
 
-def _ended(key: AttemptKey, outcome: Finished | BatonError) -> decode_pb2.Ended:
+def _ended(key: AttemptKey, outcome: Finished | BatonError, protocol: int) -> decode_pb2.Ended:
     message = decode_pb2.Ended(
         request_id=key.request_id, attempt=key.attempt, choice_index=key.choice_index
     )
@@ -114,5 +118,5 @@ def _ended(key: AttemptKey, outcome: Finished | BatonError) -> decode_pb2.Ended:
         message.finish_reason = wire.finish_to_wire(outcome.reason)
         message.timings.CopyFrom(wire.timings_to_wire(outcome.timings))
     else:
-        message.error.CopyFrom(wire.error_to_wire(outcome))
+        message.error.CopyFrom(wire.error_to_wire(outcome, protocol))
     return message

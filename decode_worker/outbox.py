@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
-from baton.generation import AttemptKey
+from baton import wire
+from baton.generation import AttemptKey, Progress, TokenLogprobs
 from baton.v1 import common_pb2, decode_pb2
 
 
@@ -17,6 +18,7 @@ class _Unsent:
     index: int  #: of the first, among all generated ids
     cached_tokens: int | None  #: of the prompt, if it is the attempt's first
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  #: of each, or of none
 
 
 class Outbox:
@@ -31,19 +33,27 @@ class Outbox:
         self._count = 0
         self._tokens: dict[AttemptKey, _Unsent] = {}
         self._ended: list[decode_pb2.Ended] = []
+        self._progress: dict[AttemptKey, Progress] = {}  # the newest of each attempt
         self._beats: deque[decode_pb2.SessionEvent] = deque(maxlen=1)  # only the newest matters
         self._news = asyncio.Event()
         self._closed = False
         self.overflow = asyncio.Event()
 
     def token(
-        self, key: AttemptKey, index: int, token_id: int, cached_tokens: int | None = None
+        self,
+        key: AttemptKey,
+        index: int,
+        token_id: int,
+        cached_tokens: int | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> None:
         """The attempt's next token. ``cached_tokens``: see TokenDelta, with the first."""
         unsent = self._tokens.get(key)
         if unsent is None:
             unsent = self._tokens[key] = _Unsent(index, cached_tokens)
         unsent.token_ids.append(token_id)
+        if logprobs is not None:
+            unsent.logprobs.append(logprobs)
         self._count += 1
         self._news.set()
         if self._count > self._limit:
@@ -54,8 +64,14 @@ class Outbox:
         self._ended.append(message)
         self._news.set()
 
+    def progress(self, progress: Progress) -> None:
+        """How far an attempt is; what was said of it before and is not sent yet need not be."""
+        self._progress[progress.key] = progress
+        self._news.set()
+
     def forget(self, key: AttemptKey) -> None:
         """Nobody wants the attempt's tokens any more."""
+        self._progress.pop(key, None)
         unsent = self._tokens.pop(key, None)
         if unsent is not None:
             self._count -= len(unsent.token_ids)
@@ -78,7 +94,7 @@ class Outbox:
             if self._beats:
                 self._news.set()  # there may be more
                 return self._beats.popleft()
-            if self._tokens or self._ended:
+            if self._tokens or self._ended or self._progress:
                 return decode_pb2.SessionEvent(step=self._step())
             if self._closed:
                 return None
@@ -87,6 +103,7 @@ class Outbox:
     def _step(self) -> decode_pb2.StepOutput:
         tokens, self._tokens = self._tokens, {}
         ended, self._ended = self._ended, []
+        progress, self._progress = self._progress, {}
         self._count = 0
         deltas = [
             decode_pb2.TokenDelta(
@@ -96,7 +113,9 @@ class Outbox:
                 token_index=unsent.index,
                 token_ids=unsent.token_ids,
                 cached_tokens=unsent.cached_tokens,
+                logprobs=[wire.logprobs_to_wire(told) for told in unsent.logprobs],
             )
             for key, unsent in tokens.items()
         ]
-        return decode_pb2.StepOutput(tokens=deltas, ended=ended)
+        told = map(wire.progress_to_wire, progress.values())
+        return decode_pb2.StepOutput(tokens=deltas, ended=ended, progress=told)

@@ -100,10 +100,11 @@ class Chooser:
             pair.cached.add(min(hit, hit_there), hit)
 
     def decisions(self) -> list[worker_pb2.PrefillDecision]:
-        """Attempts so far, by where and why."""
+        """Attempts so far, by where and why. Also called on threads of scrapes, so it goes over a
+        copy."""
         return [
             worker_pb2.PrefillDecision(local=why.local, reason=why.value, count=count)
-            for why, count in self._counts.items()
+            for why, count in tuple(self._counts.items())
         ]
 
     def _weigh(self, target: Target, reserved: Reservation) -> Choice:

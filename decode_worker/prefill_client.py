@@ -14,7 +14,9 @@ from baton import wire
 from baton.errors import (
     BatonError,
     CapacityError,
+    Draining,
     HandoffFailed,
+    PrefillDraining,
     PrefillFull,
     PrefillLost,
     RelayRefused,
@@ -170,6 +172,8 @@ class PrefillCall:
         """What the request can do nothing about is the prefill worker's loss, not ours."""
         if isinstance(error, WorkerFull):  # that worker is well: the request waits for its room
             return PrefillFull(f"prefill worker {self.target.address}: {error.message}")
+        if isinstance(error, Draining):
+            return PrefillDraining(f"prefill worker {self.target.address}: {error.message}")
         if isinstance(error, CapacityError):
             return self._lost(f"{error.code}: {error.message}")
         if isinstance(error, RelayRefused):
@@ -223,8 +227,9 @@ class PrefillClient:
         ``checksums``: its KV is to come with them, where the transport knows any.
 
         Raises PrefillLost when the worker cannot be reached, dies, falls silent or is another
-        instance, PrefillFull when it has no room, RelayRefused when the relay does not let the
-        call through; else what was answered (IncompatiblePeer, DeadlineExceeded, KvOverflow, ...).
+        instance, PrefillFull when it has no room, PrefillDraining when it leaves, RelayRefused when
+        the relay does not let the call through; else what was answered (IncompatiblePeer,
+        DeadlineExceeded, KvOverflow, ...).
         """
         instance_id = target.instance_id
         route = await self._routes.to(instance_id, target.address)

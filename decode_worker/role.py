@@ -20,6 +20,7 @@ from baton.kv.nixl.reader import NixlReader
 from baton.kv.relay_transport import RelayReader
 from baton.kv.shm.reader import ShmReader
 from baton.kv.transport import Reader, capabilities, started
+from baton.metrics.hand_offs import HandOffMetrics
 from baton.settings import DecodeSettings
 from baton.v1 import decode_pb2_grpc
 from decode_worker.attempt import Attempts
@@ -59,7 +60,10 @@ def decode_role(settings: DecodeSettings, kv_address: str = "") -> Services:
         routes = Routes(settings.relay, settings.kv_transports)
         client = PrefillClient(runtime.identity, runtime.beat, connections, readers, routes)
         ledger = Ledger(
-            await _checksums(settings, runtime), connections.connected, stripes={"grpc": stripes}
+            await _checksums(settings, runtime),
+            connections.connected,
+            stripes={"grpc": stripes},
+            metrics=HandOffMetrics(runtime.metrics.registry),
         )
         chooser = Chooser(
             runtime.engine,

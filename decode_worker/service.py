@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from baton import wire
-from baton.errors import BatonError, ClientGone
-from baton.liveness import PeerSilent
+from baton.errors import BatonError, ClientGone, InvalidRequest
 from baton.streams import Writer
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from decode_worker.attempt import Attempts
@@ -44,10 +44,10 @@ class DecodeService(decode_pb2_grpc.DecodeServiceServicer):
             await session.run()
         except ClientGone as gone:
             log.info("session over", peer=context.peer(), reason=gone.message)
-        except PeerSilent as silence:
-            log.warning("gateway lost", peer=context.peer(), reason=str(silence))
-            await write.abort(grpc.StatusCode.UNAVAILABLE, str(silence))
-        except BatonError as error:
-            log.warning("session ended", peer=context.peer(), code=error.code, reason=error.message)
-            said = decode_pb2.SessionEvent(error=wire.error_to_wire(error))
-            await write.abort(error.grpc_code, error.message, said)
+        except (BatonError, DecodeError) as error:
+            why = error
+            if isinstance(why, DecodeError):
+                why = InvalidRequest(f"this is no SessionRequest: {why}")
+            log.warning("session ended", peer=context.peer(), code=why.code, reason=why.message)
+            said = decode_pb2.SessionEvent(error=wire.error_to_wire(why, session.protocol))
+            await write.abort(why.grpc_code, why.message, said)

@@ -9,15 +9,25 @@ from dataclasses import dataclass
 import structlog
 
 from baton import wire
-from baton.errors import BatonError, ClientGone, DecodeLost, InternalError, InvalidRequest
+from baton.errors import (
+    BatonError,
+    ClientGone,
+    DecodeLost,
+    DecodeSilent,
+    InternalError,
+    InvalidRequest,
+)
 from baton.generation import AttemptKey
-from baton.liveness import Liveness
+from baton.identity import PROTOCOL
+from baton.liveness import Liveness, PeerSilent
 from baton.tasks import group
 from baton.v1 import decode_pb2
 from decode_worker.attempt import Attempts
 from decode_worker.choice import Choice
 from decode_worker.outbox import Outbox
 from decode_worker.prefill_client import Target
+from decode_worker.report import Report
+from decode_worker.spans import begin
 from model.worker.requests import from_wire
 from model.worker.runtime import Runtime
 
@@ -51,17 +61,18 @@ class Session:
         self._queue_limit = queue_limit
         self._outbox = Outbox(queue_limit)
         self._liveness = Liveness(runtime.beat)
+        self.protocol = PROTOCOL  #: of the gateway, once it has said hello
         self._running: dict[AttemptKey, _Running] = {}
 
     async def run(self) -> None:
         """Returns when the worker leaves. Raises ClientGone when the gateway ends the session,
-        PeerSilent or DecodeLost when it no longer listens, BatonError for what breaks the
-        contract."""
-        await self._handshake()
+        DecodeLost when it no longer listens, DecodeSilent when it is not heard any more, BatonError
+        for what breaks the contract."""
+        self.protocol = await self._handshake()
         async with group() as tasks:
             reader = tasks.create_task(self._read(tasks), name="session reader")
             writer = tasks.create_task(self._send(), name="session writer")
-            beat = tasks.create_task(self._liveness.run(self._outbox.beat), name="session beat")
+            beat = tasks.create_task(self._beat(), name="session beat")
             guard = tasks.create_task(self._require_reading(), name="session guard")
             for task in (reader, writer, beat, guard):
                 self._runtime.census.stand(task)
@@ -71,17 +82,19 @@ class Session:
             for task in (reader, beat, guard, *(r.task for r in self._running.values())):
                 task.cancel()
 
-    async def _handshake(self) -> None:
-        """Hello both ways; a gateway whose protocol version is not spoken here is refused."""
+    async def _handshake(self) -> int:
+        """Hello both ways; a gateway whose protocol version is not spoken here is refused. Returns
+        that version."""
         try:
             first = await asyncio.wait_for(anext(self._requests), self._runtime.beat.patience)
         except (StopAsyncIteration, TimeoutError):
             raise InvalidRequest("the session did not begin with a hello") from None
         if first.WhichOneof("message") != "hello":
             raise InvalidRequest("the first message of a session must be its hello")
-        wire.identity_from_wire(first.hello)
+        theirs = wire.identity_from_wire(first.hello)
         hello = wire.identity_to_wire(self._runtime.identity)
         await self._write(decode_pb2.SessionEvent(hello=hello))
+        return theirs.protocol
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
         async for request in self._requests:
@@ -99,6 +112,14 @@ class Session:
         while (event := await self._outbox.take()) is not None:
             await self._write(event)
 
+    async def _beat(self) -> None:
+        """Signs of life both ways. If the gateway lives, it is not heard: its end of the session
+        would go on for another three beats, and so would the next session."""
+        try:
+            await self._liveness.run(self._outbox.beat)
+        except PeerSilent as silence:
+            raise DecodeSilent(str(silence)) from None
+
     async def _require_reading(self) -> None:
         await self._outbox.overflow.wait()
         raise DecodeLost(f"the gateway leaves more than {self._queue_limit} tokens unread")
@@ -113,9 +134,9 @@ class Session:
             for key in set(keys):
                 self._cancel(key)
                 error = f"attempt {key.attempt} of {key.request_id} was submitted twice"
-                Choice(key, self._outbox).end(InvalidRequest(error))
+                Choice(key, self._outbox, self.protocol).end(InvalidRequest(error))
             return
-        choices = [Choice(key, self._outbox) for key in keys]
+        choices = [Choice(key, self._outbox, self.protocol) for key in keys]
         task = tasks.create_task(self._attempt(choices, submit), name="attempt")
         running = _Running(task, choices)
         self._running.update(dict.fromkeys(keys, running))
@@ -135,16 +156,21 @@ class Session:
     async def _attempt(self, choices: list[Choice], submit: decode_pb2.Submit) -> None:
         """Run one attempt; whatever ends it is told for each choice, unless that was cancelled."""
         outcome: BatonError | None = None
-        request_id = submit.generation.request_id
+        # For every line that is logged in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=submit.generation.request_id)
         try:
             with self._runtime.census.call():
                 generation = from_wire(submit.generation, self._runtime.max_model_len)
-                await self._attempts.run(generation, _target(submit), choices)
+                report = None
+                if submit.tell_progress:
+                    report = Report(generation.key, self._outbox.progress)
+                with begin(self._runtime.tracing, generation).during() as span:
+                    await self._attempts.run(generation, _target(submit), choices, span, report)
         except BatonError as error:
             outcome = error
-            log.info("attempt ended early", request=request_id, code=error.code, reason=str(error))
+            log.info("attempt ended early", code=error.code, reason=str(error))
         except Exception as error:
-            log.exception("attempt failed", request=request_id)
+            log.exception("attempt failed")
             outcome = InternalError(f"attempt failed: {error!r}")
         if outcome is not None:
             for choice in choices:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import socket
 import sys
+from dataclasses import replace
 
 import structlog
 import uvloop
@@ -17,6 +18,8 @@ from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
+from baton.tracing import TracingUnavailable
+from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError
 from gateway.service import running
@@ -34,12 +37,15 @@ async def serve(
 ) -> None:
     """Serve on two listening sockets until SIGTERM or SIGINT."""
     async with running(settings, tokenizer) as service:
+        limits = settings.head_limits
+        limits = replace(limits, connections=room_for(limits.connections))
         servers = {
-            HttpServer(app, settings.head_limits): listening
+            HttpServer(app, limits): listening
             for app, listening in ((service.public, public), (service.admin, admin))
         }
 
         def stop() -> None:
+            service.broadcast.close()
             for server in servers:
                 server.stop()
 
@@ -74,6 +80,7 @@ def main() -> int:
         MembershipUnavailable,
         BadCertificate,
         KeyFileError,
+        TracingUnavailable,
     ) as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2

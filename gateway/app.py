@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 
 from baton.errors import (
     BatonError,
@@ -22,59 +22,114 @@ from baton.errors import (
 from gateway.body_limit import BodyLimit
 from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
+from gateway.idempotency import Idempotency
+from gateway.openapi import document
+from gateway.page.site import Feed, Page
 from gateway.refusal import refusal
 from gateway.status import Status
+from gateway.telling.endpoint import LiveEndpoint
+from gateway.tokens import Tokens
 
 
 def public_app(
     generation: Generation,
+    tokens: Tokens,
     status: Status,
+    idempotency: Idempotency,
     callers: Callers,
+    live: LiveEndpoint | None,
     *,
     max_body_bytes: int,
     body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
-    """What clients see."""
+    """What clients see; ``live``, if there is one, only where nobody needs a key."""
+    here = live if callers.anybody else None
+    feed: Feed = "off" if live is None else "admin" if here is None else "here"
+    once = idempotency.once
+    told = document(status.model_name, keys=not callers.anybody, live=here is not None)
     browsers = Middleware(
         CORSMiddleware,
         allow_origins=cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["Retry-After", "X-Request-Id"],
+        expose_headers=["Retry-After", "X-Request-Id", "Idempotent-Replayed"],
     )
     return application(
         [
-            Route("/v1/chat/completions", generation.chat, methods=["POST"]),
-            Route("/v1/completions", generation.completion, methods=["POST"]),
+            Route("/v1/chat/completions", once(generation.chat), methods=["POST"]),
+            Route("/v1/completions", once(generation.completion), methods=["POST"]),
+            Route("/v1/responses", once(generation.response), methods=["POST"]),
+            Route("/tokenize", tokens.tokenize, methods=["POST"]),
+            Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/v1/models", status.models),
             Route("/v1/models/{name:path}", status.model),
             Route("/health", status.health),
             Route("/ready", status.ready if callers.anybody else status.ready_or_not),
             Route("/metrics", status.metrics),
+            Route("/openapi.json", _saying(told)),
+            *_live(here),
+            *Page(key=not callers.anybody, feed=feed).routes,
         ],
         [
             *([browsers] if cors_origins else []),
-            Middleware(Admitted, callers=callers),
-            Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+            *_guards(callers, max_body_bytes, body_timeout),
         ],
     )
 
 
-def admin_app(status: Status) -> Starlette:
-    """What operators see, on a port of its own."""
+def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Response]]:
+    """An endpoint that says the same to all."""
+
+    async def endpoint(_: Request) -> Response:
+        return JSONResponse(body)
+
+    return endpoint
+
+
+def admin_app(
+    generation: Generation,
+    status: Status,
+    idempotency: Idempotency,
+    callers: Callers,
+    live: LiveEndpoint | None,
+    *,
+    max_body_bytes: int,
+    body_timeout: float,
+) -> Starlette:
+    """What operators see, on a port of its own. The page's chat asks here as clients do there, with
+    a key where they need one."""
+    chat = [
+        Route("/chat/completions", idempotency.once(generation.chat), methods=["POST"]),
+        Route("/models", status.models),
+    ]
     return application(
         [
             Route("/cluster", status.cluster),
             Route("/health", status.health),
             Route("/ready", status.ready),
             Route("/metrics", status.metrics),
+            *_live(live),
+            *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
+            Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
         ],
         [],
     )
 
 
-def application(routes: list[Route], middleware: list[Middleware]) -> Starlette:
+def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
+    """What stands before all that generates."""
+    return [
+        Middleware(Admitted, callers=callers),
+        Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+    ]
+
+
+def _live(live: LiveEndpoint | None) -> list[Route]:
+    return [] if live is None else [Route("/live", live.follow)]
+
+
+def application(routes: Sequence[BaseRoute], middleware: Sequence[Middleware]) -> Starlette:
     """From the outside in: unexpected errors, ``middleware``, errors of the table, routes."""
     return Starlette(
         routes=routes,

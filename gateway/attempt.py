@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from baton.errors import BatonError, DecodeLost
-from baton.generation import AttemptKey, FinishReason, Timings
+from baton.errors import BatonError
+from baton.generation import AttemptKey, FinishReason, Progress, Timings, TokenLogprobs
 
-
-class DecodeSilent(DecodeLost):
-    """The decode worker says nothing any more, though no connection broke: do not ask it again."""
+#: Who wants to know how far an attempt is.
+Heed: TypeAlias = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +38,40 @@ class Attempt:
         limit: int,
         cancel: Callable[[], None],
         prefill: str = "",
+        heed: Heed | None = None,
+        *,
+        logprobs: bool = False,
     ) -> None:
         """``prefill``: instance of the worker that computes the prompt, empty for the decode
-        worker itself."""
+        worker itself. ``heed`` is told how far it is, if its worker says so. ``logprobs``: tokens
+        are to come with theirs."""
         self.key = key
         self.ended: Finished | BatonError | None = None
         #: Prompt tokens that nobody computed for it, once its worker has said so.
         self.cached_tokens: int | None = None
+        self.heed = heed
         self._prefill = prefill
         self._first = self._next = next_index
         self._limit = limit
         self._cancel = cancel
         self._tokens: list[int] = []
+        self._wants_logprobs = logprobs
+        self._logprobs: deque[TokenLogprobs] = deque()
         self._news = asyncio.Event()
 
-    def put(self, index: int, token_ids: Sequence[int]) -> bool:
-        """Accept the tokens only if they are the next ones; False when they are not."""
+    def put(
+        self, index: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()
+    ) -> bool:
+        """Accept the tokens only if they are the next ones, with their log probabilities if those
+        are wanted; False when they are not."""
         if index != self._next or index + len(token_ids) > self._limit or self.ended is not None:
+            return False
+        if self._wants_logprobs and len(logprobs) != len(token_ids):
             return False
         self._next += len(token_ids)
         self._tokens.extend(token_ids)
+        if self._wants_logprobs:
+            self._logprobs.extend(logprobs)
         self._news.set()
         return True
 
@@ -83,6 +98,10 @@ class Attempt:
         elif not tokens and isinstance(self.ended, BatonError):
             raise self.ended
         return tokens
+
+    def logprobs(self, count: int) -> list[TokenLogprobs]:
+        """Of the next ``count`` tokens taken; empty where none are wanted."""
+        return [self._logprobs.popleft() for _ in range(count)] if self._wants_logprobs else []
 
     def awaits(self, instance_id: str) -> bool:
         """Whether this prefill worker is still to compute the prompt."""

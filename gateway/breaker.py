@@ -62,12 +62,13 @@ class Breaker:
         self._failures = 0
         self._pause = FIRST_PAUSE
 
-    def failed(self, began: float, now: float) -> None:
-        """An attempt that was placed at ``began`` failed through the worker's fault."""
+    def failed(self, began: float, now: float, *, silent: bool = False) -> None:
+        """An attempt that was placed at ``began`` failed through the worker's fault. If that took
+        all beats of a ``silent`` session it weighs as much as several: the next would as well."""
         if began <= self._last_failure:
             return
         self._last_failure = now
-        self._failures += 1
+        self._failures += FAILURES if silent else 1
         if self.state in (State.TRIAL, State.HALF_OPEN):  # the latter: it has left by now
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
         elif self._failures < FAILURES:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from baton.errors import BatonError
 from gateway.keys import Caller, Keys
 from gateway.metrics import Metrics
+from gateway.page.site import is_page
 from gateway.quota import UNLIMITED, Quota
 from gateway.refusal import refusal
 
@@ -52,7 +53,7 @@ class Admitted:
         self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN:
+        if scope["type"] != "http" or scope["path"] in _OPEN or is_page(scope["path"]):
             await self._app(scope, receive, send)
             return
         with ExitStack() as running:

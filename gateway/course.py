@@ -7,25 +7,34 @@ from dataclasses import dataclass, field
 
 from baton.errors import (
     BatonError,
+    CapacityError,
     DecodeLost,
-    Draining,
+    DecodeSilent,
     HandoffFailed,
     IncompatiblePeer,
     Preempted,
+    PrefillDraining,
     PrefillFull,
     PrefillLost,
     RelayRefused,
     WorkerFull,
 )
-from baton.generation import AttemptKey, FinishReason, Generation, finish_reason
+from baton.generation import (
+    AttemptKey,
+    FinishReason,
+    Generation,
+    TokenLogprobs,
+    finish_reason,
+)
 from baton.identity import Family
-from gateway.attempt import Attempt, DecodeSilent
+from gateway.attempt import Attempt
 from gateway.caches import Prefix
 from gateway.explanation import Trail
 from gateway.fleet import Booking, Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
+from gateway.telling.tale import Tale
 from gateway.waiting import Turn
 
 
@@ -46,12 +55,15 @@ class Course:
     choice: int
     turn: Turn  #: in the waiting room
     patience: Patience
+    tale: Tale
     trail: Trail | None = None  #: wants to know where attempts were placed, and why
     #: Every token received, those not yet shown included: what the next attempt continues.
     generated: list[int] = field(init=False)
     #: Prompt tokens that nobody computed for the attempt that gave the first token; None until
     #: a worker has said so. Later attempts find what that one left in the caches.
     cached_tokens: int | None = None
+    #: Of tokens received and not given on yet, where they are asked for.
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     attempts: int = 0
     run: Run | None = None
     #: Where the last attempt was: its cache may still hold the blocks.
@@ -94,8 +106,8 @@ class Course:
             self._prefix = Prefix(known, self.request.caller.cache_salt, self.request.session)
         return self._prefix
 
-    def next_generation(self, others: Sequence[Course] = ()) -> Generation:
-        """The attempt to submit now. No attempt number is used twice.
+    def next_generation(self, others: Sequence[Course], traceparent: str) -> Generation:
+        """The attempt to submit now, within that trace. No attempt number is used twice.
 
         ``others`` are choices that stand where this one does, and begin with it.
         """
@@ -111,7 +123,7 @@ class Course:
             deadlines=request.deadlines.after(self.patience.elapsed, started=self.patience.started),
             priority=request.priority,
             cache_salt=request.caller.cache_salt,
-            traceparent=request.traceparent,
+            traceparent=traceparent,
             more_choices=tuple(course.choice for course in others),
         )
 
@@ -127,11 +139,18 @@ class Course:
     def received(self, tokens: list[int]) -> None:
         """Progress: what failed before is forgiven."""
         if self.cached_tokens is None and not self.patience.started and self.run is not None:
-            self.cached_tokens = self.run.attempt.cached_tokens
+            self.tale.cached_tokens = self.cached_tokens = self.run.attempt.cached_tokens
         self.generated += tokens
+        if self.run is not None:
+            self.logprobs += self.run.attempt.logprobs(len(tokens))
         if self.avoid or self.lost:
             self.avoid.clear()
             self.lost.clear()
+
+    def take_logprobs(self) -> list[TokenLogprobs]:
+        """Of the tokens that are given on now."""
+        taken, self.logprobs = self.logprobs, []
+        return taken
 
     def complete(self) -> FinishReason | None:
         """Whether the tokens received are all there will be, though the worker died unsaid."""
@@ -159,7 +178,7 @@ class Course:
         was."""
         faulty = self._avoid(error)
         if faulty is not None and self.booking is not None:
-            self.booking.failed(faulty, now)
+            self.booking.failed(faulty, now, silent=isinstance(error, DecodeSilent))
 
     def _avoid(self, error: BatonError) -> Worker | None:
         """Returns the worker that failed, if one did."""
@@ -171,6 +190,8 @@ class Course:
                 prefill.refused()
             case WorkerFull():
                 decode.refused()
+            case PrefillDraining() if prefill is not None:
+                self.avoid.add(prefill.instance_id)
             case PrefillLost() | RelayRefused() | HandoffFailed() | IncompatiblePeer() if (
                 prefill is not None
             ):
@@ -183,7 +204,7 @@ class Course:
             ):
                 self.lost.add(decode.instance_id)
                 return decode
-            case Draining():
+            case CapacityError():  # it leaves, or says what only a later version knows
                 self.avoid.add(decode.instance_id)
             case _:
                 self.avoid.add(decode.instance_id)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
+
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level tokenizers write each byte as one visible character: those that are visible as
+    themselves, the others, in order, as the characters from 256 on (GPT-2's encoder.py)."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = sorted({*range(256)} - {*visible})
+    written = {chr(byte): byte for byte in visible}
+    return written | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+#: How tokenizers of the SentencePiece kind write a space.
+_SPACE = "\u2581"
 #: What a decoder gives for bytes that are not (yet) a character.
 _REPLACEMENT = "\ufffd"
 #: Bytes of the longest character, so many ids at most.
@@ -24,6 +37,8 @@ class Vocabulary:
     special_ids: frozenset[int]  #: never shown
     byte_ids: frozenset[int]  #: byte fallback: a run of them is decoded as one
     longest: int  #: characters of the longest token
+    added: Mapping[int, str]  #: texts of tokens that were added as they are
+    byte_level: bool  #: the others are written in the byte alphabet
 
     def specials(self, texts: Iterable[str]) -> dict[int, str]:
         """Those of ``texts`` that are special tokens, by their ids."""
@@ -39,7 +54,31 @@ class Vocabulary:
             special_ids=frozenset(i for i, token in added.items() if token.special),
             byte_ids=frozenset(i for i in byte_tokens if i is not None),
             longest=max(map(len, tokenizer.get_vocab()), default=1),
+            added={i: token.content for i, token in added.items()},
+            byte_level=_is_byte_level(tokenizer),
         )
+
+    def written(self, token_id: int) -> str:
+        """A token as the tokenizer writes it; empty for an id that it does not know."""
+        return self.tokenizer.id_to_token(token_id) or ""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """What one token stands for, by itself: a space before a word included, and bytes that are
+        only a part of a character. Empty for an id that the tokenizer does not know."""
+        text = self.added.get(token_id)
+        if text is not None:
+            return text.encode()
+        text = self.written(token_id)
+        if token_id in self.byte_ids:
+            return bytes([int(text[1:-1], 16)])
+        if self.byte_level and all(character in _BYTES for character in text):
+            return bytes(_BYTES[character] for character in text)
+        return text.replace(_SPACE, " ").encode()
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    decoder = tokenizer.decoder
+    return decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
 
 
 class Detokenizer:

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
-from gateway import openai_api, resume
+from gateway import resume
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.explanation import ASK, PLACEMENT, Trail
+from gateway.logprobs import Logprobs
+from gateway.merge import merge
 from gateway.metrics import Metrics
+from gateway.openai_api import OpenAiAnswers
 from gateway.orchestrator import Deltas, Orchestrator
 from gateway.registry import Registry
 from gateway.requests import Limits, Validator, ValidRequest
+from gateway.responses.answers import ResponseAnswers
+from gateway.responses.schemas import ResponsesRequest, named_as_here
 from gateway.schemas import ChatRequest, CompletionRequest, parse
-from gateway.streams import AnswerStream
+from gateway.streams import AnswerStream, Chunks
+from gateway.telling.account import Account, Accounts
+from gateway.telling.tale import Tale
 from gateway.tokenizer import ModelTokenizer
 from gateway.transcript import Piece, Transcript, transcribe
 
@@ -31,8 +39,26 @@ _SESSION = "x-baton-session"
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
+class Answers(Protocol):
+    """How the answers of an endpoint look."""
+
+    async def whole(
+        self, requests: Sequence[ValidRequest], pieces: AsyncIterator[Piece]
+    ) -> Mapping[str, object]: ...
+
+    def chunks(self, requests: Sequence[ValidRequest]) -> Chunks: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one HTTP request wants generated, one request per prompt, and how it is to look."""
+
+    requests: Sequence[ValidRequest]
+    answers: Answers
+
+
 class Generation:
-    """POST /v1/chat/completions and /v1/completions."""
+    """POST /v1/chat/completions, /v1/completions and /v1/responses."""
 
     def __init__(
         self,
@@ -41,6 +67,7 @@ class Generation:
         registry: Registry,
         orchestrator: Orchestrator,
         metrics: Metrics,
+        accounts: Accounts,
         write_timeout: float,
     ) -> None:
         self._validator = validator
@@ -48,7 +75,10 @@ class Generation:
         self._registry = registry
         self._orchestrator = orchestrator
         self._metrics = metrics
+        self._accounts = accounts
         self._write_timeout = write_timeout
+        self._logprobs = Logprobs(tokenizer.vocabulary)
+        self._openai = OpenAiAnswers(self._logprobs)
 
     async def chat(self, http: Request) -> Response:
         return await self._counted(http, self._validate_chat)
@@ -56,25 +86,41 @@ class Generation:
     async def completion(self, http: Request) -> Response:
         return await self._counted(http, self._validate_completion)
 
-    async def _validate_chat(self, http: Request) -> ValidRequest:
-        wire = parse(ChatRequest, await http.body())
-        return await self._validator.chat(
-            wire, self._limits(), caller_of(http.scope), _traceparent(http)
-        )
+    async def response(self, http: Request) -> Response:
+        return await self._counted(http, self._validate_response)
 
-    async def _validate_completion(self, http: Request) -> ValidRequest:
-        wire = parse(CompletionRequest, await http.body())
-        return await self._validator.completion(
-            wire, self._limits(), caller_of(http.scope), _traceparent(http)
+    async def _validate_chat(self, http: Request) -> Asked:
+        wire = parse(ChatRequest, await http.body())
+        request = await self._validator.chat(
+            wire, self.limits(), caller_of(http.scope), _traceparent(http)
         )
+        return Asked([request], self._openai)
+
+    async def _validate_completion(self, http: Request) -> Asked:
+        wire = parse(CompletionRequest, await http.body())
+        requests = await self._validator.completion(
+            wire, self.limits(), caller_of(http.scope), _traceparent(http)
+        )
+        return Asked(requests, self._openai)
+
+    async def _validate_response(self, http: Request) -> Asked:
+        wire = parse(ResponsesRequest, await http.body())
+        caller = caller_of(http.scope)
+        with named_as_here():
+            request = await self._validator.chat(
+                wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+            )
+        return Asked([request], ResponseAnswers(wire, self._logprobs))
 
     async def _counted(
-        self, http: Request, validate: Callable[[Request], Awaitable[ValidRequest]]
+        self, http: Request, validate: Callable[[Request], Awaitable[Asked]]
     ) -> Response:
         """Every request is counted once: here, unless its stream begins and counts itself."""
         try:
             trail = _trail(http)
-            return await self._answer(http, _in_session(http, await validate(http)), trail)
+            with self._accounts.open(http) as account:
+                asked = _in_session(http, await validate(http))
+                return await self._answer(http, asked, trail, account)
         except ClientDisconnect:
             self._count(ClientGone.http_status)
             raise ClientGone("the client closed the connection within the body") from None
@@ -88,7 +134,48 @@ class Generation:
             self._count(InternalError.http_status)
             raise
 
-    async def _answer(self, http: Request, request: ValidRequest, trail: Trail | None) -> Response:
+    async def _answer(
+        self, http: Request, asked: Asked, trail: Trail | None, account: Account
+    ) -> Response:
+        requests, answers = asked.requests, asked.answers
+        # For every line that is logged from here on, in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=requests[0].request_id)
+        # One trail is left: that of the first prompt.
+        trails = [trail, *[None] * (len(requests) - 1)]
+        tales = [account.tale(request) for request in requests]
+        each = zip(requests, trails, tales, strict=True)
+        pieces = merge([await self._pieces(*one) for one in each])
+
+        def count(status: int) -> None:
+            self._count(status)
+            account.ended(status)
+
+        if not requests[0].stream:
+            body = await unless_gone(http.receive, answers.whole(requests, pieces))
+            told = {**body, **account.extra}
+            count(200)
+            return JSONResponse(told, headers=_headers(requests[0], trail))
+        # Until the first token is here, what goes wrong still has an HTTP status.
+        first = await unless_gone(http.receive, _first(pieces))
+        headers = _headers(requests[0], trail)
+        chunks = answers.chunks(requests)
+        return AnswerStream(
+            requests,
+            chunks,
+            first,
+            pieces,
+            self._write_timeout,
+            count,
+            headers,
+            extra=lambda: account.extra,
+        )
+
+    async def _pieces(
+        self, request: ValidRequest, trail: Trail | None, tale: Tale
+    ) -> AsyncGenerator[Piece, None]:
+        """The answers to one prompt. Nothing is admitted before the first is asked for."""
+        if not request.generates:
+            return _nothing(request)
         transcripts = await self._transcripts(request)
         if request.resume is not None:
             self._metrics.resumes.labels(outcome="accepted").inc()
@@ -96,15 +183,7 @@ class Generation:
         def render(choice: int, deltas: Deltas) -> AsyncGenerator[Piece, None]:
             return transcribe(deltas, transcripts[choice])
 
-        pieces = self._orchestrator.generate(request, render, trail)
-        if not request.stream:
-            body = await unless_gone(http.receive, openai_api.whole(request, pieces))
-            self._count(200)
-            return JSONResponse(body, headers=_headers(request, trail))
-        # Until the first token is here, what goes wrong still has an HTTP status.
-        first = await unless_gone(http.receive, _first(pieces))
-        headers = _headers(request, trail)
-        return AnswerStream(request, first, pieces, self._write_timeout, self._count, headers)
+        return self._orchestrator.generate(request, render, trail, tale)
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
         """Of each choice. Raises AnswerFinished: see Transcript."""
@@ -117,7 +196,8 @@ class Generation:
 
         return await self._tokenizer.apart(len(request.generated_ids), begin)
 
-    def _limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """As the fleet is now."""
         roster = self._registry.roster
         return Limits(
             context=self._tokenizer.context_length,
@@ -127,6 +207,11 @@ class Generation:
 
     def _count(self, status: int) -> None:
         self._metrics.requests.labels(code=str(status)).inc()
+
+
+async def _nothing(request: ValidRequest) -> AsyncGenerator[Piece, None]:
+    for choice in request.choices:
+        yield Piece("", [], "length", choice=choice)
 
 
 async def _first(pieces: AsyncGenerator[Piece, None]) -> Piece:
@@ -146,10 +231,12 @@ def _trail(http: Request) -> Trail | None:
     return None if asked is None else Trail()
 
 
-def _in_session(http: Request, request: ValidRequest) -> ValidRequest:
-    """Named by the header, which goes before the body's ``user``."""
+def _in_session(http: Request, asked: Asked) -> Asked:
+    """Named by the header, which goes before what the body says."""
     session = http.headers.get(_SESSION)
-    return replace(request, session=session) if session else request
+    if not session:
+        return asked
+    return replace(asked, requests=[replace(one, session=session) for one in asked.requests])
 
 
 def _traceparent(http: Request) -> str:

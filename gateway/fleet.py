@@ -44,6 +44,9 @@ class Load:
     prefill_token: float = 0.0  #: seconds of compute per prompt token, measured; 0 when unknown
     #: KV blocks that prompts to be handed over may take; None: whatever is free or cached.
     prefill_room: int | None = None
+    cache_hit_tokens: int = 0  #: since start: of prompts, found in its prefix cache
+    prompt_tokens: int = 0  #: since start: of prompts, computed
+    generated_tokens: int = 0  #: since start: drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,9 @@ class Report:
                 last_step=load.last_step_us / 1e6,
                 prefill_token=load.prefill_us_per_token / 1e6,
                 prefill_room=load.prefill_room if load.HasField("prefill_room") else None,
+                cache_hit_tokens=load.cache_hit_tokens,
+                prompt_tokens=load.prompt_tokens,
+                generated_tokens=load.generated_tokens,
             ),
             transports=tuple(
                 Transport(name=t.name, version=t.version, unavailable=t.unavailable)
@@ -370,9 +376,9 @@ class Booking:
                 worker.accepted()
                 worker.breaker.succeeded()
 
-    def failed(self, worker: Worker, now: float) -> None:
-        """The attempt was lost through ``worker``'s fault."""
-        worker.breaker.failed(self._began, now)
+    def failed(self, worker: Worker, now: float, *, silent: bool = False) -> None:
+        """The attempt was lost through ``worker``'s fault; ``silent``: see Breaker."""
+        worker.breaker.failed(self._began, now, silent=silent)
 
     def handed_over(self, now: float) -> bool:
         """A second token of a choice is here, so the decode worker has the prompt's KV, and the

@@ -1,4 +1,6 @@
-"""uvicorn's HTTP/1.1 with what it lacks: bounds on a request's head, and no upgrades.
+"""uvicorn's HTTP/1.1 with what it lacks: bounds on connections and heads, and no upgrades.
+
+Its ``limit_concurrency`` refuses requests, and leaves their connections open.
 
 httptools buffers a head of any length for any time. And it stops parsing at an offer to upgrade,
 such as a client's ``Upgrade: h2c``, which would lose the body of a request that is to be answered
@@ -16,7 +18,14 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from baton.errors import BatonError, HeadTimeout, HeadTooLarge, InvalidRequest, MethodNotAllowed
+from baton.errors import (
+    BatonError,
+    HeadTimeout,
+    HeadTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    TooManyConnections,
+)
 from baton.head_limits import HeadLimits
 from gateway.refusal import refusal
 
@@ -61,7 +70,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        if len(self.connections) > self._limits.connections:
+            most = self._limits.connections
+            self._refuse(TooManyConnections(f"{most} connections are open of at most {most}"))
+        else:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

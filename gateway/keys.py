@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from baton.errors import InvalidApiKey
 from baton.keys import ApiKey
 from baton.settings import CacheScope
-from gateway.quota import KeyLimits, Quota
+from gateway.quota import MAX_PRIORITY, KeyLimits, Quota
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +43,7 @@ class KeyLine(BaseModel):
     concurrent: Annotated[int | None, Field(ge=1)] = None
     requests_per_minute: _PerMinute = None
     tokens_per_minute: _PerMinute = None
+    best_priority: Annotated[int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = None
 
     @property
     def limits(self) -> KeyLimits:
@@ -50,6 +51,7 @@ class KeyLine(BaseModel):
             concurrent=self.concurrent,
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,
+            best_priority=self.best_priority,
         )
 
 

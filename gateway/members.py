@@ -110,7 +110,7 @@ class MembershipService(membership_pb2_grpc.MembershipServiceServicer):
 
     async def _refuse(self, error: NotTheirs, context: Context) -> NoReturn:
         if self._links.gate is not None:
-            self._links.gate.refuse(context.peer(), error.why, str(error))
+            self._links.gate.refusals.add(error.why, str(error), peer=context.peer())
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
 

@@ -47,17 +47,20 @@ def _misplaced(name: str, field: str, role: str) -> InvalidRequest:
     return InvalidRequest(f"'{name}.{field}' does not go with role {role!r}", param="messages")
 
 
+def parsed(arguments: str, name: str, param: str) -> Any:
+    """Of a call, as JSON. Raises InvalidRequest, which names the field."""
+    try:
+        return json.loads(arguments or "{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"'{name}' is not JSON: {error}", param=param) from None
+
+
 def _calls(calls: list[ToolCall], name: str) -> list[dict[str, Any]]:
     """Templates write the arguments as JSON themselves, so they get the value."""
     told = []
     for number, call in enumerate(calls):
-        try:
-            arguments = json.loads(call.function.arguments or "{}")
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"'{name}.tool_calls.{number}.function.arguments' is not JSON: {error}",
-                param="messages",
-            ) from None
+        place = f"{name}.tool_calls.{number}.function.arguments"
+        arguments = parsed(call.function.arguments, place, "messages")
         function = {"name": call.function.name, "arguments": arguments}
         told.append({"id": call.id, "type": call.type, "function": function})
     return told

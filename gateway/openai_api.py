@@ -2,150 +2,215 @@
 
 ``baton`` in the first chunk (and in a whole answer) is what a client needs to resume elsewhere,
 with the ids of the tokens that it has. An answer that is resumed has what comes behind them, but
-for its usage, which counts all.
+for its usage, which counts all. Of several prompts each tells its own, with its first chunk.
 ``token_ids`` and ``prompt_token_ids`` come with ``return_token_ids``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from baton.errors import BatonError
+from gateway.answers import (
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    Origin,
+    OriginBody,
+    UsageBody,
+)
+from gateway.chat_message import delta, message
+from gateway.logprobs import Logprobs
 from gateway.requests import ValidRequest
-from gateway.tool_calls import CallDelta
-from gateway.transcript import Finish, Piece
+from gateway.transcript import Finish, Piece, Scored
 
 DONE = b"data: [DONE]\n\n"
 
-_OBJECT = {"chat": "chat.completion", "completion": "text_completion"}
 _CHUNK = {"chat": "chat.completion.chunk", "completion": "text_completion"}
 
 
-def error_event(error: BatonError) -> bytes:
-    """What ends a stream that had already begun when something went wrong."""
-    return _event(error.to_openai())
-
-
 class Usage:
-    """Counts an answer's pieces, of all its choices, for the usage object.
+    """Counts an answer's pieces, of all its choices.
 
-    The prompt counts once, however many choices go on from it. Cached tokens are those of its
+    A prompt counts once, however many choices go on from it. Cached tokens are those of its
     tokens that no worker computed for this request, as the one that computed the prompt had their
     KV in its prefix cache; of several attempts, that which gave the first token counts.
     """
 
-    def __init__(self, request: ValidRequest) -> None:
-        self._prompt = len(request.prompt_ids)
-        self._tokens = len(request.generated_ids)
-        self._cached: int | None = None
+    def __init__(self, requests: Sequence[ValidRequest]) -> None:
+        self._of = {choice: request for request in requests for choice in request.choices}
+        self.prompt = sum(len(request.prompt_ids) for request in requests)  #: tokens
+        self.completion = sum(len(request.generated_ids) for request in requests)
+        self._cached: dict[int, int] = {}  # of each prompt, by its first choice
 
     def count(self, piece: Piece) -> None:
-        self._tokens += len(piece.token_ids)
-        if self._cached is None:
-            self._cached = piece.cached_tokens
+        self.completion += len(piece.token_ids)
+        if piece.cached_tokens is not None:
+            request = self._of[piece.choice]
+            cached = min(len(request.prompt_ids), piece.cached_tokens)
+            self._cached.setdefault(request.choices[0], cached)
 
-    def rendered(self) -> dict[str, Any]:
+    @property
+    def cached(self) -> int:
+        """Of the prompts' tokens."""
+        return sum(self._cached.values())
+
+    def rendered(self) -> UsageBody:
         return {
-            "prompt_tokens": self._prompt,
-            "completion_tokens": self._tokens,
-            "total_tokens": self._prompt + self._tokens,
-            "prompt_tokens_details": {"cached_tokens": min(self._prompt, self._cached or 0)},
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         }
 
 
-async def whole(request: ValidRequest, pieces: AsyncIterator[Piece]) -> dict[str, Any]:
-    """The answer as one object, once the last piece is here."""
-    usage = Usage(request)
-    by_choice: dict[int, list[Piece]] = {choice: [] for choice in request.choices}
-    workers = ""
-    async for piece in pieces:
-        usage.count(piece)
-        workers = piece.workers
-        by_choice[piece.choice].append(piece)
-    return {
-        **_head(request, _OBJECT[request.kind]),
-        "choices": [_choice(request, index, of) for index, of in by_choice.items()],
-        "usage": usage.rendered(),
-        **_origin(request, workers),
-    }
+@dataclass(frozen=True, slots=True)
+class OpenAiAnswers:
+    """How answers to /v1/chat/completions and /v1/completions look."""
 
+    logprobs: Logprobs
 
-def _choice(request: ValidRequest, index: int, pieces: list[Piece]) -> dict[str, Any]:
-    text = "".join(piece.text for piece in pieces)
-    choice: dict[str, Any] = {
-        "index": index,
-        "finish_reason": pieces[-1].finish,
-        "logprobs": None,
-    }
-    if request.kind == "chat":
-        choice["message"] = _message(text, pieces)
-    else:
-        choice["text"] = text
-    if request.return_token_ids:
-        choice["token_ids"] = [token_id for piece in pieces for token_id in piece.token_ids]
-    return choice
+    async def whole(
+        self, requests: Sequence[ValidRequest], pieces: AsyncIterator[Piece]
+    ) -> ChatCompletion | Completion:
+        """The answer as one object, once the last piece is here."""
+        usage = Usage(requests)
+        by_choice: dict[int, list[Piece]] = {c: [] for r in requests for c in r.choices}
+        async for piece in pieces:
+            usage.count(piece)
+            by_choice[piece.choice].append(piece)
+        origins = [_origin(r, by_choice[r.choices[0]][-1].workers) for r in requests]
+        if requests[0].kind == "chat":
+            [request] = requests
+            return self._chat(request, by_choice, usage, origins[0])
+        return self._completion(requests, by_choice, usage, origins)
 
+    def _chat(
+        self,
+        request: ValidRequest,
+        by_choice: Mapping[int, list[Piece]],
+        usage: Usage,
+        origin: Origin,
+    ) -> ChatCompletion:
+        body: ChatCompletion = {
+            "id": request.request_id,
+            "object": "chat.completion",
+            "created": request.created,
+            "model": request.model,
+            "choices": [self._chat_choice(request, i, by_choice[i]) for i in request.choices],
+            "usage": usage.rendered(),
+            "baton": origin["baton"],
+        }
+        if "prompt_token_ids" in origin:
+            body["prompt_token_ids"] = origin["prompt_token_ids"]
+        return body
 
-def _message(text: str, pieces: list[Piece]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if reasoning := "".join(piece.reasoning for piece in pieces):
-        message["reasoning_content"] = reasoning
-    calls: list[dict[str, Any]] = []
-    for delta in (delta for piece in pieces for delta in piece.calls):
-        if delta.id:
-            function = {"name": delta.name, "arguments": ""}
-            calls.append({"id": delta.id, "type": "function", "function": function})
-        calls[delta.index]["function"]["arguments"] += delta.arguments
-    if calls:
-        message["tool_calls"] = calls
-        message["content"] = text or None
-    return message
+    def _completion(
+        self,
+        requests: Sequence[ValidRequest],
+        by_choice: Mapping[int, list[Piece]],
+        usage: Usage,
+        origins: list[Origin],
+    ) -> Completion:
+        body: Completion = {
+            "id": requests[0].request_id,
+            "object": "text_completion",
+            "created": requests[0].created,
+            "model": requests[0].model,
+            "choices": [self._text_choice(r, i, by_choice[i]) for r in requests for i in r.choices],
+            "usage": usage.rendered(),
+            "baton": origins[0]["baton"],
+        }
+        if "prompt_token_ids" in origins[0]:
+            body["prompt_token_ids"] = origins[0]["prompt_token_ids"]
+        if len(origins) > 1:
+            body["prompts"] = origins
+        return body
+
+    def chunks(self, requests: Sequence[ValidRequest]) -> Chunks:
+        return Chunks(requests, self.logprobs)
+
+    def _chat_choice(self, request: ValidRequest, index: int, pieces: list[Piece]) -> ChatChoice:
+        asked, scored = request.sampling.logprobs is not None, _scored(pieces)
+        choice: ChatChoice = {
+            "index": index,
+            "finish_reason": _finish(pieces),
+            "logprobs": _chat_logprobs(self.logprobs, scored) if asked else None,
+            "message": message(pieces),
+        }
+        if request.return_token_ids:
+            choice["token_ids"] = _token_ids(pieces)
+        return choice
+
+    def _text_choice(
+        self, request: ValidRequest, index: int, pieces: list[Piece]
+    ) -> CompletionChoice:
+        text = "".join(piece.text for piece in pieces)
+        asked, scored = request.sampling.logprobs is not None, _scored(pieces)
+        finish, before = _finish(pieces), len(request.echo)
+        assert finish != "tool_calls", "a text completion has no tools"
+        choice: CompletionChoice = {
+            "index": index,
+            "finish_reason": finish,
+            "logprobs": self.logprobs.completion(scored, before) if asked else None,
+            "text": request.echo + text,
+        }
+        if request.return_token_ids:
+            choice["token_ids"] = _token_ids(pieces)
+        return choice
 
 
 class Chunks:
     """Renders a stream's events. One per token goes by ``piece``: only text and ids are rendered
     then, the rest was once, here."""
 
-    def __init__(self, request: ValidRequest) -> None:
-        self._request = request
-        self._chat = request.kind == "chat"
+    def __init__(self, requests: Sequence[ValidRequest], logprobs: Logprobs) -> None:
+        first = requests[0]
+        self._of: Mapping[int, ValidRequest] = {c: r for r in requests for c in r.choices}
+        self._unopened = {request.choices[0] for request in requests}
+        self._logprobs = logprobs
+        self._chat = first.kind == "chat"
+        self._include_usage = first.include_usage
+        self._return_token_ids = first.return_token_ids
         #: OpenAI sends a null usage with every chunk but the last, when usage was asked for.
-        null_usage = {"usage": None} if request.include_usage else {}
-        self._head = {**_head(request, _CHUNK[request.kind]), **null_usage}
+        null_usage = {"usage": None} if first.include_usage else {}
+        self._head = {**_head(first, _CHUNK[first.kind]), **null_usage}
         opened = _compact(self._head)[:-1]
         self._before = {
-            choice: f'data: {opened},"choices":[{{"index":{choice},"logprobs":null,'
-            '"finish_reason":null,'
-            for choice in request.choices
+            choice: f'data: {opened},"choices":[{{"index":{choice},"finish_reason":null,'
+            for choice in self._of
         }
         self._text = '"delta":{"content":' if self._chat else '"text":'
         self._after = "}}]}\n\n" if self._chat else "}]}\n\n"
 
-    def first(self, workers: str) -> bytes:
-        """Opens the stream: each choice's role, and what the client needs to resume elsewhere."""
-        opening = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
-        events = b""
-        origin = _origin(self._request, workers)
-        for index in self._request.choices:
-            choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
-            events += _event({**self._head, "choices": [choice], **origin})
-            origin = {}
-        return events
-
     def piece(self, piece: Piece) -> bytes:
-        """Text and, if asked for, ids; nothing when there is neither."""
+        """Text and, if asked for, ids and log probabilities; nothing when there is neither. A
+        prompt's first opens its choices."""
+        request = self._of[piece.choice]
+        opening = b""
+        if request.choices[0] in self._unopened:
+            self._unopened.remove(request.choices[0])
+            opening = self._open(request, piece.workers)
         ids = ""
-        if self._request.return_token_ids and piece.token_ids:
+        if self._return_token_ids and piece.token_ids:
             ids = f'"token_ids":{piece.token_ids},'
-        if piece.reasoning or piece.calls:
-            delta = _compact(_delta(piece))
-            return f'{self._before[piece.choice]}{ids}"delta":{delta}}}]}}\n\n'.encode()
-        if not piece.text and not ids:
-            return b""
+        more = piece.reasoning or piece.calls
+        if not (piece.text or more or ids or piece.scored):
+            return opening
+        told = "null"
+        if piece.scored:
+            told = _compact(self._told(request, piece.scored))
+        before = f'{self._before[piece.choice]}"logprobs":{told},{ids}'
+        if more:
+            return opening + f'{before}"delta":{_compact(delta(piece))}}}]}}\n\n'.encode()
         text = json.dumps(piece.text)
-        return f"{self._before[piece.choice]}{ids}{self._text}{text}{self._after}".encode()
+        return opening + f"{before}{self._text}{text}{self._after}".encode()
 
     def finish(self, index: int, finish: Finish) -> bytes:
         """Why a choice ended."""
@@ -156,30 +221,53 @@ class Chunks:
             choice["text"] = ""
         return _event({**self._head, "choices": [choice]})
 
-    def last(self, usage: Usage) -> bytes:
-        """Usage if asked for, and the mark of the end."""
-        if not self._request.include_usage:
-            return DONE
-        return _event({**self._head, "choices": [], "usage": usage.rendered()}) + DONE
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """Usage if asked for, with what else there is to say, and the mark of the end."""
+        if self._include_usage:
+            extra = {"usage": usage.rendered(), **extra}
+        return (_event({**self._head, "choices": [], **extra}) if extra else b"") + DONE
+
+    def error(self, error: BatonError) -> bytes:
+        """What ends a stream that had already begun when something went wrong."""
+        return _event(error.to_openai())
+
+    def _told(
+        self, request: ValidRequest, scored: Sequence[Scored]
+    ) -> ChatLogprobs | CompletionLogprobs:
+        if self._chat:
+            return _chat_logprobs(self._logprobs, scored)
+        return self._logprobs.completion(scored, len(request.echo))
+
+    def _open(self, request: ValidRequest, workers: str) -> bytes:
+        """Each choice's role or echo, and what the client needs to resume elsewhere."""
+        events = b""
+        origin: Mapping[str, object] = _origin(request, workers)
+        for index in request.choices:
+            opening: dict[str, Any] = {"text": request.echo}
+            if self._chat:
+                opening = {"delta": {"role": "assistant", "content": ""}}
+            choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
+            events += _event({**self._head, "choices": [choice], **origin})
+            origin = {}
+        return events
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
-    """What is more than text."""
-    delta: dict[str, Any] = {}
-    if piece.reasoning:
-        delta["reasoning_content"] = piece.reasoning
-    if piece.text:
-        delta["content"] = piece.text
-    if piece.calls:
-        delta["tool_calls"] = [_call(call) for call in piece.calls]
-    return delta
+def _finish(pieces: Sequence[Piece]) -> Finish:
+    finish = pieces[-1].finish
+    assert finish is not None, "the last piece has it"
+    return finish
 
 
-def _call(call: CallDelta) -> dict[str, Any]:
-    if not call.id:
-        return {"index": call.index, "function": {"arguments": call.arguments}}
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+def _scored(pieces: Sequence[Piece]) -> list[Scored]:
+    return [one for piece in pieces for one in piece.scored]
+
+
+def _token_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def _chat_logprobs(logprobs: Logprobs, scored: Sequence[Scored]) -> ChatLogprobs:
+    return {"content": logprobs.chat(scored), "refusal": None}
 
 
 def _head(request: ValidRequest, kind: str) -> dict[str, Any]:
@@ -191,23 +279,26 @@ def _head(request: ValidRequest, kind: str) -> dict[str, Any]:
     }
 
 
-def _origin(request: ValidRequest, workers: str) -> dict[str, Any]:
-    origin: dict[str, Any] = {
-        "baton": {
-            "request_id": request.request_id,
-            "seed": request.sampling.seed,
-            "prompt_digest": request.prompt_digest,
-            "workers": workers,
-        }
+def origin_of(request: ValidRequest, workers: str) -> OriginBody:
+    """What it takes to go on elsewhere."""
+    return {
+        "request_id": request.request_id,
+        "seed": request.sampling.seed,
+        "prompt_digest": request.prompt_digest,
+        "workers": workers,
     }
+
+
+def _origin(request: ValidRequest, workers: str) -> Origin:
+    origin: Origin = {"baton": origin_of(request, workers)}
     if request.return_token_ids:
         origin["prompt_token_ids"] = list(request.prompt_ids)
     return origin
 
 
-def _compact(value: dict[str, Any]) -> str:
+def _compact(value: Mapping[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _event(value: Mapping[str, Any]) -> bytes:
     return f"data: {_compact(value)}\n\n".encode()

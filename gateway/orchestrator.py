@@ -11,9 +11,10 @@ they part: each goes on, ends and is placed again by itself.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import structlog
@@ -29,7 +30,7 @@ from baton.errors import (
     WorkerFull,
     from_code,
 )
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 from gateway.admission import Admission
 from gateway.course import Course, Run
 from gateway.explanation import Trail
@@ -43,6 +44,7 @@ from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
 from gateway.session import Sessions
+from gateway.telling.tale import Tale
 from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
@@ -70,6 +72,7 @@ class Delta:
     finish: FinishReason | None = None
     cached_tokens: int | None = None  #: see Course.cached_tokens
     workers: str = ""  #: see Course.workers
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  #: of each token, or of none
 
 
 Deltas: TypeAlias = AsyncGenerator[Delta, None]
@@ -105,20 +108,29 @@ class Orchestrator:
         self._trying_again: set[frozenset[str]] = set()
 
     async def generate(
-        self, request: ValidRequest, render: Render[T], trail: Trail | None = None
+        self,
+        request: ValidRequest,
+        render: Render[T],
+        trail: Trail | None = None,
+        tale: Tale | None = None,
     ) -> AsyncGenerator[T, None]:
         """Yield what ``render`` makes of each choice, in which every token is seen once. Closing
         the iterator cancels the request down the tree.
 
-        ``trail`` is told where each attempt was placed, and why.
+        ``trail`` is told where each attempt was placed, and why; ``tale`` what happens to it.
 
         Raises QueueFull, DeadlineOutOfReach, RateLimited or NoWorker before anything is placed;
         DeadlineExceeded naming the phase; an error that no other attempt could mend, as it came;
         one that it could, when the retry budget is spent.
         """
+        tale = tale or Tale(request)
         courses = [
             Course(
-                request, choice, self._waiting.arrive(request.priority), Patience(request.deadlines)
+                request,
+                choice,
+                self._waiting.arrive(request.priority),
+                Patience(request.deadlines),
+                tale,
             )
             for choice in request.choices
         ]
@@ -130,6 +142,7 @@ class Orchestrator:
             self._admission.admit(request, courses[0].turn) as ticket,
         ):
             try:
+                tale.queued()
                 begun = await self._restart(courses)
                 ticket.give_back()
                 rendered = [
@@ -139,6 +152,10 @@ class Orchestrator:
                 async with aclosing(merge(rendered)) as items:
                     async for item in items:
                         yield item
+                self._metrics.request_latency.observe(courses[0].patience.elapsed)
+            except BatonError as error:
+                tale.failed(error)
+                raise
             finally:
                 for course in courses:
                     self._leave(course)
@@ -177,7 +194,8 @@ class Orchestrator:
         assert run is not None, "an attempt that gave tokens is there"
         try:
             while (finished := run.attempt.finished) is None:
-                yield Delta(tokens, None, course.cached_tokens, course.workers)
+                logprobs = course.take_logprobs()
+                yield Delta(tokens, None, course.cached_tokens, course.workers, logprobs)
                 async with course.patience:
                     tokens = await run.attempt.take()
                 self._received(course, tokens)
@@ -186,7 +204,8 @@ class Orchestrator:
             if cached is None:  # of a worker of protocol 1 this is all that is known
                 timings = finished.timings
                 cached = max(timings.prefill_cached_tokens, timings.decode_cached_tokens)
-            yield Delta(tokens, finished.reason, cached, course.workers)
+            logprobs = course.take_logprobs()
+            yield Delta(tokens, finished.reason, cached, course.workers, logprobs)
         except BatonError as error:
             if not _mendable(error):
                 raise
@@ -273,14 +292,22 @@ class Orchestrator:
         """Place and submit in one go, so that the next in line sees the room that is left."""
         first, *others = courses
         need = replace(first.need, choices=len(courses))
+        began = time.monotonic()
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
             return None
         if len(courses) == len(first.request.choices):  # one that has parted from others goes on
             self._require_time(first, place)
         first.give_up_room()
-        generation = first.next_generation(others)
-        attempts = self._sessions.to(place.decode).submit(generation, place.prefill)
+        if not first.attempts:
+            self._metrics.queued.observe(first.patience.elapsed)
+        tale, attempt = first.tale, first.attempts
+        choices = [course.choice for course in courses]
+        traceparent = tale.placed(attempt, choices, place, need.tokens, began)
+        generation = first.next_generation(others, traceparent)
+        attempts = self._sessions.to(place.decode).submit(
+            generation, place.prefill, tale.heed(attempt)
+        )
         now = asyncio.get_running_loop().time()
         cached = place.cached
         booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses), cached)
@@ -308,11 +335,16 @@ class Orchestrator:
             return
         first = not course.patience.started
         course.received(tokens)
+        course.tale.received(course.choice, course.attempts - 1, len(tokens))
         waited = course.patience.progress()
         if not first:
-            self._metrics.inter_token_latency.observe(waited)
-        elif course.choice == course.request.choices[0]:
+            self._metrics.tokens.more(len(tokens), waited)
+            return
+        self._metrics.tokens.first(len(tokens))
+        if course.choice == course.request.choices[0]:
             self._metrics.time_to_first_token.observe(waited)
+            self._metrics.prompt_tokens.inc(len(course.request.prompt_ids))
+            self._metrics.prefix_hits.inc(course.cached_tokens or 0)
 
     def _handed_over(self, run: Run) -> None:
         if run.booking.handed_over(asyncio.get_running_loop().time()):
@@ -355,6 +387,7 @@ class Orchestrator:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""
         run, course.run = course.run, None
         if run is not None:
+            course.tale.left(course.choice, course.attempts - 1, run.attempt.ended)
             run.attempt.cancel()
             run.booking.ended(asyncio.get_running_loop().time())
             self._waiting.changed()

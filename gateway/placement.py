@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from baton.errors import ContextLengthExceeded, IncompatiblePeer, NoWorker
-from baton.identity import Family, Role
+from baton.identity import Family, Role, require_pair
 from gateway.caches import Hits, Prefix
 from gateway.explanation import Explanation, Pick, explain
 from gateway.fleet import Health, Worker
@@ -295,7 +295,7 @@ def _why_unpaired(pools: Iterable[Pool], workers: Sequence[Worker]) -> str:
     for worker in workers:
         if Role.PREFILL in worker.report.roles and not worker.report.draining:
             try:
-                decode.report.identity.require_pair(worker.report.identity)
+                require_pair(prefill=worker.report.identity, decode=decode.report.identity)
             except IncompatiblePeer as error:
                 return (
                     f"prefill worker {worker.address} cannot serve decode worker "

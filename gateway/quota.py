@@ -1,4 +1,4 @@
-"""How much one API key may ask for: requests at once, requests and prompt tokens per minute."""
+"""What one API key may ask for: requests at once, per minute, prompt tokens, priority."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from baton.errors import RateLimited
+from baton.errors import InvalidRequest, RateLimited
 
+#: Either way from 0; the smaller goes first.
+MAX_PRIORITY = 100
 _MINUTE = 60.0
 
 
@@ -52,6 +54,7 @@ class KeyLimits:
     concurrent: int | None = None  #: requests at once
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None  #: of prompts
+    best_priority: int | None = None  #: the smallest that a request may name
 
 
 class Quota:
@@ -73,6 +76,19 @@ class Quota:
         if limits.tokens_per_minute != old.tokens_per_minute:
             self._tokens = _changed(self._tokens, limits.tokens_per_minute, now)
         self._limits = limits
+
+    def priority(self, asked: int | None) -> int:
+        """What a request is given; without a wish 0, or the best of a key that may not have that.
+        Raises InvalidRequest."""
+        best = self._limits.best_priority
+        if asked is None:
+            return 0 if best is None else max(0, best)
+        if best is not None and asked < best:
+            raise InvalidRequest(
+                f"priority is {asked}, but this API key may ask for {best} at best",
+                param="priority",
+            )
+        return asked
 
     @contextmanager
     def request(self) -> Iterator[None]:

@@ -85,9 +85,9 @@ class Registry:
     """Every member's state.
 
     ``caches`` gets what workers tell of their caches; without it they are not asked.
-    ``changed`` is called after each change that placement may use, ``news`` with two reports of
-    one instance that follow one another, ``stalled`` with a worker whose engine has work and takes
-    no step, and why. With ``controls_roles`` workers hear that it would change their roles.
+    ``changed`` is called after each change that placement may use, ``lost`` with a worker that is
+    out and had not said that it drains, ``stalled`` with one whose engine has work and takes no
+    step, and why. With ``controls_roles`` workers hear that it would change their roles.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Registry:
         caches: CacheIndex | None = None,
         controls_roles: bool = False,
         changed: Callable[[], None] = lambda: None,
-        news: Callable[[Report, Report], None] = lambda before, now: None,
+        lost: Callable[[Worker], None] = lambda worker: None,
         stalled: Callable[[Worker, str], None] = lambda worker, why: None,
     ) -> None:
         self._membership = membership
@@ -112,7 +112,7 @@ class Registry:
         self._caches = caches
         self._controls_roles = controls_roles
         self._changed = changed
-        self._news = news
+        self._lost = lost
         self._stalled = stalled
         self._members: dict[str, Member] = {}
         self._following: dict[str, asyncio.Task[None]] = {}
@@ -164,7 +164,7 @@ class Registry:
 
     def _drop(self, address: str, why: str) -> None:
         self._following.pop(address).cancel()
-        self._members.pop(address).turn(Health.OUT, why)
+        self._stand(self._members.pop(address), Health.OUT, why)
 
     async def _follow(self, member: Member) -> None:
         """Watch one member for ever; the back-off starts afresh after every stream that worked."""
@@ -189,7 +189,7 @@ class Registry:
         try:
             ended.reason = await self._listen(member, ended)
         except IncompatiblePeer as error:
-            member.turn(Health.REFUSED, error.message)
+            self._stand(member, Health.REFUSED, error.message)
         except CacheGap as gap:
             log.warning("watching anew", address=member.address, reason=str(gap))
         else:
@@ -197,7 +197,7 @@ class Registry:
             # there, where their KV is.
             broke = ended.broken and ended.worked and member.health is Health.HEALTHY
             out = Health.SUSPECT if broke else Health.OUT
-            member.turn(Health.CONNECTING if member.worker is None else out, ended.reason)
+            self._stand(member, Health.CONNECTING if member.worker is None else out, ended.reason)
         self._update()
         return ended
 
@@ -269,7 +269,6 @@ class Registry:
 
     def _take_in(self, worker: Worker, report: Report) -> None:
         before = worker.report
-        self._news(before, report)
         worker.reported(report, asyncio.get_running_loop().time())
         if before.standing != report.standing:
             self._resort()
@@ -290,9 +289,18 @@ class Registry:
             self._turn(member, Health.SUSPECT, f"{silent - 1} beat missed")
 
     def _turn(self, member: Member, health: Health, reason: str = "") -> bool:
-        new = member.turn(health, reason)
+        new = self._stand(member, health, reason)
         if new:
             self._resort()
+        return new
+
+    def _stand(self, member: Member, health: Health, reason: str) -> bool:
+        """As ``Member.turn``; who served until now and did not drain is lost."""
+        served = member.health in (Health.HEALTHY, Health.SUSPECT)
+        new = member.turn(health, reason)
+        worker = member.worker
+        if served and health is Health.OUT and worker is not None and not worker.report.draining:
+            self._lost(worker)
         return new
 
     def _update(self) -> None:

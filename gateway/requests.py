@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import reprlib
 import secrets
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from baton.deadlines import Deadlines
-from baton.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound
+from baton.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    UnsupportedParameter,
+)
 from baton.sampling import MAX_TOKENS, SamplingSpec
-from gateway import resume
+from gateway import fields, resume
+from gateway.fields import MAX_CHOICES
 from gateway.keys import Caller
 from gateway.messages import as_dict
 from gateway.output import Output
@@ -25,22 +32,14 @@ from gateway.schemas import (
     CompletionRequest,
     GenerationRequest,
     PhaseDeadlines,
-    Texts,
-    TokenIdLists,
-    TokenIds,
 )
 from gateway.tokenizer import ModelTokenizer
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "response"]
+_ID_PREFIX: Mapping[Kind, str] = {"chat": "chatcmpl-", "completion": "cmpl-", "response": "resp_"}
 
-#: Answers to one prompt, as many as OpenAI gives.
-MAX_CHOICES = 128
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 1024
 #: As many as OpenAI takes. They travel with every attempt and are looked at in every step.
 MAX_LOGIT_BIASES = 300
-#: Either way from 0.
-MAX_PRIORITY = 100
 #: Seeds drawn here survive any JSON reader, which may know only doubles.
 _DRAWN_SEED_BITS = 53
 
@@ -59,6 +58,9 @@ class ValidRequest:
     deadlines: Deadlines
     caller: Caller
     n: int = 1  #: choices: answers to the one prompt, drawn independently
+    first_choice: int = 0  #: index of the first: other prompts of its HTTP request have others
+    echo: str = ""  #: shown before each answer
+    generates: bool = True  #: else it ends before its first token
     resume: Resume | None = None  #: of an answer that another gateway began
     stream: bool = False
     include_usage: bool = False
@@ -86,7 +88,7 @@ class ValidRequest:
     @property
     def choices(self) -> range:
         """Indices of the choices to generate."""
-        first = 0 if self.resume is None else self.resume.choice
+        first = self.first_choice if self.resume is None else self.resume.choice
         return range(first, first + self.n)
 
 
@@ -144,10 +146,15 @@ class Validator:
         self._deadlines = deadlines
 
     async def chat(
-        self, wire: ChatRequest, limits: Limits, caller: Caller, traceparent: str
+        self,
+        wire: ChatRequest,
+        limits: Limits,
+        caller: Caller,
+        traceparent: str,
+        kind: Kind = "chat",
     ) -> ValidRequest:
         """Raises a RequestError that names the field, the value and the limit."""
-        self._require_model(wire.model)
+        self.require_model(wire.model)
         if not wire.messages:
             raise InvalidRequest("'messages' is empty", param="messages")
         offer = self._output.offer(wire)
@@ -161,27 +168,52 @@ class Validator:
                 param="max_completion_tokens",
             )
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
-        valid = self._finish("chat", wire, prompt_ids, asked, limits, caller, traceparent)
+        valid = self._finish(kind, wire, prompt_ids, asked, limits, caller, traceparent)
         return await self._held(replace(valid, reply=reply), grammar, wire)
 
     async def completion(
         self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
-    ) -> ValidRequest:
-        """Raises a RequestError that names the field, the value and the limit."""
-        self._require_model(wire.model)
+    ) -> list[ValidRequest]:
+        """A request for each prompt; their choices are numbered through.
+
+        Raises a RequestError that names the field, the value and the limit.
+        """
+        self.require_model(wire.model)
         if wire.best_of is not None and wire.n is not None and wire.n > wire.best_of:
             raise InvalidRequest(
                 f"'best_of' is {wire.best_of}, below 'n', {reprlib.repr(wire.n)}", param="best_of"
             )
-        prompt = _single(wire.prompt)
-        if isinstance(prompt, str):
-            prompt_ids = await self._tokenizer.encode(prompt)
-        else:
-            prompt_ids = tuple(prompt)
-            self._check_ids(prompt_ids)
+        if wire.echo and wire.logprobs is not None:
+            raise UnsupportedParameter(
+                "'echo' with 'logprobs' is not supported: log probabilities are of generated "
+                "tokens, none are computed for the prompt's",
+                param="echo",
+            )
+        prompts = fields.prompts(wire)
+        ids = []
+        for prompt in prompts:
+            ids.append(await self._ids(prompt))
+            await asyncio.sleep(0)  # others may run between two of many
         asked = wire.max_tokens
-        valid = self._finish("completion", wire, prompt_ids, asked, limits, caller, traceparent)
-        return await self._held(valid, self._output.grammar(wire), wire)
+        valid = self._finish("completion", wire, ids[0], asked, limits, caller, traceparent)
+        first = await self._held(valid, self._output.grammar(wire), wire)
+        requests = [first]
+        for place, prompt_ids in enumerate(ids[1:], start=1):
+            if not prompt_ids:
+                raise InvalidRequest(f"prompt {place} is empty", param="prompt")
+            most = max(1, limits.fill(len(prompt_ids), asked))
+            requests.append(
+                replace(
+                    first,
+                    prompt_ids=prompt_ids,
+                    sampling=replace(first.sampling, max_tokens=most),
+                    first_choice=place * first.n,
+                )
+            )
+        if not wire.echo or wire.baton_resume is not None:
+            return requests
+        echoes = [p if isinstance(p, str) else await self._tokenizer.decode(p) for p in prompts]
+        return [replace(r, echo=echo) for r, echo in zip(requests, echoes, strict=True)]
 
     async def _held(
         self, valid: ValidRequest, grammar: str, wire: GenerationRequest
@@ -195,6 +227,12 @@ class Validator:
         await self._output.check(sampling, valid.generated_ids, wire)
         return replace(valid, sampling=sampling)
 
+    async def _ids(self, prompt: str | list[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return await self._tokenizer.encode(prompt)
+        self.check_ids(prompt)
+        return tuple(prompt)
+
     def _finish(
         self,
         kind: Kind,
@@ -207,39 +245,34 @@ class Validator:
     ) -> ValidRequest:
         if not prompt_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")
-        if max_tokens is not None and not 1 <= max_tokens <= MAX_TOKENS:
+        least = 0 if fields.only_echoes(wire) else 1
+        if max_tokens is not None and not least <= max_tokens <= MAX_TOKENS:
             raise InvalidRequest(
-                f"max_tokens is {reprlib.repr(max_tokens)}, but must be at least 1 and at most "
-                f"{MAX_TOKENS}",
+                f"max_tokens is {reprlib.repr(max_tokens)}, but must be at least {least} and at "
+                f"most {MAX_TOKENS}",
                 param="max_tokens",
-            )
-        choices = 1 if wire.n is None else wire.n
-        if not 1 <= choices <= MAX_CHOICES:
-            raise InvalidRequest(
-                f"n is {reprlib.repr(choices)}, but must be at least 1 and at most {MAX_CHOICES}",
-                param="n",
             )
         if wire.stream_options is not None and not wire.stream:
             raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
-        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
-        sampling = self._sampling(wire, limits.fill(len(prompt_ids), max_tokens))
+        sampling = self._sampling(wire, max(1, limits.fill(len(prompt_ids), max_tokens)))
         return ValidRequest(
-            request_id=prefix + secrets.token_hex(12),
+            request_id=_ID_PREFIX[kind] + secrets.token_hex(12),
             created=int(time.time()),
             kind=kind,
             model=wire.model,
             prompt_ids=prompt_ids,
             sampling=sampling,
-            stop=_stops(wire.stop),
+            stop=fields.stops(wire.stop),
             deadlines=self._deadlines.tightened(_asked(wire.deadlines)),
             caller=caller,
-            n=choices,
+            n=fields.choices(wire),
+            generates=max_tokens != 0,
             resume=self._resume(wire, prompt_ids, sampling),
             stream=bool(wire.stream),
             include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
             return_token_ids=wire.return_token_ids,
-            priority=-_priority(wire.priority or 0),
-            session=wire.user or "",
+            priority=-caller.quota.priority(fields.priority(wire.priority)),
+            session=fields.session(wire),
             traceparent=traceparent,
         )
 
@@ -265,6 +298,7 @@ class Validator:
             max_tokens=max_tokens,
             ignore_eos=wire.ignore_eos,
             eos_ids=self._tokenizer.eos_ids,
+            logprobs=fields.logprobs(wire),
         )
 
     def _resume(
@@ -298,7 +332,8 @@ class Validator:
                 )
         return {int(key): bias for key, bias in wire.items()}
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raises InvalidRequest for what is no token id."""
         size = self._tokenizer.vocab_size
         for token_id in ids:
             if not 0 <= token_id < size:
@@ -307,7 +342,7 @@ class Validator:
                     param="prompt",
                 )
 
-    def _require_model(self, name: str) -> None:
+    def require_model(self, name: str) -> None:
         if name != self._served_model:
             raise ModelNotFound(
                 f"model {reprlib.repr(name)} is not served here; {self._served_model!r} is",
@@ -322,47 +357,5 @@ def _seed(wire: GenerationRequest) -> int:
     return secrets.randbits(_DRAWN_SEED_BITS) if wire.seed is None else wire.seed
 
 
-def _single(prompt: str | TokenIds | Texts | TokenIdLists) -> str | list[int]:
-    """The one prompt meant. Raises InvalidRequest for several."""
-    match prompt:
-        case str():
-            return prompt
-        case TokenIds():
-            return prompt.root
-    if len(prompt.root) != 1:
-        raise InvalidRequest(
-            f"'prompt' has {len(prompt.root)} prompts, but one per request is served",
-            param="prompt",
-        )
-    only = prompt.root[0]
-    return only if isinstance(only, str) else only.root
-
-
 def _asked(wire: PhaseDeadlines | None) -> dict[str, float]:
     return {} if wire is None else wire.model_dump(exclude_none=True)
-
-
-def _priority(wire: int) -> int:
-    if abs(wire) > MAX_PRIORITY:
-        raise InvalidRequest(
-            f"priority is {reprlib.repr(wire)}, but must be at least -{MAX_PRIORITY} and at most "
-            f"{MAX_PRIORITY}",
-            param="priority",
-        )
-    return wire
-
-
-def _stops(stop: str | Texts | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop.root if stop is not None else ())
-    if len(stops) > MAX_STOPS:
-        raise InvalidRequest(
-            f"'stop' has {len(stops)} strings, but {MAX_STOPS} are allowed", param="stop"
-        )
-    for text in stops:
-        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
-            raise InvalidRequest(
-                f"'stop' has a string of {len(text)} characters, but must be 1 to "
-                f"{MAX_STOP_CHARACTERS}",
-                param="stop",
-            )
-    return stops

@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import ConfigDict, FailFast, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
@@ -27,6 +27,8 @@ from gateway.wire_type import Wire
 
 class StreamOptions(Wire):
     include_usage: bool = False
+    #: Padding against an eavesdropper who measures chunks: TLS is what there is here.
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextPart(Wire):
@@ -47,6 +49,10 @@ class TokenIds(RootModel[Annotated[list[int], FailFast()]]):
 
 
 class TokenIdLists(RootModel[Annotated[list[TokenIds], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
+class Modalities(RootModel[Annotated[list[Literal["text"]], FailFast()]]):
     model_config = ConfigDict(strict=True)
 
 
@@ -73,6 +79,10 @@ class ChatMessage(Wire):
         return "".join(part.text for part in self.content.root)
 
 
+class Messages(RootModel[Annotated[list[ChatMessage], FailFast()]]):
+    model_config = ConfigDict(strict=True)
+
+
 class PhaseDeadlines(Wire):
     """Seconds per phase, each at most the gateway's own; see ``baton.deadlines``."""
 
@@ -95,11 +105,10 @@ class Resume(Wire):
     choice: int = 0
 
 
-class GenerationRequest(Wire):
-    """What both endpoints take."""
+class SamplingRequest(Wire):
+    """What every endpoint that generates takes."""
 
     model: str
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -113,13 +122,19 @@ class GenerationRequest(Wire):
     ignore_eos: bool = False
     stop: str | Texts | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    return_token_ids: bool = False
     #: As in vLLM's API: smaller goes first.
     priority: int | None = None
     deadlines: PhaseDeadlines | None = None
     #: An end-user's name: requests of one may go to one worker (--placement affinity).
     user: str | None = None
+
+
+class GenerationRequest(SamplingRequest):
+    """What /v1/chat/completions and /v1/completions take."""
+
+    max_tokens: int | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
     n: int | None = None
     structured_outputs: StructuredOutputs | None = None
     baton_resume: Resume | None = None
@@ -130,30 +145,60 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[ChatMessage], FailFast()]
     max_completion_tokens: int | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     response_format: ResponseFormat | None = None
     tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: JsonObject | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    #: Nothing is stored, so there is nothing that labels could be found by.
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    #: There is one tier.
+    service_tier: Literal["auto", "default"] | None = None
+    #: As ``user``: names whose requests may go to one worker.
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     functions: None = None
     function_call: Literal["none"] | None = None
-    modalities: None = None
+    modalities: Modalities | None = None
     audio: None = None
+    prediction: None = None
+    verbosity: None = None
+    web_search_options: None = None
 
 
 class CompletionRequest(GenerationRequest):
-    """Body of POST /v1/completions. Of a list of prompts, one is served."""
+    """Body of POST /v1/completions."""
 
     prompt: str | TokenIds | Texts | TokenIdLists
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    logprobs: None = None
+    echo: bool | None = None
+    logprobs: int | None = None
     suffix: Literal[""] | None = None
 
 
-R = TypeVar("R", bound=GenerationRequest)
+class TokenizeRequest(Wire):
+    """Body of POST /tokenize: a text, or a conversation as the chat template renders it."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    #: The template says where they go: nothing is added to a conversation.
+    add_special_tokens: bool | None = None
+    add_generation_prompt: Literal[True] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Wire):
+    """Body of POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+R = TypeVar("R", bound=BaseModel)
 
 #: Only "off" is accepted of these: another value asks for what this build cannot do.
 _UNSUPPORTED = frozenset({"extra_forbidden", "literal_error", "none_required"})
@@ -173,14 +218,16 @@ def parse(schema: type[R], body: bytes) -> R:
         mistakes = error.errors(include_url=False)
         field = mistakes[0]["loc"][:1]
         alike = [mistake for mistake in mistakes if mistake["loc"][:1] == field]
-        raise _explain(mistakes[0], alike) from None
+        # Of what a field may be, that was meant which could be read furthest into.
+        furthest = max(alike, key=lambda mistake: len(_place(mistake)))
+        raise _explain(furthest, [m for m in alike if _place(m) == _place(furthest)]) from None
 
 
 def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonError:
     kind, message = mistake["type"], mistake["msg"]
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {message.removeprefix('Invalid JSON: ')}")
-    place = [part for part in mistake["loc"] if not _names_a_type(part)]
+    place = _place(mistake)
     name = ".".join(str(part) for part in place)
     if not place:
         return InvalidRequest(f"the body is not a JSON object: {message}")
@@ -195,7 +242,27 @@ def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonEr
     return InvalidRequest(f"'{name}' is {given}: {wanted}", param=name)
 
 
-_TYPES = frozenset({"str", "TextParts", "Texts", "TokenIds", "TokenIdLists", "NamedTool"})
+_TYPES = frozenset(
+    {
+        "str",
+        "TextParts",
+        "Texts",
+        "TokenIds",
+        "TokenIdLists",
+        "NamedTool",
+        "NamedFunction",
+        "InputItems",
+        "InputMessage",
+        "InputThoughts",
+        "InputCall",
+        "InputResult",
+        "InputParts",
+    }
+)
+
+
+def _place(mistake: ErrorDetails) -> list[int | str]:
+    return [part for part in mistake["loc"] if not _names_a_type(part)]
 
 
 def _names_a_type(part: int | str) -> bool:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 
 from baton import tasks
 from baton.identity import Identity, new_instance_id
 from baton.membership import Membership
 from baton.membership.embedded import EmbeddedMembership
+from baton.metrics.process import process_registry
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
+from baton.tracing import tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
+from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
-from gateway.kv_metrics import KvCounters, KvPairs
-from gateway.link_metrics import LinkMetrics
 from gateway.members import MembershipService, serving
 from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
@@ -37,7 +39,13 @@ from gateway.requests import Validator
 from gateway.role_controller import RoleController
 from gateway.session import Sessions
 from gateway.status import Status
+from gateway.telling.account import Accounts
+from gateway.telling.broadcast import Broadcast, Figures
+from gateway.telling.endpoint import LiveEndpoint
+from gateway.telling.feed import Feed
+from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
+from gateway.tokens import Tokens
 from gateway.waiting import WaitingRoom
 
 
@@ -50,6 +58,7 @@ class Service:
     rpc: str  #: host:port of its gRPC server
     registry: Registry
     metrics: Metrics
+    broadcast: Broadcast
 
 
 @asynccontextmanager
@@ -63,12 +72,12 @@ async def running(
     after it.
 
     Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate,
-    KeyFileError.
+    KeyFileError, TracingUnavailable.
     """
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
-    metrics = Metrics(CollectorRegistry())
-    metrics.registry.register(LinkMetrics(links))
+    traces = tracing(settings.otlp_endpoint, "gateway", identity.instance_id)
+    metrics = Metrics(process_registry("gateway", links))
     clock = asyncio.get_running_loop().time
     path = settings.api_keys
     keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
@@ -92,7 +101,7 @@ async def running(
         caches=chosen.caches,
         controls_roles=settings.auto_roles,
         changed=presence.look,
-        news=KvCounters(metrics.registry).count,
+        lost=lambda worker: metrics.workers_lost.labels(role_label(worker.report.roles)).inc(),
         stalled=sessions.give_up,
     )
     admission = Admission(
@@ -102,7 +111,7 @@ async def running(
         metrics.queue_tokens,
         clock,
     )
-    metrics.registry.register(KvPairs(lambda: registry.roster.workers))
+    metrics.registry.register(FleetMetrics(lambda: registry.members))
     orchestrator = Orchestrator(
         registry,
         sessions,
@@ -121,19 +130,57 @@ async def running(
         tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
     )
     validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
+    feed = Feed()
+    broadcast = Broadcast(
+        feed,
+        Workers(lambda: registry.members, feed, time.monotonic),
+        Figures(
+            instance_id=identity.instance_id,
+            model=settings.served_name,
+            placement=placement.policy,
+            queued_tokens=lambda: admission.tokens,
+            waiting=lambda: len(waiting),
+        ),
+    )
+    live = LiveEndpoint(broadcast, settings.write_timeout) if settings.live == "auto" else None
+    accounts = Accounts(broadcast, traces, placement.policy)
     generation = Generation(
-        validator, tokenizer, registry, orchestrator, metrics, settings.write_timeout
+        validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
+    )
+    idempotency = Idempotency(
+        KeepLimits(
+            seconds=settings.idempotency_seconds,
+            bytes=settings.idempotency_bytes,
+            answers=settings.idempotency_answers,
+            grace=settings.idempotency_grace,
+        ),
+        settings.write_timeout,
+        metrics,
+        clock,
     )
     status = Status(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
+    callers = Callers(keys, metrics)
     public = public_app(
         generation,
+        Tokens(validator, tokenizer),
         status,
-        Callers(keys, metrics),
+        idempotency,
+        callers,
+        live,
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
+    )
+    admin = admin_app(
+        generation,
+        status,
+        idempotency,
+        callers,
+        live,
+        max_body_bytes=settings.max_body_bytes,
+        body_timeout=settings.body_timeout,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
@@ -142,7 +189,10 @@ async def running(
         serving(settings.host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
-        following = [beside.create_task(registry.run(), name="registry")]
+        following = [
+            beside.create_task(registry.run(), name="registry"),
+            beside.create_task(broadcast.run(), name="live feed"),
+        ]
         if settings.auto_roles:
             controller = RoleController(
                 registry, identity, settings.beat, metrics, settings.role_hold
@@ -153,9 +203,11 @@ async def running(
         if keys is not None and path is not None:
             following.append(beside.create_task(follow(path, keys), name="API keys"))
         try:
-            yield Service(public, admin_app(status), rpc, registry, metrics)
+            yield Service(public, admin, rpc, registry, metrics, broadcast)
         finally:
             for task in following:
                 task.cancel()
+            await idempotency.close()
             await sessions.close()
             output.close()
+            await traces.close()

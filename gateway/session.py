@@ -11,14 +11,14 @@ import structlog
 from prometheus_client import Counter
 
 from baton import tasks, wire
-from baton.errors import BatonError, DecodeLost, PrefillLost
+from baton.errors import BatonError, DecodeLost, DecodeSilent, PrefillLost
 from baton.generation import AttemptKey, Generation
 from baton.identity import Identity
 from baton.liveness import Beat, Liveness, PeerSilent
 from baton.tls.links import PLAIN, Links
 from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
-from gateway.attempt import Attempt, DecodeSilent, Finished
+from gateway.attempt import Attempt, Finished, Heed
 from gateway.fleet import Worker
 
 log = structlog.get_logger(__name__)
@@ -57,22 +57,35 @@ class Session:
         self._outgoing: asyncio.Queue[decode_pb2.SessionRequest | None] = asyncio.Queue()
         self._task = asyncio.create_task(self._run(), name=f"session {worker.address}")
 
-    def submit(self, generation: Generation, prefill: Worker | None) -> list[Attempt]:
-        """Start an attempt at each choice. Returns at once; whatever goes wrong ends attempts."""
+    def submit(
+        self, generation: Generation, prefill: Worker | None, heed: Heed | None = None
+    ) -> list[Attempt]:
+        """Start an attempt at each choice. Returns at once; whatever goes wrong ends attempts.
+
+        ``heed`` is told how far the prompt is, if the worker is of a version that says so."""
         instance = "" if prefill is None else prefill.instance_id
-        attempts = [self._attempt(key, generation, instance) for key in generation.keys]
+        attempts = [self._attempt(key, generation, instance, heed) for key in generation.keys]
         for part in [generation] if self._takes_choices else generation.apart:
-            self._submit(part, prefill)
+            self._submit(part, prefill, tell_progress=heed is not None)
         return attempts
 
-    def _attempt(self, key: AttemptKey, generation: Generation, prefill: str) -> Attempt:
+    def _attempt(
+        self, key: AttemptKey, generation: Generation, prefill: str, heed: Heed | None
+    ) -> Attempt:
         next_index, limit = len(generation.generated_ids), generation.sampling.max_tokens
-        attempt = Attempt(key, next_index, limit, lambda: self._cancel(key), prefill)
+        wants = generation.sampling.logprobs is not None
+        attempt = Attempt(
+            key, next_index, limit, lambda: self._cancel(key), prefill, heed, logprobs=wants
+        )
         self._attempts[key] = attempt
         return attempt
 
-    def _submit(self, generation: Generation, prefill: Worker | None) -> None:
-        submit = decode_pb2.Submit(generation=wire.generation_to_wire(generation))
+    def _submit(
+        self, generation: Generation, prefill: Worker | None, *, tell_progress: bool
+    ) -> None:
+        submit = decode_pb2.Submit(
+            generation=wire.generation_to_wire(generation), tell_progress=tell_progress
+        )
         if prefill is not None:
             submit.prefill.address = prefill.address
             submit.prefill.instance_id = prefill.instance_id
@@ -133,6 +146,9 @@ class Session:
                 beside.create_task(self._liveness.run(self._send_beat))
                 await self._read(call)
                 raise DecodeLost(f"decode worker {self._address} closed the session")
+        except DecodeSilent as deaf:
+            error = DecodeSilent if self._liveness.steady else DecodeLost
+            return error(f"decode worker {self._address} does not hear us: {deaf.message}")
         except BatonError as error:
             return error
         except PeerSilent as silence:
@@ -176,10 +192,15 @@ class Session:
             )
 
     def _deliver(self, step: decode_pb2.StepOutput) -> None:
+        for message in step.progress:
+            progress = wire.progress_from_wire(message)
+            attempt = self._attempts.get(progress.key)
+            if attempt is not None and attempt.heed is not None:
+                attempt.heed(progress)
         for delta in step.tokens:
             key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
             attempt = self._attempts.get(key)
-            if attempt is not None and attempt.put(delta.token_index, delta.token_ids):
+            if attempt is not None and _put(attempt, delta):
                 if delta.HasField("cached_tokens"):
                     attempt.cached_tokens = delta.cached_tokens
                 continue
@@ -187,7 +208,8 @@ class Session:
             if attempt is not None:
                 attempt.end(
                     DecodeLost(
-                        f"decode worker {self._address} sent token {delta.token_index} out of order"
+                        f"decode worker {self._address} sent token {delta.token_index} out of "
+                        "order, or without its log probabilities"
                     )
                 )
                 del self._attempts[key]
@@ -198,6 +220,14 @@ class Session:
             self._disowned.pop(key, None)
             if attempt is not None:
                 attempt.end(_how(ended))
+
+
+def _put(attempt: Attempt, delta: decode_pb2.TokenDelta) -> bool:
+    try:
+        logprobs = wire.logprobs_from_wire(delta.logprobs) if delta.logprobs else ()
+    except ValueError:
+        return False
+    return attempt.put(delta.token_index, delta.token_ids, logprobs)
 
 
 def _how(ended: decode_pb2.Ended) -> Finished | BatonError:

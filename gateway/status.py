@@ -14,6 +14,7 @@ from baton.errors import ModelNotFound, NoWorker
 from baton.identity import Identity
 from baton.tls.links import Links
 from gateway.admission import Admission
+from gateway.answers import ModelBody, ModelList
 from gateway.fleet import Health
 from gateway.metrics import Metrics
 from gateway.placement import Need, Placement
@@ -45,6 +46,11 @@ class Status:
         self._links = links
         self._started = int(time.time())
 
+    @property
+    def model_name(self) -> str:
+        """As clients name it."""
+        return self._served_model
+
     async def health(self, _: Request) -> Response:
         """Alive: the event loop answers."""
         return JSONResponse({"status": "alive"})
@@ -75,7 +81,8 @@ class Status:
         )
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        body: ModelList = {"object": "list", "data": [self._model()]}
+        return JSONResponse(body)
 
     async def model(self, http: Request) -> Response:
         """Raises ModelNotFound."""
@@ -105,7 +112,7 @@ class Status:
             }
         )
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> ModelBody:
         return {
             "id": self._served_model,
             "object": "model",

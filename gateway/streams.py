@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from baton.errors import BatonError, ClientGone, InternalError
-from gateway.openai_api import Chunks, Usage, error_event
+from gateway.openai_api import Usage
 from gateway.requests import ValidRequest
-from gateway.transcript import Piece
+from gateway.transcript import Finish, Piece
 
 log = structlog.get_logger(__name__)
 
@@ -19,26 +20,51 @@ log = structlog.get_logger(__name__)
 PING_INTERVAL = 15
 
 
+class Chunks(Protocol):
+    """How the events of one stream look, in the order in which they are asked for."""
+
+    def piece(self, piece: Piece) -> bytes:
+        """The next one; empty when there is nothing of it to show."""
+        ...
+
+    def finish(self, index: int, finish: Finish) -> bytes:
+        """A choice has ended."""
+        ...
+
+    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+        """All have. ``extra`` is to be told beside usage."""
+        ...
+
+    def error(self, error: BatonError) -> bytes:
+        """It ends here: something went wrong."""
+        ...
+
+
 class AnswerStream(EventSourceResponse):
     """Sends the pieces of an answer whose first one is here.
 
     sse-starlette watches for the client's departure whatever the ASGI version says, and bounds
-    every send. ``on_end`` is called once, with the HTTP status that the whole came to.
+    every send. ``on_end`` is called once, with the HTTP status that the whole came to; ``extra``
+    when all pieces are there, for what goes into the last chunk beside usage.
     """
 
     def __init__(
         self,
-        request: ValidRequest,
+        requests: Sequence[ValidRequest],
+        chunks: Chunks,
         first: Piece,
         rest: AsyncGenerator[Piece, None],
         write_timeout: float,
         on_end: Callable[[int], None],
         headers: Mapping[str, str],
+        extra: Callable[[], Mapping[str, object]],
     ) -> None:
-        self._request = request
+        self._requests = requests
+        self._chunks = chunks
         self._rest = rest
         self._on_end = on_end
-        self._status = ClientGone.http_status
+        self._extra = extra
+        self.status = ClientGone.http_status  #: that the whole came to
         super().__init__(
             self._events(first),
             headers=headers,
@@ -53,21 +79,22 @@ class AnswerStream(EventSourceResponse):
         except SendTimeoutError:
             log.warning(
                 "client reads too slowly",
-                request_id=self._request.request_id,
+                request_id=self._requests[0].request_id,
                 seconds=self.send_timeout,
             )
         finally:
             await self._rest.aclose()
-            self._on_end(self._status)
+            self._on_end(self.status)
 
     async def _events(self, first: Piece) -> AsyncGenerator[bytes, None]:
-        chunks = Chunks(self._request)
-        usage = Usage(self._request)
+        chunks = self._chunks
+        usage = Usage(self._requests)
+        choices = sum(request.n for request in self._requests)
         piece, ended = first, 0
         try:
-            yield chunks.first(first.workers) + chunks.piece(first)
+            yield chunks.piece(first)
             usage.count(first)
-            while (ended := ended + (piece.finish is not None)) < self._request.n:
+            while (ended := ended + (piece.finish is not None)) < choices:
                 if piece.finish is not None:
                     yield chunks.finish(piece.choice, piece.finish)
                 piece = await anext(self._rest)
@@ -76,14 +103,14 @@ class AnswerStream(EventSourceResponse):
                     yield event
             # What runs is cancelled before the client is told that all is done.
             await self._rest.aclose()
-            self._status = 200
+            self.status = 200
             assert piece.finish is not None, "the last piece of all ends its choice"
-            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage)
+            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage, self._extra())
         except BatonError as error:
-            self._status = error.http_status
-            yield error_event(error)
+            self.status = error.http_status
+            yield chunks.error(error)
         except Exception:
-            log.exception("answer failed", request_id=self._request.request_id)
-            self._status = InternalError.http_status
-            yield error_event(InternalError("the gateway failed; see its log"))
+            log.exception("answer failed", request_id=self._requests[0].request_id)
+            self.status = InternalError.http_status
+            yield chunks.error(InternalError("the gateway failed; see its log"))
             raise

@@ -54,9 +54,9 @@ class ModelTokenizer:
     #: One long text at a time: each takes a core, and many times its size in memory.
     _long: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
 
-    async def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a plain text, with whatever the tokenizer itself puts around it."""
-        return (*self.prepend, *await self._encode(text, special=True))
+    async def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """Ids of a plain text; ``special``: with whatever the tokenizer itself puts around it."""
+        return (*(self.prepend if special else ()), *await self._encode(text, special=special))
 
     async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Ids of a conversation; the template says where special tokens go, nothing is added.
@@ -88,6 +88,11 @@ class ModelTokenizer:
                 param="messages",
             )
         return self.chat_template.render(messages, tools, arguments)
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of known ids, special tokens included."""
+        decode = partial(self.vocabulary.tokenizer.decode, ids, skip_special_tokens=False)
+        return await self.apart(len(ids), decode)
 
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 from gateway.detokenizer import Detokenizer
 from gateway.orchestrator import Delta, Deltas
-from gateway.reply import Reader
+from gateway.reply import Parts, Reader
 from gateway.requests import ValidRequest
 from gateway.resume import finished
 from gateway.stopper import Stopper
 from gateway.tool_calls import CallDelta
 
 Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token of the answer, and how likely it was."""
+
+    token_id: int
+    offset: int  #: characters of the answer's text that were certain before it
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +45,8 @@ class Piece:
     workers: str = ""  #: see Delta.workers
     reasoning: str = ""  #: what the model thinks, which is no text of the answer
     calls: tuple[CallDelta, ...] = ()  #: pieces of tool calls
+    #: Of its tokens, but for an end of sequence that is not shown; where they are asked for.
+    scored: list[Scored] = field(default_factory=list)
 
 
 class Transcript:
@@ -53,6 +64,7 @@ class Transcript:
         self._reader = None
         if not request.reply.plain:
             self._reader = Reader(request.reply, partial(request.call_id, choice))
+        self._characters = 0
         for count, token_id in enumerate(request.generated_ids, start=1):
             text = self._push(token_id)
             if self._reader is not None:
@@ -63,31 +75,44 @@ class Transcript:
     def add(self, delta: Delta) -> Piece:
         """The piece that the delta gives. Tokens behind a completed stop string are dropped."""
         text = ""
+        scored = list[Scored]()
         for count, token_id in enumerate(delta.token_ids, start=1):
+            if delta.logprobs and token_id not in self._silent:
+                scored.append(Scored(token_id, self._characters, delta.logprobs[count - 1]))
             text += self._push(token_id)
             if self._stopper.stopped:
-                return self._piece(text, delta.token_ids[:count], "stop", delta)
+                return self._piece(text, delta.token_ids[:count], "stop", delta, scored)
         if delta.finish is None:
-            return self._piece(text, delta.token_ids, None, delta)
+            return self._piece(text, delta.token_ids, None, delta, scored)
         text += self._stopper.push(self._detokenizer.flush()) + self._stopper.flush()
         finish: Finish = "length"
         if self._stopper.stopped or delta.finish is FinishReason.STOP:
             finish = "stop"
-        return self._piece(text, delta.token_ids, finish, delta)
+        return self._piece(text, delta.token_ids, finish, delta, scored)
 
     def _push(self, token_id: int) -> str:
         if token_id in self._silent:
             return ""
         if self._reader is not None and token_id in self._tags:
-            return self._stopper.push(self._detokenizer.flush() + self._tags[token_id])
-        return self._stopper.push(self._detokenizer.push(token_id))
+            text = self._detokenizer.flush() + self._tags[token_id]
+        else:
+            text = self._detokenizer.push(token_id)
+        self._characters += len(text)
+        return self._stopper.push(text)
 
-    def _piece(self, text: str, token_ids: list[int], finish: Finish | None, of: Delta) -> Piece:
-        if self._reader is None:
-            return Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
-        parts = self._reader.push(text, last=finish is not None)
-        if finish == "stop" and self._reader.calls:
-            finish = "tool_calls"
+    def _piece(
+        self,
+        text: str,
+        token_ids: list[int],
+        finish: Finish | None,
+        of: Delta,
+        scored: list[Scored],
+    ) -> Piece:
+        parts = Parts(text)
+        if self._reader is not None:
+            parts = self._reader.push(text, last=finish is not None)
+            if finish == "stop" and self._reader.calls:
+                finish = "tool_calls"
         return Piece(
             parts.text,
             token_ids,
@@ -97,6 +122,7 @@ class Transcript:
             of.workers,
             parts.reasoning,
             parts.calls,
+            scored,
         )
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+import structlog
+
 from baton import wire
 from baton.errors import ClientGone, InvalidRequest
 from baton.generation import Generation, Timings
+from baton.identity import require_pair
 from baton.kv.framing import Piece, Shape
 from baton.kv.lag import Lag
 from baton.kv.trace import NO_LAYER, Trace
 from baton.kv.transport import Agreement, Offer, Outlet, Source, negotiate
 from baton.liveness import Liveness
 from baton.tasks import group, within
+from baton.tracing import Span
 from baton.v1 import common_pb2, kv_pb2, prefill_pb2
+from model.engine.events import SequenceTimings
 from model.worker.requests import from_wire
 from model.worker.runtime import Runtime
 from model.worker.sequences import LiveSequence
@@ -52,7 +58,16 @@ class PrefillCall:
     async def run(self) -> None:
         """Raises BatonError when the call ends early, PeerSilent when its peer is gone."""
         start = await self._start()
+        # For every line that is logged from here on, in this task and those that it makes.
+        structlog.contextvars.bind_contextvars(request_id=start.generation.request_id)
         generation = from_wire(start.generation, self._runtime.max_model_len)
+        with self._span(generation).during() as span:
+            await self._hand_over(start, generation, span)
+
+    async def _hand_over(
+        self, start: prefill_pb2.PrefillStart, generation: Generation, span: Span
+    ) -> None:
+        """Reserve, compute, offer, and wait until all is read."""
         agreed = negotiate(start.transports, self._outlets)
         compatibility = self._runtime.runner.compatibility
         shape = Shape.of(compatibility, start.from_token, generation.tokens)
@@ -68,7 +83,7 @@ class PrefillCall:
                 reader = tasks.create_task(self._read(), name="prefill reader")
                 beat = tasks.create_task(self._liveness.run(self._outbox.beat), name="prefill beat")
                 async with within("prefill", generation.deadlines.prefill):
-                    timings = await self._first_token(sequence, trace)
+                    timings = await self._first_token(sequence, trace, span)
                 await self._received.wait()
                 self._outbox.done(timings)
                 await writer
@@ -84,8 +99,20 @@ class PrefillCall:
         if first.WhichOneof("message") != "start":
             raise InvalidRequest("the first message of a Prefill call must be its start")
         theirs = wire.identity_from_wire(first.start.identity)
-        self._runtime.identity.require_pair(theirs)
+        require_pair(prefill=self._runtime.identity, decode=theirs)
         return first.start
+
+    def _span(self, generation: Generation) -> Span:
+        key = generation.key
+        return self._runtime.tracing.begin(
+            "prefill",
+            generation.traceparent,
+            attributes={
+                "baton.request_id": key.request_id,
+                "baton.attempt": key.attempt,
+                "baton.tokens": generation.tokens,
+            },
+        )
 
     def _trace(self, generation: Generation, shape: Shape) -> AbstractContextManager[Trace | None]:
         return self._runtime.tracer.hand_off("prefill", generation.key, shape.start, shape.end)
@@ -151,14 +178,19 @@ class PrefillCall:
         )
         self._outbox.put(prefill_pb2.PrefillEvent(accepted=accepted))
 
-    async def _first_token(self, sequence: LiveSequence, trace: Trace | None) -> common_pb2.Timings:
+    async def _first_token(
+        self, sequence: LiveSequence, trace: Trace | None, span: Span
+    ) -> common_pb2.Timings:
         """Say the first token of each choice as soon as it is drawn; returns the phases so far."""
+        since = time.monotonic()
         await sequence.first
         firsts = [await choice.first for choice in sequence.choices]
         first = firsts[0]
         if trace is not None:
             trace.add("first token", NO_LAYER, sequence.reservation.total_tokens)
         assert first.timings is not None, "the first token comes with timings"
+        _tell(span, since, first.timings)
+        self._runtime.metrics.prefilled(first.timings)
         timings = wire.timings_to_wire(
             Timings(
                 queue=first.timings.queued_s,
@@ -171,6 +203,7 @@ class PrefillCall:
             token_id=first.token_id,
             timings=timings,
             more_token_ids=[other.token_id for other in firsts[1:]],
+            logprobs=[wire.logprobs_to_wire(t.logprobs) for t in firsts if t.logprobs is not None],
         )
         self._outbox.put(prefill_pb2.PrefillEvent(first_token=token))
         return timings
@@ -186,3 +219,12 @@ class PrefillCall:
                     raise InvalidRequest("a Prefill call starts once")
         if not self._received.is_set():
             raise ClientGone("the decode worker ended the call before it had all KV")
+
+
+def _tell(span: Span, since: float, timings: SequenceTimings) -> None:
+    """The prompt was taken on at ``since``, and its first token has just been drawn."""
+    begun = since + timings.queued_s
+    span.past("prefill queue", since, begun)
+    computed = {"baton.cached_tokens": timings.cached_tokens, "baton.compute_s": timings.prefill_s}
+    span.past("prefill compute", begun, time.monotonic(), computed)
+    span.event("first token")

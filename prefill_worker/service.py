@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from baton import wire
-from baton.errors import BatonError, ClientGone, InternalError
+from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
 from baton.kv.transport import Outlet
 from baton.liveness import PeerSilent
 from baton.streams import Writer
@@ -46,6 +47,8 @@ class PrefillService(prefill_pb2_grpc.PrefillServiceServicer):
             return
         except BatonError as error:
             failure = error
+        except DecodeError as error:
+            failure = InvalidRequest(f"this is no PrefillRequest: {error}")
         except Exception as error:
             log.exception("prefill failed")
             failure = InternalError(f"prefill failed: {error!r}")

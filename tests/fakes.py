@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from baton import channels, wire
 from baton.errors import BatonError
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
 from baton.identity import PROTOCOL, CompatibilityClass, Identity, new_instance_id
 from baton.membership import Entry
 from baton.v1 import (
@@ -114,6 +114,7 @@ class FakeSession:
         index: int,
         token_ids: Sequence[int],
         cached_tokens: int | None = None,
+        logprobs: Sequence[TokenLogprobs] = (),
     ) -> None:
         """Send tokens, right or wrong."""
         delta = decode_pb2.TokenDelta(
@@ -123,6 +124,7 @@ class FakeSession:
             token_index=index,
             token_ids=token_ids,
             cached_tokens=cached_tokens,
+            logprobs=[wire.logprobs_to_wire(told) for told in logprobs],
         )
         self._send(decode_pb2.StepOutput(tokens=[delta]))
 
@@ -139,8 +141,11 @@ class FakeSession:
         ended.error.CopyFrom(wire.error_to_wire(error))
         self._send(decode_pb2.StepOutput(ended=[ended]))
 
-    def close(self) -> None:
+    def close(self, error: BatonError | None = None) -> None:
         """End the session from the worker's side."""
+        if error is not None:
+            said = wire.error_to_wire(error)
+            self.outgoing.put_nowait(decode_pb2.SessionEvent(error=said))
         self.outgoing.put_nowait(None)
 
     def _send(self, step: decode_pb2.StepOutput) -> None:
@@ -155,6 +160,11 @@ def _ended(key: AttemptKey) -> decode_pb2.Ended:
 
 #: What a worker does with a submit. Cancelled when the gateway cancels it or the session ends.
 Script = Callable[[FakeSession, Submitted], Awaitable[None]]
+
+
+def scored(token_id: int, count: int) -> TokenLogprobs:
+    """As ``answering`` tells them: exact as float32, different for each id."""
+    return TokenLogprobs(-token_id / 64, tuple((i, -i / 64) for i in range(count)))
 
 
 def answering(
@@ -172,7 +182,8 @@ def answering(
             if index == stop_after:
                 await asyncio.Event().wait()
             await asyncio.sleep(pause)
-            session.tokens(submitted.key, index, [answer[index]])
+            told = [] if spec.logprobs is None else [scored(answer[index], spec.logprobs)]
+            session.tokens(submitted.key, index, [answer[index]], logprobs=told)
             if answer[index] == EOS:
                 session.finish(submitted.key, FinishReason.STOP, timings)
             elif index + 1 == spec.max_tokens:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from baton.generation import AttemptKey
+from baton.generation import AttemptKey, TokenLogprobs
 from baton.identity import PROTOCOL, Identity
 from baton.v1 import common_pb2
 from decode_worker.outbox import Outbox
@@ -37,11 +37,17 @@ def become_the_one_before() -> None:
     token = Outbox.token
 
     def without_cached_tokens(
-        self: Outbox, key: AttemptKey, index: int, token_id: int, cached_tokens: int | None = None
+        self: Outbox,
+        key: AttemptKey,
+        index: int,
+        token_id: int,
+        cached_tokens: int | None = None,
+        logprobs: TokenLogprobs | None = None,
     ) -> None:
-        token(self, key, index, token_id)
+        token(self, key, index, token_id, logprobs=logprobs)
 
     Outbox.token = without_cached_tokens  # type: ignore[method-assign]
+    Outbox.progress = lambda self, progress: None  # type: ignore[method-assign]
 
 
 def main() -> None:

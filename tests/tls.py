@@ -23,12 +23,13 @@ class Fleet:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._authority = Authority(directory)
-        self._issued: dict[str, Party] = {}
+        self._issued: dict[str, frozenset[Party]] = {}
 
-    def settings(self, id: str, party: Party) -> dict[str, Path]:
-        """Settings for a process with a certificate of its own."""
-        self._issued[id] = party
-        made = self._authority.issue(id, [party])
+    def settings(self, id: str, *parties: Party) -> dict[str, Path]:
+        """Settings for a process with a certificate of its own. It names these roles, and those
+        that it named before."""
+        named = self._issued[id] = self._issued.get(id, frozenset()).union(parties)
+        made = self._authority.issue(id, named)
         return {"tls_cert": made.certificate, "tls_key": made.key, "tls_ca": made.authorities}
 
     def links(self, id: str, party: Party) -> Links:
@@ -46,8 +47,8 @@ class Fleet:
         after = Authority(beside)
         new = (beside / "ca.pem").read_bytes()
         _replace(trusted, trusted.read_bytes() + new)
-        for id, party in self._issued.items():
-            made = after.issue(id, [party])
+        for id, parties in self._issued.items():
+            made = after.issue(id, parties)
             _replace(self.directory / made.key.name, made.key.read_bytes())
             _replace(self.directory / made.certificate.name, made.certificate.read_bytes())
         _replace(trusted, new)

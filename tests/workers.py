@@ -21,7 +21,7 @@ import grpc
 from baton import channels, wire
 from baton.deadlines import UNLIMITED, Deadlines
 from baton.errors import BatonError
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
+from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
 from baton.identity import CompatibilityClass, Identity, new_instance_id
 from baton.sampling import SamplingSpec
 from baton.settings import DecodeSettings, PrefillSettings, WorkerSettings
@@ -224,6 +224,7 @@ class Stream:
     def __init__(self, asked: Generation) -> None:
         self.asked = asked
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.cached_tokens: int | None = None
         self.progress = asyncio.Event()  #: set by the first token
         self.ended: asyncio.Future[decode_pb2.Ended] = asyncio.get_running_loop().create_future()
@@ -260,6 +261,7 @@ class Stream:
         if not self.token_ids:
             self.cached_tokens = delta.cached_tokens
         self.token_ids += delta.token_ids
+        self.logprobs += wire.logprobs_from_wire(delta.logprobs)
         self.progress.set()
 
 

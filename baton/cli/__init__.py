@@ -26,6 +26,7 @@ COMMANDS = {
     "chat": Command("baton.cli.talk", "talk to a model", "chat"),
     "generate": Command("baton.cli.talk", "print how a text goes on", "generate"),
     "workers": Command("baton.cli.workers", "list a gateway's workers, and how they are"),
+    "health": Command("baton.cli.health", "ask a process how it is, as a probe does"),
     "certs": Command("baton.cli.certs", "make a certificate for trying TLS out"),
     "role": Command("baton.cli.workers", "have a worker prefill, decode or do both", "role"),
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),

@@ -23,6 +23,9 @@ def main(argv: Sequence[str]) -> int:
     new.add_argument("--concurrent", type=int, metavar="N", help="most requests at once")
     new.add_argument("--requests-per-minute", type=float, metavar="N")
     new.add_argument("--tokens-per-minute", type=float, metavar="N", help="of prompts")
+    new.add_argument(
+        "--best-priority", type=int, metavar="N", help="smallest priority that it may ask for"
+    )
     asked = vars(parser.parse_args(argv))
     key = ApiKey.new()
     line = {"name": asked.pop("name"), "id": key.id, "hash": key.hash}

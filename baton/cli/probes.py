@@ -1,4 +1,4 @@
-"""How ``baton up`` asks a process whether it is ready."""
+"""How ``baton up`` and ``baton health`` ask a process whether it is ready."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ async def worker(links: Links, address: str) -> Phase:
     return Phase.READY if reply.status == serving else Phase.LOADING
 
 
-async def gateway(url: str) -> Phase:
-    """The gateway is ready when it says so at /ready: its workers are, too."""
-    return Phase.READY if await asyncio.to_thread(_answers, f"{url}/ready") else Phase.STARTING
+async def gateway(url: str, *, alive: bool = False) -> Phase:
+    """The gateway is ready when it says so at /ready: its workers are, too. With ``alive`` it is
+    enough that it says so at /health."""
+    path = "health" if alive else "ready"
+    return Phase.READY if await asyncio.to_thread(_answers, f"{url}/{path}") else Phase.STARTING
 
 
 def _answers(url: str) -> bool:

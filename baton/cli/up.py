@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from baton.settings import (
     DecodeSettings,
     GatewaySettings,
     ProcessSettings,
-    TlsSettings,
     UpSettings,
 )
 from baton.tls.authority import Authority, NoAuthority
@@ -40,7 +39,7 @@ _DEFAULT_QUESTION = "What is prefill?"
 
 #: Decided here for each process, so never passed on as given.
 _OWN = {
-    *("config", "host", "port", "admin_port", "rpc_port"),
+    *("config", "host", "port", "admin_port", "rpc_port", "metrics_port"),
     *("device", "threads", "prefill", "decode"),
 }
 
@@ -77,9 +76,9 @@ class Keys:
         own = self.own = self._authority.issue("admin", [Party.ADMIN])
         self.links = Links(Files(own.certificate, own.key, own.authorities, Party.ADMIN))
 
-    def flags(self, id: str, party: Party) -> list[str]:
+    def flags(self, id: str, parties: Iterable[Party]) -> list[str]:
         """For a process to be started. Raises NoAuthority, OSError."""
-        return self._authority.issue(id, [party]).flags
+        return self._authority.issue(id, parties).flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +137,15 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
     join = join_address(_reachable(settings.host), front.rpc)
     parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
     devices = itertools.cycle(settings.device)
+    scraped = _metrics_ports(settings.metrics_port)
     environment = _environment()
     links = keys.links if keys else PLAIN
 
-    def tls(id: str, kind: type[TlsSettings]) -> list[str]:
-        return keys.flags(id, kind.party) if keys else []
+    def tls(id: str, *parties: Party) -> list[str]:
+        return keys.flags(id, parties) if keys else []
 
     def workers(
-        count: int, letter: str, module: str, kind: type[TlsSettings], *extra: str
+        count: int, letter: str, module: str, kind: type[ProcessSettings], *extra: str
     ) -> Iterator[Spec]:
         for index in range(count):
             number, share, device = next(unused), next(parts), next(devices)
@@ -155,9 +155,9 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
                 module=module,
                 arguments=(
                     *("--host", _WORKER_HOST, "--port", str(number), "--device", device),
-                    *("--join", join, "--threads", str(share.threads), *extra),
+                    *("--join", join, "--threads", str(share.threads), *extra, *next(scraped)),
                     "--exit-with-parent",
-                    *tls(f"{letter}{index}", kind),
+                    *tls(f"{letter}{index}", Party.PREFILL, Party.DECODE),
                     *_passed_on(settings, kind),
                 ),
                 environment=_openmp(share.threads, environment),
@@ -177,7 +177,7 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
             *("--host", settings.host, "--port", str(front.api)),
             *("--admin-port", str(front.admin), "--rpc-port", str(front.rpc)),
             *("--membership", "embedded", "--exit-with-parent"),
-            *tls("gateway", GatewaySettings),
+            *tls("gateway", Party.GATEWAY),
             *_passed_on(settings, GatewaySettings),
         ),
         environment=environment,
@@ -186,6 +186,14 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
         probe=partial(probes.gateway, _url(settings.host, front.api)),
     )
     return [*p, *d, *c, gateway]
+
+
+def _metrics_ports(first: int | None) -> Iterator[list[str]]:
+    """A flag for each worker, or none for any. 0: each picks a free one."""
+    if first is None:
+        return itertools.repeat([])
+    numbers = itertools.count(first, step=1 if first else 0)
+    return (["--metrics-port", str(number)] for number in numbers)
 
 
 def _pin(share: Share, device: str) -> frozenset[int] | None:
@@ -262,6 +270,7 @@ def _invite(settings: UpSettings, display: Display, front: FrontPorts, keys: Key
     display.note(f"more workers: --join {joining}; who is there: baton workers --gateway {joining}")
     if keys is not None:
         display.note(f"between processes there is TLS; commands need {' '.join(keys.own.flags)}")
+    display.note(f"a chat, and the fleet live, in a browser: {url}/")
     display.note(f"ready at {url}/v1; Ctrl-C stops everything. Try:", "bold green")
     display.plain("")
     display.plain(

@@ -122,7 +122,7 @@ def _call(
     """``ask`` over a channel to ``address``, where ``to`` listens; one line and status 1 when it
     fails."""
     try:
-        links = tls.links(options)
+        links = tls.links(options, Party.ADMIN)
     except (BadCertificate, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1

@@ -17,6 +17,7 @@ import structlog
 from baton.errors import DeadlineExceeded, IncompatiblePeer, PeerError
 from baton.kv.checksums import Policy
 from baton.kv.transport import Sink, Terms
+from baton.metrics.hand_offs import HandOffMetrics
 from baton.ratio import Ratio
 from baton.v1 import kv_pb2, worker_pb2
 
@@ -55,11 +56,13 @@ class HandOff:
         """The prefill side has accepted; what comes goes into ``sink``."""
         self._pair, self._sink = self._ledger.note(terms), sink
 
-    def complete(self, seconds: float) -> None:
-        """All of it is here, ``seconds`` after the first of it could be read."""
+    def complete(self, seconds: float, tail: float) -> None:
+        """All of it is here, ``seconds`` after the first of it could be read and ``tail`` after
+        the first token."""
         pair, nbytes = self._count()
         if pair is not None and nbytes:
             pair.complete += 1
+            self._ledger.metrics.complete(pair.transport, seconds, tail)
             if seconds > 0:
                 pair.speed.add(nbytes, seconds)
 
@@ -68,6 +71,7 @@ class HandOff:
         pair, _ = self._count()
         if pair is not None:
             pair.failed += 1
+            self._ledger.metrics.failed(pair.transport)
 
     def drop(self) -> None:
         """Nobody wants it any more."""
@@ -79,6 +83,7 @@ class HandOff:
         if pair is None or self._sink is None:
             return None, 0
         pair.bytes += self._sink.bytes
+        self._ledger.metrics.received(pair.transport, self._sink.bytes)
         return pair, self._sink.bytes
 
 
@@ -91,10 +96,12 @@ class Ledger:
         connected: Callable[[], Collection[str]],
         *,
         stripes: Mapping[str, int],
+        metrics: HandOffMetrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``connected``: instances that a connection is up to; ``stripes``: connections that share
         a hand-off, of the transports where they are not one."""
+        self.metrics = metrics
         self._policy = policy
         self._connected = connected
         self._stripes = stripes
@@ -115,6 +122,7 @@ class Ledger:
         except IncompatiblePeer as error:
             none = kv_pb2.TransportChoice(downgrades=[error.message])
             self.note(Terms(address, instance_id, b"", none)).failed += 1
+            self.metrics.failed("")
             raise
         except PeerError:
             under_way.fail()

@@ -48,13 +48,16 @@ class Tracer:
             path.open("a").close()
 
     @contextmanager
-    def hand_off(self, side: Side, key: AttemptKey, start: int, end: int) -> Iterator[Trace | None]:
-        """A trace for the body, written when that ends; None when tracing is off.
+    def hand_off(
+        self, side: Side, key: AttemptKey, start: int, end: int, *, wanted: bool = False
+    ) -> Iterator[Trace | None]:
+        """A trace for the body, written when that ends; None when tracing is off, unless it is
+        ``wanted`` for itself.
 
         ``start`` and ``end``: which positions are handed over.
         """
         if self._path is None:
-            yield None
+            yield Trace() if wanted else None
             return
         trace = Trace()
         try:

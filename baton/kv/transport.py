@@ -34,7 +34,7 @@ from baton.v1 import kv_pb2, worker_pb2
 
 
 def _uncounted(_: Piece) -> None:
-    """For a source whose reader nobody waits for."""
+    """For a source whose reader nobody waits for, and a sink that nobody looks at."""
 
 
 def _nobody() -> None:
@@ -138,6 +138,8 @@ class Sink:
         self._store = store
         self._block_table = block_table
         self.bytes = 0  #: of payload written
+        #: Called with every piece that is in its place.
+        self.on_written: Callable[[Piece], None] = _uncounted
 
     async def write(self, piece: Piece, payload: memoryview, sums: Sequence[int] = ()) -> None:
         """Verify and write one piece, ``sums`` being the checksums that came with it, in order.
@@ -165,6 +167,7 @@ class Sink:
         """A piece that was claimed is in its place."""
         self._mark("written", piece)
         self.bytes += nbytes
+        self.on_written(piece)
 
     def ready(self, layer: int, end: int) -> None:
         """The prefill side says that KV of ``layer`` below position ``end`` may be read.

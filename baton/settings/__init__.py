@@ -29,6 +29,7 @@ from baton.settings.process import (
     ModelSettings,
     ProcessSettings,
     TlsSettings,
+    TracingSettings,
 )
 from baton.settings.up import (
     UpSettings,
@@ -79,6 +80,7 @@ __all__ = [
     "RoleSettings",
     "TlsSettings",
     "ToolFormatName",
+    "TracingSettings",
     "UpSettings",
     "WorkerRole",
     "WorkerSettings",

@@ -19,6 +19,7 @@ from baton.settings.process import (
     Seconds,
     TlsSettings,
     Tokens,
+    TracingSettings,
     split,
 )
 from baton.tls.names import Party
@@ -61,10 +62,16 @@ class HealthSettings(ProcessSettings):
 
 
 class HttpSettings(ProcessSettings):
-    """How much a connection may take up before it has asked for anything."""
+    """How much connections may take up before they have asked for anything."""
 
     section: ClassVar[str] = "HTTP"
 
+    max_connections: int = Field(
+        16_384,
+        ge=1,
+        description="open HTTP connections of a port, each a stream at most; more are refused with "
+        "503 and closed",
+    )
     head_timeout: Seconds = Field(
         10.0, description="seconds to receive an HTTP request line and header"
     )
@@ -76,7 +83,10 @@ class HttpSettings(ProcessSettings):
     @property
     def head_limits(self) -> HeadLimits:
         return HeadLimits(
-            seconds=self.head_timeout, bytes=self.max_head_bytes, fields=self.max_header_fields
+            connections=self.max_connections,
+            seconds=self.head_timeout,
+            bytes=self.max_head_bytes,
+            fields=self.max_header_fields,
         )
 
 
@@ -119,7 +129,34 @@ class OutputSettings(ProcessSettings):
     )
 
 
-class FrontSettings(OutputSettings, GrammarSettings, AccessSettings, HttpSettings, HealthSettings):
+class RepeatSettings(ProcessSettings):
+    """What is kept of answers to requests with an Idempotency-Key."""
+
+    section: ClassVar[str] = "repeated requests"
+
+    idempotency_seconds: Seconds = Field(
+        600.0, description="seconds that an answer is kept for who sends its Idempotency-Key again"
+    )
+    idempotency_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        64 * 2**20, ge=1, description="of all answers kept, bytes; the oldest go first"
+    )
+    idempotency_answers: int = Field(1000, ge=1, description="answers kept for each API key")
+    idempotency_grace: Seconds = Field(
+        10.0,
+        description="seconds that such an answer is generated on after its client has gone, for "
+        "when it comes back",
+    )
+
+
+class FrontSettings(
+    OutputSettings,
+    GrammarSettings,
+    AccessSettings,
+    HttpSettings,
+    RepeatSettings,
+    HealthSettings,
+    TracingSettings,
+):
     """What clients see of a fleet: addresses, limits, deadlines."""
 
     section: ClassVar[str] = "gateway"
@@ -174,6 +211,11 @@ class FrontSettings(OutputSettings, GrammarSettings, AccessSettings, HttpSetting
         False,
         description="have workers that can take either role change it when prompts queue on one "
         "side while the other has room",
+    )
+    live: Literal["auto", "off"] = Field(
+        "auto",
+        description="GET /live tells what happens, without prompts and text: on the admin port "
+        "and, where no API keys are needed, on the public one",
     )
     role_hold: Seconds = Field(
         30.0, description="seconds from one change of roles to the next, with --auto-roles"

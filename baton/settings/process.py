@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -67,6 +68,20 @@ class ProcessSettings(BaseSettings):
         return Beat(self.heartbeat_interval, self.heartbeats_missed)
 
 
+class TracingSettings(ProcessSettings):
+    """Where traces go."""
+
+    section: ClassVar[str] = "traces"
+
+    otlp_endpoint: Annotated[str | None, Placeholder("URL")] = Field(
+        None,
+        pattern=r"^https?://",
+        description="send OpenTelemetry traces to this OTLP/gRPC collector, such as "
+        "http://localhost:4317 (https for TLS); by OTEL_EXPORTER_OTLP_ENDPOINT if unset, and the "
+        "other OTEL_* variables; needs the extra otel",
+    )
+
+
 class TlsSettings(ProcessSettings):
     """How processes prove to one another who they are."""
 
@@ -82,6 +97,11 @@ class TlsSettings(ProcessSettings):
     tls_ca: Path | None = Field(
         None, description="authorities whose certificates are accepted, PEM"
     )
+
+    @property
+    def parties(self) -> Sequence[Party]:
+        """All that the certificate must name."""
+        return (self.party,)
 
     @property
     def tls_files(self) -> tuple[Path, Path, Path] | None:

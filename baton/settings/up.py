@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from baton.flags import Placeholder
 from baton.settings.gateway import FrontSettings
-from baton.settings.process import Seconds, split
+from baton.settings.process import Port, Seconds, split
 from baton.settings.worker import (
     ComputeSettings,
     Device,
@@ -48,6 +48,11 @@ class UpSettings(
     tls: bool = Field(
         False,
         description="TLS between the processes, by an authority that ends with them; needs openssl",
+    )
+    metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
+        None,
+        description="HTTP port of the first worker's /metrics, on this machine; the others have "
+        "the next ones; unset: none",
     )
     restart: bool = Field(True, description="start a process again that dies after it was ready")
     grace: Seconds = Field(10.0, description="seconds to stop before a process is killed")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from baton.flags import Placeholder
+from baton.identity import ROLES
 from baton.membership.source import Source
 from baton.settings.process import (
     Address,
@@ -16,6 +18,7 @@ from baton.settings.process import (
     Port,
     TlsSettings,
     Tokens,
+    TracingSettings,
     split,
 )
 from baton.tls.names import Party
@@ -163,7 +166,9 @@ class ReadingSettings(ModelSettings):
     )
 
 
-class WorkerSettings(ComputeSettings, HandoffSettings, GrammarSettings, TlsSettings):
+class WorkerSettings(
+    ComputeSettings, HandoffSettings, GrammarSettings, TlsSettings, TracingSettings
+):
     """What prefill and decode workers share."""
 
     section: ClassVar[str] = "worker"
@@ -172,6 +177,9 @@ class WorkerSettings(ComputeSettings, HandoffSettings, GrammarSettings, TlsSetti
         "127.0.0.1", description="address to listen on"
     )
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
+    metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
+        None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
+    )
     advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
@@ -295,6 +303,11 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings, Role
         description="where `python -m gateway.relay` listens, for prefill workers that cannot be "
         "reached; --kv-transports relay sends all through it",
     )
+
+    @property
+    def parties(self) -> Sequence[Party]:
+        """As it begins: the roles that it may be told to take later are those that are named."""
+        return sorted((Party(role.value) for role in ROLES[self.role]), key=lambda p: p.value)
 
     @model_validator(mode="after")
     def _relay_known(self) -> DecodeSettings:

@@ -30,6 +30,7 @@ class Material:
     key: bytes
     authorities: bytes
     name: Name  #: of the certificate, in the role of this process
+    parties: frozenset[Party]  #: all roles that it names
     expires: str  #: as in the certificate
     generation: int  #: 1, 2, ...: it differs when the files have changed
 
@@ -38,12 +39,14 @@ class Files:
     """Three PEM files. They may be replaced while the process runs, one by one: until all that
     was read goes together, what was read before goes on."""
 
-    def __init__(self, certificate: Path, key: Path, authorities: Path, party: Party) -> None:
-        """``party``: what the certificate must name. Raises BadCertificate, OSError."""
+    def __init__(self, certificate: Path, key: Path, authorities: Path, *parties: Party) -> None:
+        """``parties``: what the certificate must name; without any, one role of whatever kind.
+        Raises BadCertificate, OSError."""
         self._paths = (certificate, key, authorities)
-        self._party = party
+        self._parties = parties
         self._lock = threading.Lock()  # gRPC asks from threads of its own
         self._stamp = self._look()
+        self._complaint = ""  # the last that was logged
         self._material = self._read(1)
 
     def current(self) -> Material:
@@ -54,9 +57,12 @@ class Files:
                 if stamp != self._stamp:
                     self._stamp = stamp
                     self._material = self._read(self._material.generation + 1)
+                    self._complaint = ""
                     log.info("certificate read anew", **describe(self._material))
             except (BadCertificate, OSError) as error:
-                log.warning("certificate not read anew", reason=str(error))
+                if str(error) != self._complaint:  # asked for every connection and more
+                    self._complaint = str(error)
+                    log.warning("certificate not read anew", reason=str(error))
             return self._material
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
@@ -67,14 +73,16 @@ class Files:
     def _read(self, generation: int) -> Material:
         certificate, key, authorities = (path.read_bytes() for path in self._paths)
         names, expires = self._check()
-        for name in names:
-            if name.party is self._party:
-                return Material(certificate, key, authorities, name, expires, generation)
-        named = ", ".join(sorted(map(str, names))) or "no role"
-        raise BadCertificate(
-            f"--tls-cert {self._paths[0]} names {named}; this process needs "
-            f"URI:spiffe://DOMAIN/baton/{self._party.value}/ID"
-        )
+        named = {name.party: name for name in sorted(names, key=str)}
+        if not named or not named.keys() >= set(self._parties):
+            has = ", ".join(map(str, named.values())) or "no role"
+            needs = [party.value for party in self._parties] or ["ROLE"]
+            uris = " and ".join(f"URI:spiffe://DOMAIN/baton/{need}/ID" for need in needs)
+            raise BadCertificate(
+                f"--tls-cert {self._paths[0]} names {has}; this process needs {uris}"
+            )
+        own = named[self._parties[0]] if self._parties else next(iter(named.values()))
+        return Material(certificate, key, authorities, own, frozenset(named), expires, generation)
 
     def _check(self) -> tuple[frozenset[Name], str]:
         """A handshake of the certificate with itself, in memory: what would fail with a peer fails

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeAlias
 
 import grpc
-import structlog
 
 from baton.tls.names import PARTIES, WORKERS, Name, Party, names_in
-
-log = structlog.get_logger(__name__)
+from baton.tls.refusals import Refusals
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -39,7 +37,7 @@ RULES: Mapping[str, frozenset[Party]] = {
 }
 
 #: Why a peer was refused, as it is counted.
-NO_CALL, NO_NAME, WRONG_ROLE, WRONG_ID = "no_call", "no_name", "wrong_role", "wrong_id"
+REASONS = NO_CALL, NO_NAME, WRONG_ROLE, WRONG_ID = "no_call", "no_name", "wrong_role", "wrong_id"
 
 #: Seconds from the start of a handshake to the first call on its connection, at most.
 HANDSHAKE = 5.0
@@ -68,7 +66,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
         self._handshakes = 0
         self._arrived = 0  # connections that have made a call
         self._peers: OrderedDict[str, None] = OrderedDict()
-        self.refused: Counter[str] = Counter()  #: by reason
+        self.refusals = Refusals()
 
     def handshake(self) -> None:
         """One begins; called by gRPC, on any thread."""
@@ -82,19 +80,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
 
     def _count_silent(self, begun: int) -> None:
         """Of the first ``begun`` handshakes, all that would lead to a call have by now."""
-        missing = begun - self._arrived - self.refused[NO_CALL]
+        missing = begun - self._arrived - self.refusals.counts[NO_CALL]
         if missing > 0:
-            self.refused[NO_CALL] += missing
-            log.warning(
-                "refused",
-                connections=missing,
-                reason="no certificate that is accepted here, or no call",
-            )
-
-    def refuse(self, peer: str, why: str, message: str) -> None:
-        """Count and log."""
-        self.refused[why] += 1
-        log.warning("refused", peer=peer, reason=message)
+            message = "no certificate that is accepted here, or no call"
+            self.refusals.add(NO_CALL, message, missing)
 
     def names(self, context: Context) -> frozenset[Name]:
         """Who calls: its names in our own trust domain."""
@@ -132,7 +121,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
             why, named = NO_NAME, f"no role in the trust domain {self._domain()!r}"
         callers = ", ".join(sorted(party.value for party in may)) or "nobody"
         message = f"the certificate names {named}; {method} is for {callers}"
-        self.refuse(peer, why, message)
+        self.refusals.add(why, message, peer=peer)
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, message)
 
     def _arrive(self, peer: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -29,26 +30,35 @@ class Links:
         self.gate: Gate | None = None  #: of the server, where there is one, with TLS
 
     @classmethod
-    def of(cls, settings: TlsSettings, *, quietly: bool = False) -> Links:
-        """As the settings say, which is logged, unless ``quietly``. Raises BadCertificate,
-        OSError."""
+    def of(cls, settings: TlsSettings) -> Links:
+        """As the settings say, which is logged. Raises BadCertificate, OSError."""
         if settings.tls_files is None:
-            if not quietly:
-                log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
+            log.info("no TLS: whoever can reach a gRPC port of this fleet is trusted")
             return cls()
-        files = Files(*settings.tls_files, settings.party)
-        if not quietly:
-            log.info("TLS on every gRPC connection", **describe(files.current()))
+        files = Files(*settings.tls_files, *settings.parties)
+        log.info("TLS on every gRPC connection", **describe(files.current()))
         return cls(files)
 
     @property
     def encrypted(self) -> bool:
         return self._files is not None
 
+    def names(self, party: Party) -> bool:
+        """Whether this process may act as ``party``: its certificate names it, or there is no
+        TLS."""
+        return self._files is None or party in self._files.current().parties
+
     @property
     def refused(self) -> Mapping[str, int]:
         """Peers and calls refused by this process's server since it started, by reason."""
-        return {} if self.gate is None else self.gate.refused
+        return {} if self.gate is None else self.gate.refusals.counts
+
+    @property
+    def expires(self) -> float | None:
+        """When the certificate in use does, Unix time; None without TLS."""
+        if self._files is None:
+            return None
+        return float(ssl.cert_time_to_seconds(self._files.current().expires))
 
     @property
     def generation(self) -> int:

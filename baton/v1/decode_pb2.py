@@ -25,31 +25,33 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xb2\x01\n\x0eSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.baton.v1.IdentityH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.baton.v1.SubmitH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x12(\n\theartbeat\x18\x04 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x42\t\n\x07message\"\\\n\x06Submit\x12(\n\ngeneration\x18\x01 \x01(\x0b\x32\x14.baton.v1.Generation\x12(\n\x07prefill\x18\x02 \x01(\x0b\x32\x17.baton.v1.PrefillTarget\"j\n\rPrefillTarget\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14prefill_us_per_token\x18\x04 \x01(\x01\"C\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\"\xb0\x01\n\x0cSessionEvent\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.baton.v1.IdentityH\x00\x12$\n\x04step\x18\x02 \x01(\x0b\x32\x14.baton.v1.StepOutputH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12 \n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.baton.v1.ErrorH\x00\x42\t\n\x07message\"R\n\nStepOutput\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.baton.v1.TokenDelta\x12\x1e\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x0f.baton.v1.Ended\"\x9d\x01\n\nTokenDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12\x13\n\x0btoken_index\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x1a\n\rcached_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x10\n\x0e_cached_tokens\"\xb5\x01\n\x05\x45nded\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x0f.baton.v1.Error\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.baton.v1.Timings*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32P\n\rDecodeService\x12?\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x16.baton.v1.SessionEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/decode.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"\xb2\x01\n\x0eSessionRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.baton.v1.IdentityH\x00\x12\"\n\x06submit\x18\x02 \x01(\x0b\x32\x10.baton.v1.SubmitH\x00\x12\"\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x10.baton.v1.CancelH\x00\x12(\n\theartbeat\x18\x04 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x42\t\n\x07message\"s\n\x06Submit\x12(\n\ngeneration\x18\x01 \x01(\x0b\x32\x14.baton.v1.Generation\x12(\n\x07prefill\x18\x02 \x01(\x0b\x32\x17.baton.v1.PrefillTarget\x12\x15\n\rtell_progress\x18\x03 \x01(\x08\"j\n\rPrefillTarget\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14prefill_us_per_token\x18\x04 \x01(\x01\"C\n\x06\x43\x61ncel\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\"\xb0\x01\n\x0cSessionEvent\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.baton.v1.IdentityH\x00\x12$\n\x04step\x18\x02 \x01(\x0b\x32\x14.baton.v1.StepOutputH\x00\x12(\n\theartbeat\x18\x03 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12 \n\x05\x65rror\x18\x04 \x01(\x0b\x32\x0f.baton.v1.ErrorH\x00\x42\t\n\x07message\"x\n\nStepOutput\x12$\n\x06tokens\x18\x01 \x03(\x0b\x32\x14.baton.v1.TokenDelta\x12\x1e\n\x05\x65nded\x18\x02 \x03(\x0b\x32\x0f.baton.v1.Ended\x12$\n\x08progress\x18\x03 \x03(\x0b\x32\x12.baton.v1.Progress\"\xac\x02\n\x08Progress\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12\x1b\n\x13prefill_instance_id\x18\x04 \x01(\t\x12\x17\n\x0f\x63omputed_tokens\x18\x05 \x01(\r\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x07 \x01(\r\x12\x10\n\x08kv_bytes\x18\x08 \x01(\x04\x12\x16\n\x0ekv_total_bytes\x18\t \x01(\x04\x12\x11\n\tkv_layers\x18\n \x01(\r\x12\x0e\n\x06layers\x18\x0b \x01(\r\x12\x11\n\ttransport\x18\x0c \x01(\t\x12\"\n\x07timings\x18\r \x01(\x0b\x32\x11.baton.v1.Timings\"\xc8\x01\n\nTokenDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12\x13\n\x0btoken_index\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x1a\n\rcached_tokens\x18\x06 \x01(\rH\x00\x88\x01\x01\x12)\n\x08logprobs\x18\x07 \x03(\x0b\x32\x17.baton.v1.TokenLogprobsB\x10\n\x0e_cached_tokens\"\xb5\x01\n\x05\x45nded\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x14\n\x0c\x63hoice_index\x18\x03 \x01(\r\x12-\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x0f.baton.v1.Error\x12\"\n\x07timings\x18\x06 \x01(\x0b\x32\x11.baton.v1.Timings*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32P\n\rDecodeService\x12?\n\x07Session\x12\x18.baton.v1.SessionRequest\x1a\x16.baton.v1.SessionEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.decode_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1117
-  _globals['_FINISHREASON']._serialized_end=1212
+  _globals['_FINISHREASON']._serialized_start=1524
+  _globals['_FINISHREASON']._serialized_end=1619
   _globals['_SESSIONREQUEST']._serialized_start=59
   _globals['_SESSIONREQUEST']._serialized_end=237
   _globals['_SUBMIT']._serialized_start=239
-  _globals['_SUBMIT']._serialized_end=331
-  _globals['_PREFILLTARGET']._serialized_start=333
-  _globals['_PREFILLTARGET']._serialized_end=439
-  _globals['_CANCEL']._serialized_start=441
-  _globals['_CANCEL']._serialized_end=508
-  _globals['_SESSIONEVENT']._serialized_start=511
-  _globals['_SESSIONEVENT']._serialized_end=687
-  _globals['_STEPOUTPUT']._serialized_start=689
-  _globals['_STEPOUTPUT']._serialized_end=771
-  _globals['_TOKENDELTA']._serialized_start=774
-  _globals['_TOKENDELTA']._serialized_end=931
-  _globals['_ENDED']._serialized_start=934
-  _globals['_ENDED']._serialized_end=1115
-  _globals['_DECODESERVICE']._serialized_start=1214
-  _globals['_DECODESERVICE']._serialized_end=1294
+  _globals['_SUBMIT']._serialized_end=354
+  _globals['_PREFILLTARGET']._serialized_start=356
+  _globals['_PREFILLTARGET']._serialized_end=462
+  _globals['_CANCEL']._serialized_start=464
+  _globals['_CANCEL']._serialized_end=531
+  _globals['_SESSIONEVENT']._serialized_start=534
+  _globals['_SESSIONEVENT']._serialized_end=710
+  _globals['_STEPOUTPUT']._serialized_start=712
+  _globals['_STEPOUTPUT']._serialized_end=832
+  _globals['_PROGRESS']._serialized_start=835
+  _globals['_PROGRESS']._serialized_end=1135
+  _globals['_TOKENDELTA']._serialized_start=1138
+  _globals['_TOKENDELTA']._serialized_end=1338
+  _globals['_ENDED']._serialized_start=1341
+  _globals['_ENDED']._serialized_end=1522
+  _globals['_DECODESERVICE']._serialized_start=1621
+  _globals['_DECODESERVICE']._serialized_end=1701
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 from baton.v1 import kv_pb2 as baton_dot_v1_dot_kv__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x11\x62\x61ton/v1/kv.proto\"\x98\x01\n\x0ePrefillRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12(\n\x08received\x18\x03 \x01(\x0b\x32\x14.baton.v1.KvReceivedH\x00\x42\t\n\x07message\"\xa0\x01\n\x0cPrefillStart\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12(\n\ngeneration\x18\x02 \x01(\x0b\x32\x14.baton.v1.Generation\x12\x12\n\nfrom_token\x18\x03 \x01(\r\x12,\n\ntransports\x18\x04 \x03(\x0b\x32\x18.baton.v1.TransportOffer\"\x1b\n\nKvReceived\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x95\x02\n\x0cPrefillEvent\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.baton.v1.PrefillAcceptedH\x00\x12+\n\x0blayer_ready\x18\x02 \x01(\x0b\x32\x14.baton.v1.LayerReadyH\x00\x12+\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x14.baton.v1.FirstTokenH\x00\x12%\n\x04\x64one\x18\x04 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12(\n\theartbeat\x18\x05 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.baton.v1.ErrorH\x00\x42\t\n\x07message\"\xa2\x01\n\x0fPrefillAccepted\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x12\n\nhit_tokens\x18\x02 \x01(\r\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_token\x18\x04 \x01(\x0c\x12,\n\ttransport\x18\x05 \x01(\x0b\x32\x19.baton.v1.TransportChoice\".\n\nLayerReady\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x11\n\tend_token\x18\x02 \x01(\r\"Z\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x16\n\x0emore_token_ids\x18\x03 \x03(\r\"1\n\x0bPrefillDone\x12\"\n\x07timings\x18\x01 \x01(\x0b\x32\x11.baton.v1.Timings2Q\n\x0ePrefillService\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\x1a\x11\x62\x61ton/v1/kv.proto\"\x98\x01\n\x0ePrefillRequest\x12\'\n\x05start\x18\x01 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12(\n\x08received\x18\x03 \x01(\x0b\x32\x14.baton.v1.KvReceivedH\x00\x42\t\n\x07message\"\xa0\x01\n\x0cPrefillStart\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12(\n\ngeneration\x18\x02 \x01(\x0b\x32\x14.baton.v1.Generation\x12\x12\n\nfrom_token\x18\x03 \x01(\r\x12,\n\ntransports\x18\x04 \x03(\x0b\x32\x18.baton.v1.TransportOffer\"\x1b\n\nKvReceived\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\"\x95\x02\n\x0cPrefillEvent\x12-\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x19.baton.v1.PrefillAcceptedH\x00\x12+\n\x0blayer_ready\x18\x02 \x01(\x0b\x32\x14.baton.v1.LayerReadyH\x00\x12+\n\x0b\x66irst_token\x18\x03 \x01(\x0b\x32\x14.baton.v1.FirstTokenH\x00\x12%\n\x04\x64one\x18\x04 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12(\n\theartbeat\x18\x05 \x01(\x0b\x32\x13.baton.v1.HeartbeatH\x00\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x0f.baton.v1.ErrorH\x00\x42\t\n\x07message\"\xa2\x01\n\x0fPrefillAccepted\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x12\n\nhit_tokens\x18\x02 \x01(\r\x12\x15\n\rqueued_tokens\x18\x03 \x01(\x04\x12\x10\n\x08kv_token\x18\x04 \x01(\x0c\x12,\n\ttransport\x18\x05 \x01(\x0b\x32\x19.baton.v1.TransportChoice\".\n\nLayerReady\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x11\n\tend_token\x18\x02 \x01(\r\"\x85\x01\n\nFirstToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\"\n\x07timings\x18\x02 \x01(\x0b\x32\x11.baton.v1.Timings\x12\x16\n\x0emore_token_ids\x18\x03 \x03(\r\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.baton.v1.TokenLogprobs\"1\n\x0bPrefillDone\x12\"\n\x07timings\x18\x01 \x01(\x0b\x32\x11.baton.v1.Timings2Q\n\x0ePrefillService\x12?\n\x07Prefill\x12\x18.baton.v1.PrefillRequest\x1a\x16.baton.v1.PrefillEvent(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,10 +45,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLACCEPTED']._serialized_end=868
   _globals['_LAYERREADY']._serialized_start=870
   _globals['_LAYERREADY']._serialized_end=916
-  _globals['_FIRSTTOKEN']._serialized_start=918
-  _globals['_FIRSTTOKEN']._serialized_end=1008
-  _globals['_PREFILLDONE']._serialized_start=1010
-  _globals['_PREFILLDONE']._serialized_end=1059
-  _globals['_PREFILLSERVICE']._serialized_start=1061
-  _globals['_PREFILLSERVICE']._serialized_end=1142
+  _globals['_FIRSTTOKEN']._serialized_start=919
+  _globals['_FIRSTTOKEN']._serialized_end=1052
+  _globals['_PREFILLDONE']._serialized_start=1054
+  _globals['_PREFILLDONE']._serialized_end=1103
+  _globals['_PREFILLSERVICE']._serialized_start=1105
+  _globals['_PREFILLSERVICE']._serialized_end=1186
 # @@protoc_insertion_point(module_scope)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import common_pb2 as baton_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"c\n\x0cWatchRequest\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x15\n\rcache_changes\x18\x02 \x01(\x08\x12\x16\n\x0e\x63ontrols_roles\x18\x05 \x01(\x08\"\xd2\x04\n\x0cWorkerStatus\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x1d\n\x05roles\x18\x02 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x1c\n\x04load\x18\x06 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x31\n\ntransports\x18\x07 \x03(\x0b\x32\x1d.baton.v1.TransportCapability\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x10\n\x08sequence\x18\x0b \x01(\x04\x12\x34\n\x11prefill_decisions\x18\x0c \x03(\x0b\x32\x19.baton.v1.PrefillDecision\x12(\n\x0bkv_pairings\x18\r \x03(\x0b\x32\x13.baton.v1.KvPairing\x12\x0f\n\x07\x66\x61iling\x18\x0e \x01(\x08\x12\x0b\n\x03tls\x18\x0f \x01(\x08\x12#\n\x07refused\x18\x10 \x03(\x0b\x32\x12.baton.v1.Refusals\x12%\n\x05\x63\x61\x63he\x18\x11 \x01(\x0b\x32\x16.baton.v1.CacheChanges\x12&\n\x0epossible_roles\x18\x19 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x16\n\x0eroles_since_ms\x18\x1a \x01(\x04\x12\x12\n\ncontroller\x18\x1b \x01(\t\x12\x13\n\x0bmax_running\x18\x1c \x01(\rJ\x04\x08\n\x10\x0b\")\n\x08Refusals\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\x8c\x02\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x04 \x01(\r\x12\x15\n\rblocks_cached\x18\x05 \x01(\r\x12\x14\n\x0c\x62locks_owned\x18\x06 \x01(\r\x12\x1a\n\x12\x62locks_quarantined\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12\x14\n\x0clast_step_us\x18\t \x01(\x04\x12\x1c\n\x14prefill_us_per_token\x18\n \x01(\x01\x12\x19\n\x0cprefill_room\x18\x0f \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_prefill_room\"?\n\x0fPrefillDecision\x12\r\n\x05local\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xc2\x01\n\tKvPairing\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x12\n\ndowngrades\x18\x04 \x03(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\x12\x0f\n\x07stripes\x18\x06 \x01(\r\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x04\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\n \x01(\x01\"I\n\x13TransportCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0bunavailable\x18\x03 \x01(\t\"]\n\x0c\x43\x61\x63heChanges\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\r\n\x05since\x18\x02 \x01(\x04\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x0c\x12\x0c\n\x04left\x18\x05 \x01(\x0c\"%\n\x15\x43heckIntegrityRequest\x12\x0c\n\x04idle\x18\x01 \x01(\x08\"\xac\x01\n\x0fIntegrityReport\x12\x12\n\nviolations\x18\x01 \x03(\t\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x16\n\x0etasks_at_start\x18\x04 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x05 \x01(\r\x12\x13\n\x0b\x64\x65scriptors\x18\x06 \x01(\r\x12\x1c\n\x14\x64\x65scriptors_at_start\x18\x07 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08grace_ms\x18\x01 \x01(\x04\"!\n\nDrainReply\x12\x13\n\x0bhanded_back\x18\x01 \x01(\r\"h\n\x0fSetRolesRequest\x12\x1d\n\x05roles\x18\x01 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x15\n\x08grace_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ncontroller\x18\x03 \x01(\tB\x0b\n\t_grace_ms\"V\n\rSetRolesReply\x12\x1d\n\x05roles\x18\x01 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x13\n\x0bhanded_back\x18\x02 \x01(\r\x12\x11\n\tfinishing\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x32\x8f\x02\n\rWorkerService\x12\x39\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x16.baton.v1.WorkerStatus0\x01\x12L\n\x0e\x43heckIntegrity\x12\x1f.baton.v1.CheckIntegrityRequest\x1a\x19.baton.v1.IntegrityReport\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReply\x12>\n\x08SetRoles\x12\x19.baton.v1.SetRolesRequest\x1a\x17.baton.v1.SetRolesReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/worker.proto\x12\x08\x62\x61ton.v1\x1a\x15\x62\x61ton/v1/common.proto\"c\n\x0cWatchRequest\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x15\n\rcache_changes\x18\x02 \x01(\x08\x12\x16\n\x0e\x63ontrols_roles\x18\x05 \x01(\x08\"\xd2\x04\n\x0cWorkerStatus\x12$\n\x08identity\x18\x01 \x01(\x0b\x32\x12.baton.v1.Identity\x12\x1d\n\x05roles\x18\x02 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x15\n\rlocal_prefill\x18\x03 \x01(\x08\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x1c\n\x04load\x18\x06 \x01(\x0b\x32\x0e.baton.v1.Load\x12\x31\n\ntransports\x18\x07 \x03(\x0b\x32\x1d.baton.v1.TransportCapability\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x10\n\x08sequence\x18\x0b \x01(\x04\x12\x34\n\x11prefill_decisions\x18\x0c \x03(\x0b\x32\x19.baton.v1.PrefillDecision\x12(\n\x0bkv_pairings\x18\r \x03(\x0b\x32\x13.baton.v1.KvPairing\x12\x0f\n\x07\x66\x61iling\x18\x0e \x01(\x08\x12\x0b\n\x03tls\x18\x0f \x01(\x08\x12#\n\x07refused\x18\x10 \x03(\x0b\x32\x12.baton.v1.Refusals\x12%\n\x05\x63\x61\x63he\x18\x11 \x01(\x0b\x32\x16.baton.v1.CacheChanges\x12&\n\x0epossible_roles\x18\x19 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x16\n\x0eroles_since_ms\x18\x1a \x01(\x04\x12\x12\n\ncontroller\x18\x1b \x01(\t\x12\x13\n\x0bmax_running\x18\x1c \x01(\rJ\x04\x08\n\x10\x0b\")\n\x08Refusals\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\"\xd7\x02\n\x04Load\x12\x15\n\rqueued_tokens\x18\x01 \x01(\x04\x12\x0f\n\x07running\x18\x02 \x01(\r\x12\x0f\n\x07waiting\x18\x03 \x01(\r\x12\x13\n\x0b\x62locks_free\x18\x04 \x01(\r\x12\x15\n\rblocks_cached\x18\x05 \x01(\r\x12\x14\n\x0c\x62locks_owned\x18\x06 \x01(\r\x12\x1a\n\x12\x62locks_quarantined\x18\x07 \x01(\r\x12\r\n\x05steps\x18\x08 \x01(\x04\x12\x14\n\x0clast_step_us\x18\t \x01(\x04\x12\x1c\n\x14prefill_us_per_token\x18\n \x01(\x01\x12\x19\n\x0cprefill_room\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x18\n\x10\x63\x61\x63he_hit_tokens\x18\x10 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x11 \x01(\x04\x12\x18\n\x10generated_tokens\x18\x12 \x01(\x04\x42\x0f\n\r_prefill_room\"?\n\x0fPrefillDecision\x12\r\n\x05local\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"\xc2\x01\n\tKvPairing\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x12\n\ndowngrades\x18\x04 \x03(\t\x12\x11\n\tchecksums\x18\x05 \x01(\x08\x12\x0f\n\x07stripes\x18\x06 \x01(\r\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x08 \x01(\x04\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12\x13\n\x0b\x62ytes_per_s\x18\n \x01(\x01\"I\n\x13TransportCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x13\n\x0bunavailable\x18\x03 \x01(\t\"]\n\x0c\x43\x61\x63heChanges\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\r\n\x05since\x18\x02 \x01(\x04\x12\r\n\x05whole\x18\x03 \x01(\x08\x12\x0f\n\x07\x65ntered\x18\x04 \x01(\x0c\x12\x0c\n\x04left\x18\x05 \x01(\x0c\"%\n\x15\x43heckIntegrityRequest\x12\x0c\n\x04idle\x18\x01 \x01(\x08\"\xac\x01\n\x0fIntegrityReport\x12\x12\n\nviolations\x18\x01 \x03(\t\x12\x1c\n\x04load\x18\x02 \x01(\x0b\x32\x0e.baton.v1.Load\x12\r\n\x05tasks\x18\x03 \x01(\r\x12\x16\n\x0etasks_at_start\x18\x04 \x01(\r\x12\r\n\x05\x63\x61lls\x18\x05 \x01(\r\x12\x13\n\x0b\x64\x65scriptors\x18\x06 \x01(\r\x12\x1c\n\x14\x64\x65scriptors_at_start\x18\x07 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08grace_ms\x18\x01 \x01(\x04\"!\n\nDrainReply\x12\x13\n\x0bhanded_back\x18\x01 \x01(\r\"h\n\x0fSetRolesRequest\x12\x1d\n\x05roles\x18\x01 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x15\n\x08grace_ms\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\ncontroller\x18\x03 \x01(\tB\x0b\n\t_grace_ms\"V\n\rSetRolesReply\x12\x1d\n\x05roles\x18\x01 \x03(\x0e\x32\x0e.baton.v1.Role\x12\x13\n\x0bhanded_back\x18\x02 \x01(\r\x12\x11\n\tfinishing\x18\x03 \x01(\r*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x32\x8f\x02\n\rWorkerService\x12\x39\n\x05Watch\x12\x16.baton.v1.WatchRequest\x1a\x16.baton.v1.WorkerStatus0\x01\x12L\n\x0e\x43heckIntegrity\x12\x1f.baton.v1.CheckIntegrityRequest\x1a\x19.baton.v1.IntegrityReport\x12\x35\n\x05\x44rain\x12\x16.baton.v1.DrainRequest\x1a\x14.baton.v1.DrainReply\x12>\n\x08SetRoles\x12\x19.baton.v1.SetRolesRequest\x1a\x17.baton.v1.SetRolesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1979
-  _globals['_ROLE']._serialized_end=2042
+  _globals['_ROLE']._serialized_start=2054
+  _globals['_ROLE']._serialized_end=2117
   _globals['_WATCHREQUEST']._serialized_start=58
   _globals['_WATCHREQUEST']._serialized_end=157
   _globals['_WORKERSTATUS']._serialized_start=160
@@ -41,27 +41,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFUSALS']._serialized_start=756
   _globals['_REFUSALS']._serialized_end=797
   _globals['_LOAD']._serialized_start=800
-  _globals['_LOAD']._serialized_end=1068
-  _globals['_PREFILLDECISION']._serialized_start=1070
-  _globals['_PREFILLDECISION']._serialized_end=1133
-  _globals['_KVPAIRING']._serialized_start=1136
-  _globals['_KVPAIRING']._serialized_end=1330
-  _globals['_TRANSPORTCAPABILITY']._serialized_start=1332
-  _globals['_TRANSPORTCAPABILITY']._serialized_end=1405
-  _globals['_CACHECHANGES']._serialized_start=1407
-  _globals['_CACHECHANGES']._serialized_end=1500
-  _globals['_CHECKINTEGRITYREQUEST']._serialized_start=1502
-  _globals['_CHECKINTEGRITYREQUEST']._serialized_end=1539
-  _globals['_INTEGRITYREPORT']._serialized_start=1542
-  _globals['_INTEGRITYREPORT']._serialized_end=1714
-  _globals['_DRAINREQUEST']._serialized_start=1716
-  _globals['_DRAINREQUEST']._serialized_end=1748
-  _globals['_DRAINREPLY']._serialized_start=1750
-  _globals['_DRAINREPLY']._serialized_end=1783
-  _globals['_SETROLESREQUEST']._serialized_start=1785
-  _globals['_SETROLESREQUEST']._serialized_end=1889
-  _globals['_SETROLESREPLY']._serialized_start=1891
-  _globals['_SETROLESREPLY']._serialized_end=1977
-  _globals['_WORKERSERVICE']._serialized_start=2045
-  _globals['_WORKERSERVICE']._serialized_end=2316
+  _globals['_LOAD']._serialized_end=1143
+  _globals['_PREFILLDECISION']._serialized_start=1145
+  _globals['_PREFILLDECISION']._serialized_end=1208
+  _globals['_KVPAIRING']._serialized_start=1211
+  _globals['_KVPAIRING']._serialized_end=1405
+  _globals['_TRANSPORTCAPABILITY']._serialized_start=1407
+  _globals['_TRANSPORTCAPABILITY']._serialized_end=1480
+  _globals['_CACHECHANGES']._serialized_start=1482
+  _globals['_CACHECHANGES']._serialized_end=1575
+  _globals['_CHECKINTEGRITYREQUEST']._serialized_start=1577
+  _globals['_CHECKINTEGRITYREQUEST']._serialized_end=1614
+  _globals['_INTEGRITYREPORT']._serialized_start=1617
+  _globals['_INTEGRITYREPORT']._serialized_end=1789
+  _globals['_DRAINREQUEST']._serialized_start=1791
+  _globals['_DRAINREQUEST']._serialized_end=1823
+  _globals['_DRAINREPLY']._serialized_start=1825
+  _globals['_DRAINREPLY']._serialized_end=1858
+  _globals['_SETROLESREQUEST']._serialized_start=1860
+  _globals['_SETROLESREQUEST']._serialized_end=1964
+  _globals['_SETROLESREPLY']._serialized_start=1966
+  _globals['_SETROLESREPLY']._serialized_end=2052
+  _globals['_WORKERSERVICE']._serialized_start=2120
+  _globals['_WORKERSERVICE']._serialized_end=2391
 # @@protoc_insertion_point(module_scope)

@@ -80,7 +80,7 @@ class Refusals(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token", "prefill_room")
+    __slots__ = ("queued_tokens", "running", "waiting", "blocks_free", "blocks_cached", "blocks_owned", "blocks_quarantined", "steps", "last_step_us", "prefill_us_per_token", "prefill_room", "cache_hit_tokens", "prompt_tokens", "generated_tokens")
     QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,9 @@ class Load(_message.Message):
     LAST_STEP_US_FIELD_NUMBER: _ClassVar[int]
     PREFILL_US_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PREFILL_ROOM_FIELD_NUMBER: _ClassVar[int]
+    CACHE_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     queued_tokens: int
     running: int
     waiting: int
@@ -103,7 +106,10 @@ class Load(_message.Message):
     last_step_us: int
     prefill_us_per_token: float
     prefill_room: int
-    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ..., prefill_room: _Optional[int] = ...) -> None: ...
+    cache_hit_tokens: int
+    prompt_tokens: int
+    generated_tokens: int
+    def __init__(self, queued_tokens: _Optional[int] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., blocks_free: _Optional[int] = ..., blocks_cached: _Optional[int] = ..., blocks_owned: _Optional[int] = ..., blocks_quarantined: _Optional[int] = ..., steps: _Optional[int] = ..., last_step_us: _Optional[int] = ..., prefill_us_per_token: _Optional[float] = ..., prefill_room: _Optional[int] = ..., cache_hit_tokens: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillDecision(_message.Message):
     __slots__ = ("local", "reason", "count")

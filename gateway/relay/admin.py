@@ -24,8 +24,8 @@ from gateway.status import describe
 class Metrics:
     """The relay's instruments."""
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         self.calls = Counter("baton_relay_calls", "Prefill calls forwarded.", registry=registry)
         self.refused = Counter(
             "baton_relay_refused", "Calls and KV streams refused.", registry=registry

@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 
 from baton import tasks
 from baton.identity import Identity, new_instance_id
+from baton.metrics.process import process_registry
 from baton.settings import RelaySettings
 from baton.tls.links import Links
 from gateway import sources
-from gateway.link_metrics import LinkMetrics
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics, admin_app
 from gateway.relay.forwarding import WINDOW, handlers
@@ -55,8 +55,7 @@ async def running(settings: RelaySettings) -> AsyncIterator[Service]:
     registry = Registry(
         membership, identity, settings.beat, links, stall_timeout=settings.stall_timeout
     )
-    metrics = Metrics()
-    metrics.registry.register(LinkMetrics(links))
+    metrics = Metrics(process_registry("relay", links))
     relay = Relay(
         registry,
         metrics,

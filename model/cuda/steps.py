@@ -27,7 +27,7 @@ from model.cuda.net import CudaNet
 from model.cuda.packing import Ints, Tables, pack
 from model.cuda.paged import PagedAttention
 from model.engine.overflow import overflows
-from model.engine.plan import Slice
+from model.engine.plan import Drawn, Slice
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.config import ModelConfig
 from model.nets.transformer import ModelWeights
@@ -90,10 +90,8 @@ class CudaSteps:
                     most=graph_rows,
                 )
 
-    def run(
-        self, slices: Sequence[Slice], on_layer: LayerListener
-    ) -> tuple[dict[int, int], dict[int, BatonError]]:
-        """Tokens and errors by sequence. Slices have been found to fit model and pool."""
+    def run(self, slices: Sequence[Slice], on_layer: LayerListener) -> Drawn:
+        """Slices have been found to fit model and pool."""
         with self._on_device():
             return self._result(self._launch(slices, on_layer))
 
@@ -124,26 +122,28 @@ class CudaSteps:
             ended.record(torch.cuda.current_stream(self._device))
         return Flight(slices, peaks, highest, pending, ended)
 
-    def _result(self, flight: Flight) -> tuple[dict[int, int], dict[int, BatonError]]:
+    def _result(self, flight: Flight) -> Drawn:
         if flight.ended is not None:
             flight.ended.synchronize()
         slices = flight.slices
         count = sum(len(piece.token_ids) for piece in slices)
-        errors: dict[int, BatonError] = {}
+        drawn = Drawn()
         if not bool((flight.highest[:count] < FP16_LIMIT).all()):
-            errors = overflows(slices, flight.peaks[:, :count].cpu().numpy())
-        tokens: dict[int, int] = {}
+            drawn = Drawn(errors=overflows(slices, flight.peaks[:, :count].cpu().numpy()))
         found = flight.pending.tokens(self._sampler) if flight.pending is not None else []
+        told = flight.pending.logprobs(found) if flight.pending is not None else {}
         asked = ((piece.seq_id, seq_id) for piece in slices for seq_id, _ in piece.asked)
-        failed = set(errors)
-        for (stem, seq_id), token in zip(asked, found, strict=True):
+        failed = set(drawn.errors)
+        for place, ((stem, seq_id), token) in enumerate(zip(asked, found, strict=True)):
             if stem in failed:
                 continue
             if isinstance(token, BatonError):
-                errors[seq_id] = token
-            else:
-                tokens[seq_id] = token
-        return tokens, errors
+                drawn.errors[seq_id] = token
+                continue
+            drawn.tokens[seq_id] = token
+            if place in told:
+                drawn.logprobs[seq_id] = told[place]
+        return drawn
 
     def _upload(self, slices: Sequence[Slice], tables: Sequence[Ints]) -> StepInputs:
         packed = pack(slices, tables, self._pool.block_size)

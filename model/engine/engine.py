@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.errors import BatonError, InternalError
 from baton.generation import FinishReason
@@ -31,9 +31,14 @@ from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import Hold, Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 #: Called on the engine thread, without the lock, with the events of a step (or of one layer).
 Emit = Callable[[Sequence[Event]], None]
+
+#: Called on the engine thread, without the lock, after each step that did not fail: its seconds,
+#: prompt tokens and decodes.
+OnStep = Callable[[float, int, int], None]
 
 #: Steps that may fail in a row before ``Load.failed`` says that this worker is of no use.
 FAILURES_IN_A_ROW = 3
@@ -54,6 +59,8 @@ class Load:
     costs: Costs  #: measured
     failed: bool  #: several steps failed in a row, or the engine itself is broken
     prefill_room: int | None  #: blocks that prompts to be handed over may take; None: any
+    totals: Totals
+    failed_steps: int  #: since start
 
 
 class Engine:
@@ -72,6 +79,7 @@ class Engine:
         settings: SchedulerSettings,
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
+        on_step: OnStep = lambda seconds, prompt_tokens, decodes: None,
     ) -> None:
         """Raises ValueError when ``settings.block_size`` is not the runner's."""
         if settings.block_size != runner.compatibility.block_size:
@@ -82,6 +90,7 @@ class Engine:
         self.runner = runner
         self.settings = settings
         self._emit = emit
+        self._on_step = on_step
         self._clock = clock
         self._pool = BlockPool(runner.num_blocks)
         prefix = PrefixCache(self._pool, settings.block_size, runner.compatibility.layout)
@@ -91,6 +100,7 @@ class Engine:
         self._stopping = False
         self._broken = False
         self._failures = 0  # steps failed in a row
+        self._failed_steps = 0
         self._last_step_s = 0.0
         self._thread: threading.Thread | None = None
 
@@ -220,6 +230,8 @@ class Engine:
                 costs=scheduler.costs.estimate,
                 failed=self._broken or self._failures >= FAILURES_IN_A_ROW,
                 prefill_room=scheduler.prefill_room,
+                totals=replace(scheduler.totals),
+                failed_steps=self._failed_steps,
             )
 
     def cache_changes(self, since: int | None) -> Changes | None:
@@ -281,11 +293,14 @@ class Engine:
                 self._scheduler.commit(outcome)
             else:
                 self._failures += 1
+                self._failed_steps += 1
                 self._scheduler.fail(outcome)
             self._last_step_s = self._clock() - started
             events = self._scheduler.take_events()
         if events:
             self._emit(events)
+        if isinstance(outcome, StepResult):
+            self._on_step(self._last_step_s, *self._scheduler.step_load)
         return True
 
     def _compute(self, plan: StepPlan) -> StepResult | BatonError:

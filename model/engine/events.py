@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from baton.errors import BatonError
-from baton.generation import FinishReason
+from baton.generation import FinishReason, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class TokenSampled:
     index: int  #: position among all generated ids, those of earlier attempts included
     finish_reason: FinishReason | None = None  #: set: the sequence has ended (see SequenceRequest)
     timings: SequenceTimings | None = None  #: with the first token sampled here and the last
+    logprobs: TokenLogprobs | None = None  #: where the request asks for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,15 @@ class LayerReady:
     layer: int
     end: int
     at: float  #: when, on the engine's clock (on a GPU: when it was enqueued)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkComputed:
+    """KV of a prompt is computed up to position ``end`` (exclusive), and more of it is to come; for
+    sequences that ask for it (``SequenceRequest.tell``)."""
+
+    seq_id: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +78,6 @@ class SequencePreempted:
     seq_id: int
 
 
-Event: TypeAlias = TokenSampled | LayerReady | PrefixShared | SequenceFailed | SequencePreempted
+Event: TypeAlias = (
+    TokenSampled | LayerReady | ChunkComputed | PrefixShared | SequenceFailed | SequencePreempted
+)

@@ -70,7 +70,8 @@ def first_tokens(
             continue
         drawn[seq_id] = token
         finish = finish_reason(index + 1, token, stem.request.spec)
-        events.append(TokenSampled(seq_id, token, index, finish, timings))
+        logprobs = result.logprobs.get(seq_id)
+        events.append(TokenSampled(seq_id, token, index, finish, timings, logprobs))
     return drawn, events
 
 

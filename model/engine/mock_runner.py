@@ -21,6 +21,7 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from baton.generation import TokenLogprobs
 from baton.identity import CompatibilityClass
 from baton.kv.transport import Region
 from baton.sampling import SamplingSpec
@@ -81,6 +82,11 @@ class Answers:
             allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
             return int(allowed[number % len(allowed)])
         return self.low_id + number % (self.high_id - self.low_id)
+
+    def logprobs(self, token_id: int, count: int) -> TokenLogprobs:
+        """Made up from the id alone, exact as float32: the lowest are the most likely. Pure."""
+        top = range(self.low_id, self.high_id)[:count]
+        return TokenLogprobs(-token_id / 64, tuple((i, -i / 64) for i in top))
 
 
 class MockStore:
@@ -186,7 +192,13 @@ class MockRunner:
             for checksum in (self._checksum(part),)
             for seq_id, sample in part.asked
         }
-        return StepResult(plan.step, tokens, compute_s=seconds)
+        logprobs = {
+            seq_id: self._answers.logprobs(tokens[seq_id], sample.spec.logprobs)
+            for part in plan.slices
+            for seq_id, sample in part.asked
+            if sample.spec.logprobs is not None
+        }
+        return StepResult(plan.step, tokens, compute_s=seconds, logprobs=logprobs)
 
     def _rows(self, layer: int) -> Bytes:
         """A view of one layer, [num_blocks, 2 (K and V), block_size, row bytes / 2]."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from baton.errors import BatonError
+from baton.generation import TokenLogprobs
 from baton.grammars import Constraint
 from baton.sampling import SamplingSpec
 
@@ -90,6 +91,15 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step drew, by seq_id."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    errors: dict[int, BatonError] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  #: where they are asked for
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step computed. Every sequence that a slice has ``asked`` for is in ``tokens`` or in
     ``errors``; the slice's own is in ``errors`` if it failed as a whole."""
@@ -98,3 +108,4 @@ class StepResult:
     tokens: dict[int, int]  #: seq_id -> the sampled token id
     errors: dict[int, BatonError] = field(default_factory=dict)  #: e.g. KvOverflow
     compute_s: float = 0.0
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)  #: of those that asked

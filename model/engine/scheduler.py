@@ -23,6 +23,7 @@ from model.cache.prefix import PrefixCache
 from model.engine.compute_queue import ComputeQueue
 from model.engine.costs import StepCosts
 from model.engine.events import (
+    ChunkComputed,
     Event,
     PrefixShared,
     SequenceFailed,
@@ -37,6 +38,7 @@ from model.engine.plan import Slice, StepPlan, StepResult
 from model.engine.preemption import victim
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 
 class Scheduler:
@@ -63,12 +65,13 @@ class Scheduler:
         self._decoding: dict[int, Sequence] = {}
         self._stems = Stems()
         self._running: StepPlan | None = None
-        self._running_load = (0, 0)  # its prompt tokens and its decodes
+        self.step_load = (0, 0)  #: prompt tokens and decodes of the step planned last
         self._events: list[Event] = []
         self._next_seq_id = 1
         self.steps = 0
         self.compute_s = 0.0  #: of all steps
         self.computed_tokens = 0  #: likewise
+        self.totals = Totals()
 
     # -- commands --------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class Scheduler:
             spare=table.blocks[border:],
         )
         self._next_seq_id += 1
+        self.totals.cache_hits += seq.cached
         if request.more_choices:
             self._next_seq_id = self._stems.name(seq, self._next_seq_id)
         self._live[seq.seq_id] = seq
@@ -211,7 +215,7 @@ class Scheduler:
         ]
         self._catch_up()
         chunks = self._queue.chunks(len(slices))
-        self._running_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
+        self.step_load = (sum(len(chunk.token_ids) for chunk in chunks), len(slices))
         slices += chunks
         plan = StepPlan(self.steps + 1, tuple(slices), self._memory.take_copies())
         if slices:
@@ -222,10 +226,12 @@ class Scheduler:
         """Take in what the running step computed. Sequences that ended meanwhile are skipped."""
         plan = self._finish_step()
         self.compute_s += result.compute_s
-        self.costs.observe(*self._running_load, result.compute_s)
-        self.computed_tokens += sum(self._running_load)
+        self.costs.observe(*self.step_load, result.compute_s)
+        self.computed_tokens += sum(self.step_load)
         live, tokens, errors, emit = self._live, result.tokens, result.errors, self._events.append
         size, prefilling = self.settings.block_size, Phase.PREFILLING
+        told = result.logprobs.get
+        self.totals.generated += len(tokens)
         for part in plan.slices:
             seq_id = part.seq_id
             seq = live.get(seq_id)
@@ -240,6 +246,7 @@ class Scheduler:
             first = seq.phase is prefilling
             if first:
                 self._queue.computed(seq, len(part.token_ids))
+                self.totals.prompt += len(part.token_ids)
                 self._memory.advance(seq)
                 seq.prefill_s += result.compute_s
                 seq.steps += 1
@@ -250,10 +257,13 @@ class Scheduler:
             if token is None or part.sample is None:
                 if part.draws:
                     self._drawn(seq, result)
+                elif seq.request.tell:
+                    emit(ChunkComputed(seq_id, seq.computed))
                 continue
             finish = seq.append(token)
             timings = seq.timings(self.compute_s, self.steps) if first or finish else None
-            emit(TokenSampled(seq_id, token, len(seq.generated_ids) - 1, finish, timings))
+            index = len(seq.generated_ids) - 1
+            emit(TokenSampled(seq_id, token, index, finish, timings, told(seq_id)))
             if first:
                 self._leave_queue(seq, finish)
             elif finish is not None:
@@ -368,6 +378,7 @@ class Scheduler:
                     memory.sitting_out += 1
                     break
                 self._end(last, SequencePreempted(last.seq_id))
+                self.totals.preemptions += 1
 
     # -- the books -------------------------------------------------------------------------
 

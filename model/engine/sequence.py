@@ -42,6 +42,7 @@ class SequenceRequest:
     export: bool = False  #: emit LayerReady for every slice
     receive: bool = False
     constraint: Constraint | None = None  #: of ``spec.grammar``; each sequence forks its own
+    tell: bool = False  #: emit ChunkComputed
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:

@@ -29,7 +29,7 @@ from model.cache.pool import KvPool
 from model.cache.store import HostStore
 from model.engine.overflow import overflows
 from model.engine.packing import PackedStep, Packer
-from model.engine.plan import Slice, StepPlan, StepResult
+from model.engine.plan import Drawn, Slice, StepPlan, StepResult
 from model.engine.runner import BlockStore, LayerListener
 from model.nets.choice import ChosenAttention, choose_attention, choose_ops
 from model.nets.config import ModelConfig, load_config
@@ -37,6 +37,7 @@ from model.nets.rope import RopeTable
 from model.nets.rows import require_row_independence, row_independent
 from model.nets.transformer import ModelWeights, Transformer
 from model.sampling.device import HostSampler
+from model.sampling.logprobs import logprobs
 from model.weights.loader import Progress, load_weights
 from model.weights.revision import model_revision
 
@@ -166,37 +167,39 @@ class TorchRunner:
         began = time.perf_counter()
         errors = {s.seq_id: error for s in plan.slices if (error := self._refusal(s)) is not None}
         slices = [s for s in plan.slices if s.seq_id not in errors]
-        tokens: dict[int, int] = {}
+        drawn = Drawn()
         if plan.copies:
             self._pool.copy([c.source for c in plan.copies], [c.target for c in plan.copies])
         if slices:
             compute = self._compute if self._cuda is None else self._cuda.run
-            tokens, failed = compute(slices, on_layer)
-            errors |= failed
-        return StepResult(plan.step, tokens, errors, time.perf_counter() - began)
+            drawn = compute(slices, on_layer)
+            errors |= drawn.errors
+        seconds = time.perf_counter() - began
+        return StepResult(plan.step, drawn.tokens, errors, seconds, drawn.logprobs)
 
-    def _compute(
-        self, slices: Sequence[Slice], on_layer: LayerListener
-    ) -> tuple[dict[int, int], dict[int, BatonError]]:
-        """Tokens and errors by sequence, by plain torch; logits are sampled on the host."""
+    def _compute(self, slices: Sequence[Slice], on_layer: LayerListener) -> Drawn:
+        """By plain torch; logits are sampled on the host."""
         step = self._packer.pack(slices)
         if isinstance(self._store, CudaStore):
             self._store.begin_step(self._exported(slices))
         hidden, peaks = self._forward(step, on_layer)
-        errors, tokens = overflows(slices, peaks.numpy()), dict[int, int]()
+        drawn = Drawn(errors=overflows(slices, peaks.numpy()))
         asking = [
             (piece.asked, span.first + span.count - 1)
             for piece, span in zip(slices, step.spans, strict=True)
-            if piece.asked and piece.seq_id not in errors
+            if piece.asked and piece.seq_id not in drawn.errors
         ]
         logits = self._logits(hidden, [row for _, row in asking])
         for (asked, _), row in zip(asking, logits, strict=True):
             for seq_id, sample in asked:
                 try:
-                    tokens[seq_id] = self._sampler(row, sample)
+                    token = drawn.tokens[seq_id] = self._sampler(row, sample)
                 except BatonError as error:
-                    errors[seq_id] = error
-        return tokens, errors
+                    drawn.errors[seq_id] = error
+                    continue
+                if sample.spec.logprobs is not None:
+                    drawn.logprobs[seq_id] = logprobs(row, token, sample.spec.logprobs)
+        return drawn
 
     def _refusal(self, piece: Slice) -> BatonError | None:
         """Why a slice cannot be packed; an id outside the embedding would take all others down."""

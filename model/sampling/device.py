@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from baton.errors import BatonError
+from baton.generation import TokenLogprobs
 from model.engine.plan import Sample
 from model.sampling.draw import uniform
 from model.sampling.penalties import changes_logits
@@ -60,6 +61,10 @@ class Pending:
         if self._drawn:
             ids = _draw(self._logits_of(self._drawn), [asked[i][1] for i in self._drawn])
             self._ids = ids.to("cpu", non_blocking=True)
+        self._told = [i for i, (_, sample) in enumerate(asked) if sample.spec.logprobs is not None]
+        if self._told:
+            counts = [asked[i][1].spec.logprobs or 0 for i in self._told]
+            self._ranked = _rank(self._logits_of(self._told), max(counts))
         if self._bent:
             self._logits = self._logits_of(self._bent).float().to("cpu", non_blocking=True)
 
@@ -84,6 +89,25 @@ class Pending:
                 found.append(error)
         return found
 
+    def logprobs(self, tokens: Sequence[int | BatonError]) -> dict[int, TokenLogprobs]:
+        """Where they were asked for, by the place among ``asked``; ``tokens`` is what they all
+        got. As the host's, up to the order of summation; which of equals are among the most likely
+        is the device's choice."""
+        told = [(k, i, tokens[i]) for k, i in enumerate(self._told)]
+        drawn = [(k, i, token) for k, i, token in told if not isinstance(token, BatonError)]
+        if not drawn:
+            return {}
+        rows = [self._asked[i][0] for _, i, _ in drawn]
+        chosen = self._scores.logits[rows, [token for *_, token in drawn]].double().tolist()
+        totals, values, ids = (part.tolist() for part in self._ranked)
+        found = dict[int, TokenLogprobs]()
+        for (k, i, _), score in zip(drawn, chosen, strict=True):
+            best = sorted((-value, token) for value, token in zip(values[k], ids[k], strict=True))
+            count = self._asked[i][1].spec.logprobs or 0
+            top = tuple((token, -value - totals[k]) for value, token in best[:count])
+            found[i] = TokenLogprobs(score - totals[k], top)
+        return found
+
     def _logits_of(self, which: Sequence[int]) -> Tensor:
         """The logits that some of ``asked`` are to be drawn from, [len(which), vocab]."""
         logits = self._scores.logits
@@ -99,6 +123,16 @@ def _sent(values: npt.NDArray[np.generic], device: torch.device) -> Tensor:
     """On the device, without waiting for it."""
     host = torch.from_numpy(values)
     return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+
+
+def _rank(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The logarithm of each row's sum of weights [n], its ``count`` largest logits [n, count] and
+    their ids; float64, on their way to the host."""
+    totals = [part.double().logsumexp(-1) for part in torch.split(logits, _AT_ONCE)]
+    best = logits.topk(min(count, logits.shape[1]), dim=-1)
+    ranked = torch.cat(totals), best.values.double(), best.indices
+    total, values, ids = (part.to("cpu", non_blocking=True) for part in ranked)
+    return total, values, ids
 
 
 def _draw(logits: Tensor, samples: Sequence[Sample]) -> Tensor:

@@ -84,6 +84,7 @@ async def _live(settings: WorkerSettings, role: Services, load: Load) -> int:
             log.info(
                 "ready",
                 address=settings.advertise or server.address,
+                metrics=runtime.metrics_address or None,
                 model=settings.served_name,
                 instance=runtime.identity.instance_id,
                 blocks=runtime.runner.num_blocks,
@@ -119,6 +120,12 @@ async def worker(
                 return handed_back
 
             roles = Roles(runtime, profile)
+            runtime.metrics.watch(
+                runtime.engine.load,
+                lambda: roles.now,
+                profile.served_name,
+                profile.prefill_decisions,
+            )
             service = WorkerService(runtime, profile, roles, drain_for)
             server.services.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, service)
             runtime.census.mark()
@@ -144,6 +151,7 @@ async def worker(
                 await server.stop(_LAST_WORDS)
     finally:
         runtime.close()
+        await runtime.tracing.close()
 
 
 async def drain(runtime: Runtime, server: Server, grace: float) -> int:

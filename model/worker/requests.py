@@ -35,8 +35,10 @@ def to_sequence(
     prefix_cache: bool,
     keep: bool = False,
     receive: bool = False,
+    tell: bool = False,
 ) -> SequenceRequest:
     """``keep``: compute and hand off; ``receive``: KV comes from elsewhere; neither: all here.
+    ``tell``: say how far the prompt is.
     Without ``prefix_cache`` the request finds nobody's blocks, and nobody finds its own.
 
     Raises InvalidRequest for token ids outside the vocabulary, an empty prompt, or when nothing
@@ -59,6 +61,7 @@ def to_sequence(
         export=keep,
         receive=receive,
         constraint=constraint,
+        tell=tell,
     )
 
 

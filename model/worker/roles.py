@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ import structlog
 from baton import identity
 from baton.errors import Draining, IncompatiblePeer, InvalidRequest
 from baton.identity import Role
+from baton.tls.names import Party
 from baton.v1 import worker_pb2
 from model.worker.runtime import Profile, Runtime
 
@@ -61,8 +62,8 @@ class Roles:
 
     @property
     def possible(self) -> frozenset[Role]:
-        """Those that it can take."""
-        return frozenset(self._profile.transports)
+        """Those that it can take, and may by its certificate, which can be replaced."""
+        return frozenset(self._profile.transports) - self._unnamed(self._profile.transports)
 
     @property
     def since(self) -> float:
@@ -125,10 +126,17 @@ class Roles:
     def _require(self, roles: frozenset[Role], controller: str) -> None:
         if not roles:
             raise InvalidRequest("roles names none that is known here", param="roles")
-        if roles - self.possible:
+        if roles - self._profile.transports.keys():
+            able = identity.named(frozenset(self._profile.transports))
             raise IncompatiblePeer(
-                f"this process can only {identity.named(self.possible)}; one that is to take any "
+                f"this process can only {able}; one that is to take any "
                 "role is started as `python -m decode_worker --role prefill|decode|both`"
+            )
+        if unnamed := self._unnamed(roles - self.now):
+            raise IncompatiblePeer(
+                f"the certificate of this worker does not name {identity.named(unnamed)}: nobody "
+                "would work with it; one that may change its role has a name for each "
+                "(`baton certs --role prefill --role decode`)"
             )
         if obstacle := self._obstacle(roles):
             raise IncompatiblePeer(obstacle)
@@ -137,6 +145,10 @@ class Roles:
                 f"gateway {controller} does not decide on this worker's roles; "
                 f"{self.in_control or 'nobody'} does"
             )
+
+    def _unnamed(self, roles: Iterable[Role]) -> frozenset[Role]:
+        links = self._runtime.links
+        return frozenset(role for role in roles if not links.names(Party(role.value)))
 
     def _obstacle(self, roles: frozenset[Role]) -> str:
         """Why the pool allows no such roles; empty when it does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from baton.generation import Generation
@@ -12,13 +12,17 @@ from baton.grammars import Constraint, Grammars
 from baton.identity import Identity, Role, new_instance_id
 from baton.kv.trace import Tracer
 from baton.kv.transport import Store
+from baton.metrics.process import process_registry
+from baton.metrics.server import metrics_server
 from baton.settings import WorkerSettings
 from baton.tls.links import Links
+from baton.tracing import tracing
 from baton.v1 import worker_pb2
 from model.engine.engine import Engine
 from model.weights.hub import resolve_model
 from model.worker.census import Census
 from model.worker.loading import LoadedModel
+from model.worker.metrics import WorkerMetrics
 from model.worker.requests import to_sequence
 from model.worker.sequences import LiveSequence, Sequences
 
@@ -41,7 +45,8 @@ class Profile:
 class Runtime:
     """The engine, running, and what belongs to it. Build it on the loop; ``close`` it there.
 
-    ``close`` also closes the runner, which it owns from here on.
+    ``close`` also closes the runner, which it owns from here on. Raises TracingUnavailable, and
+    OSError when the metrics port is taken.
     """
 
     def __init__(
@@ -66,7 +71,14 @@ class Runtime:
         )
         self.census = census or Census()
         self.leaving = asyncio.Event()  #: set at the very end: streams of peers end themselves
-        self.sequences = Sequences(self.runner, loaded.limits)
+        self.tracing = tracing(settings.otlp_endpoint, "worker", self.identity.instance_id)
+        self.metrics = WorkerMetrics(process_registry("worker", links))
+        self.sequences = Sequences(self.runner, loaded.limits, self.metrics.step)
+        self._scraped = ExitStack()
+        #: host:port of ``/metrics``; empty where there is none.
+        self.metrics_address = self._scraped.enter_context(
+            metrics_server(settings.host, settings.metrics_port, self.metrics.registry)
+        )
         self._grammars = Grammars(self._tokenizer, self.vocab_size, settings.grammar_limits)
         self.engine.start()
 
@@ -94,6 +106,7 @@ class Runtime:
         *,
         keep: bool = False,
         receive: bool = False,
+        tell: bool = False,
     ) -> Iterator[LiveSequence]:
         """A sequence for ``generation`` while the body runs, held by its ``constraint``: see
         ``to_sequence`` and ``Sequences.open`` for what it raises."""
@@ -104,6 +117,7 @@ class Runtime:
             prefix_cache=self.settings.prefix_cache,
             keep=keep,
             receive=receive,
+            tell=tell,
         )
         with self.sequences.open(request) as sequence:
             yield sequence
@@ -115,7 +129,8 @@ class Runtime:
         return bool(self.census.calls or load.running or load.waiting)
 
     def close(self) -> None:
-        """Stop the engine after its running step, and free the device."""
+        """Answer no more scrapes, stop the engine after its running step, and free the device."""
+        self._scraped.close()
         self._grammars.close()
         self.engine.stop()
         self.runner.close()

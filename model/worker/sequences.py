@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 
 import structlog
 
 from baton.errors import BatonError, Preempted
-from model.engine.engine import Engine
+from model.engine.engine import Engine, OnStep
 from model.engine.events import (
+    ChunkComputed,
     Event,
     LayerReady,
     PrefixShared,
@@ -28,6 +30,8 @@ log = structlog.get_logger(__name__)
 OnToken = Callable[[TokenSampled], None]
 #: (layer, end position, when), called as each layer of each chunk is computed.
 OnLayer = Callable[[int, int, float], None]
+#: Called with the end position, as chunks of a prompt are computed that is to be told of.
+OnChunk = Callable[[int], None]
 #: (end position, when), called as all layers were computed by another sequence.
 OnShared = Callable[[int, float], None]
 
@@ -40,8 +44,8 @@ class LiveSequence:
     """A sequence of the engine, owned by whoever opened it.
 
     ``first`` is done with the first token sampled here; ``end`` with the token that finished the
-    generation. Both raise what ended the sequence early. The owner sets ``on_token``, ``on_layer``
-    and ``on_shared`` before it next awaits, and misses nothing.
+    generation. Both raise what ended the sequence early. The owner sets ``on_token``, ``on_layer``,
+    ``on_shared`` and ``on_chunk`` before it next awaits, and misses nothing.
 
     Of several choices this is the stem: ``first`` is done with the first token of any, ``end``
     only if it ends before they part. ``choices`` are theirs, each with tokens and an end of its
@@ -64,6 +68,8 @@ class LiveSequence:
         self.on_token: OnToken = _ignore
         self.on_layer: OnLayer = _ignore
         self.on_shared: OnShared = _ignore
+        self.on_chunk: OnChunk = _ignore
+        self._opened_in = copy_context()  # so that what is logged of it names its request
         self.first: asyncio.Future[TokenSampled] = loop.create_future()
         self.end: asyncio.Future[TokenSampled] = loop.create_future()
 
@@ -79,6 +85,8 @@ class LiveSequence:
                     self.end.set_result(event)
             case LayerReady():
                 self.on_layer(event.layer, event.end, event.at)
+            case ChunkComputed():
+                self.on_chunk(event.end)
             case PrefixShared():
                 self.on_shared(event.end, event.at)
             case SequenceFailed():
@@ -105,7 +113,9 @@ class LiveSequence:
 
     def _fail(self, error: BatonError) -> None:
         if error.__cause__ is not None:
-            log.error("sequence failed", error=error.message, exc_info=error.__cause__)
+            self._opened_in.run(
+                log.error, "sequence failed", error=error.message, exc_info=error.__cause__
+            )
         for future in (*self._firsts, self.end):
             if not future.done():
                 future.set_exception(error)
@@ -117,10 +127,10 @@ class Sequences:
     The caller starts and stops ``engine``, and stops it before the loop ends.
     """
 
-    def __init__(self, runner: Runner, settings: SchedulerSettings) -> None:
+    def __init__(self, runner: Runner, settings: SchedulerSettings, on_step: OnStep) -> None:
         self._loop = asyncio.get_running_loop()
         self._live: dict[int, LiveSequence] = {}
-        self.engine = Engine(runner, settings, self._emit)
+        self.engine = Engine(runner, settings, self._emit, on_step=on_step)
 
     @contextmanager
     def open(self, request: SequenceRequest) -> Iterator[LiveSequence]:

@@ -160,4 +160,7 @@ def _load(load: Load) -> worker_pb2.Load:
         last_step_us=round(load.last_step_s * 1e6),
         prefill_us_per_token=load.costs.prefill_token_s * 1e6,
         prefill_room=load.prefill_room,
+        cache_hit_tokens=load.totals.cache_hits,
+        prompt_tokens=load.totals.prompt,
+        generated_tokens=load.totals.generated,
     )

@@ -214,9 +214,10 @@ class Cluster:
 
 
 def migrations(metrics: str) -> dict[str, float]:
-    """Of a gateway's ``/metrics``: attempts placed again, by what ended the one before."""
+    """Of a gateway's ``/metrics``: attempts placed again, by what ended the one before, where any
+    were."""
     found = re.findall(r'^baton_migrations_total{reason="(\w+)"} (\S+)$', metrics, re.M)
-    return {reason: float(count) for reason, count in found}
+    return {reason: float(count) for reason, count in found if float(count)}
 
 
 def report(address: str, *, idle: bool, links: Links = PLAIN) -> worker_pb2.IntegrityReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -50,6 +51,32 @@ async def test_completion_whole_and_streamed_agree(openai: AsyncOpenAI) -> None:
         model=MODEL, prompt=PROMPT, max_tokens=20, temperature=0.7, seed=5, stream=True
     )
     assert "".join([c.choices[0].text async for c in stream]) == whole.choices[0].text
+
+
+async def test_log_probabilities_from_prefill_and_decode_worker(openai: AsyncOpenAI) -> None:
+    """Greedy: each token, the first included, is the most likely of those told with it."""
+    answer = await openai.chat.completions.create(
+        model=MODEL, messages=MESSAGES, temperature=0, logprobs=True, top_logprobs=3
+    )
+    choice = answer.choices[0]
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    told = choice.logprobs.content
+    assert "".join(one.token for one in told) == choice.message.content
+    for one in told:
+        shares = [math.exp(best.logprob) for best in one.top_logprobs]
+        assert one.top_logprobs[0].token == one.token
+        assert one.top_logprobs[0].logprob == one.logprob
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-6
+
+
+async def test_responses_streamed(openai: AsyncOpenAI) -> None:
+    async with openai.responses.stream(
+        model=MODEL, input="What is a KV cache?", instructions="Be brief.", temperature=0
+    ) as stream:
+        text = "".join([e.delta async for e in stream if e.type == "response.output_text.delta"])
+        final = await stream.get_final_response()
+    assert final.output_text == text and len(text) > 10
+    assert final.usage is not None and final.usage.output_tokens > 5
 
 
 async def test_cancel_in_mid_stream_frees_the_worker(demo: Cluster, openai: AsyncOpenAI) -> None:

@@ -47,7 +47,7 @@ async def test_up_with_tls(tiny_llama: Path) -> None:
             baton("drain", running.processes["d0"].address),
         ):
             assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-        said = r"(gateway|d0) \| .*refused .*connections=1"
+        said = r"(gateway|d0) \| .*refused .*no certificate.* times=1"
         until(lambda: len(re.findall(said, running.output)) == 2, 30.0, "both refusals logged")
 
         directory = Path(running.keys[1]).parent

@@ -95,7 +95,8 @@ class Steps:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan, on_layer: LayerListener) -> StepResult:
-        return StepResult(plan.step, *self._steps.run(plan.slices, on_layer))
+        drawn = self._steps.run(plan.slices, on_layer)
+        return StepResult(plan.step, drawn.tokens, drawn.errors, logprobs=drawn.logprobs)
 
     def close(self) -> None:
         if isinstance(self.store, CudaStore):

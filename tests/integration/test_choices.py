@@ -66,6 +66,20 @@ async def test_one_hand_off(length: int) -> None:
         assert await hand_offs(c.decode[0]) == [(1, blocks * LAYOUT.block_bytes)]
 
 
+@pytest.mark.parametrize("prefill", [0, 1])
+async def test_every_token_comes_with_its_log_probabilities(prefill: int) -> None:
+    """The first one's from the prefill worker, where there is one."""
+    asked = generation(prompt(30), **SEEDED, logprobs=2)
+    async with cluster(prefill=prefill) as c, session(c.decode[0]) as s:
+        s.submit(asked, c.prefill[0] if prefill else None)
+        for part in asked.apart:
+            stream = s.streams[part.key]
+            tokens = await stream.finished()
+            assert tokens == expected(part)
+            assert [told.logprob for told in stream.logprobs] == [-token / 64 for token in tokens]
+            assert {len(told.top) for told in stream.logprobs} == {2}
+
+
 @pytest.mark.parametrize("colocated", [True, False])
 async def test_computed_where_it_is_decoded(colocated: bool) -> None:
     asked = generation(prompt(50), **SEEDED)

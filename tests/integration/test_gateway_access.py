@@ -136,6 +136,28 @@ async def test_each_key_has_limits_of_its_own(checkpoint: Path, tmp_path: Path) 
     assert len(worker.submits) == 4
 
 
+async def test_a_key_may_be_bounded_in_its_priority(checkpoint: Path, tmp_path: Path) -> None:
+    worker = colocated()
+    file = put(
+        tmp_path / "keys", line("alice", ALICE, best_priority=7), line("bob", BOB, best_priority=-9)
+    )
+    async with serving(checkpoint, [worker], api_keys=file) as gateway:
+        for key, asked, status in (
+            (ALICE, {}, 200),
+            (ALICE, {"priority": 8}, 200),
+            (ALICE, {"priority": 6}, 400),
+            (BOB, {}, 200),
+            (BOB, {"priority": -9}, 200),
+            (BOB, {"priority": -10}, 400),
+        ):
+            answer = await ask(gateway, key, **asked)
+            assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert (error["param"], error["code"]) == ("priority", "invalid_request")
+        assert "-10, but this API key may ask for -9 at best" in error["message"]
+    assert [-each.generation.priority for each in worker.submits] == [7, 8, 0, -9]
+
+
 @pytest.mark.parametrize("scope", ["key", "global"])
 async def test_the_cache_is_salted_per_key_unless_shared(
     checkpoint: Path, tmp_path: Path, scope: str

@@ -76,6 +76,30 @@ async def test_a_head_that_never_ends_is_given_up(checkpoint: Path, head: bytes)
         assert await raw.until_closed() == b""
 
 
+async def test_a_connection_too_many_is_refused_and_closed(checkpoint: Path) -> None:
+    async with gateway(checkpoint, max_connections=2) as served:
+        async with connected(served) as one, connected(served) as two:
+            for raw in (one, two):
+                await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert (await raw.answer())[0] == 200
+            async with connected(served) as surplus:
+                status, body = await surplus.answer()
+                assert (status, body["error"]["code"]) == (503, "too_many_connections")
+                assert "at most 2" in body["error"]["message"]
+                assert await surplus.until_closed() == b""
+            await one.send(ASK + b"\r\n" + BODY)
+            assert (await one.answer())[0] == 200, "those that are open go on"
+
+        async def accepted() -> bool:
+            async with connected(served) as raw:
+                await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                return (await raw.answer())[0] == 200
+
+        async with asyncio.timeout(10):
+            while not await accepted():
+                await asyncio.sleep(0.01)
+
+
 async def test_a_slow_head_after_a_first_request(checkpoint: Path) -> None:
     async with gateway(checkpoint, head_timeout=0.4) as served, connected(served) as raw:
         await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")

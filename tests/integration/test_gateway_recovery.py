@@ -12,14 +12,19 @@ import pytest
 from baton.errors import (
     BatonError,
     DecodeLost,
+    DecodeSilent,
     Draining,
     KvOverflow,
     Preempted,
+    PrefillDraining,
     PrefillLost,
     WorkerFull,
 )
 from baton.generation import AttemptKey
+from baton.liveness import Liveness
 from baton.v1 import worker_pb2
+from gateway.breaker import FAILURES
+from gateway.fleet import Health
 from gateway.pace import AT_ONCE
 from tests.fakes import (
     EOS,
@@ -66,6 +71,22 @@ def breaking(*errors: BatonError | None, after: int = 5, text: str = TEXT) -> Sc
             session.close()
         else:
             session.fail(submitted.key, error)
+
+    return script
+
+
+def ended_once(error: BatonError) -> Script:
+    """The first session ends with that error after some tokens; later ones go well."""
+    ended = False
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        nonlocal ended
+        if ended:
+            await answering(TEXT)(session, submitted)
+        else:
+            ended = True
+            session.tokens(submitted.key, 0, TOKENS[:4])
+            session.close(error)
 
     return script
 
@@ -142,6 +163,40 @@ async def test_a_silent_session_is_not_tried_again_while_there_are_others(
     assert len(mute.submits) == 1
 
 
+async def test_a_deaf_worker_costs_no_more_beats_than_it_has_taken(checkpoint: Path) -> None:
+    """It says that it heard nothing, of a session and then of the next, while its status stream
+    goes on as ever: neither this stream goes there again nor the next, for a while."""
+
+    async def hears_nothing(session: FakeSession, submitted: Submitted) -> None:
+        session.tokens(submitted.key, 0, TOKENS[:4])
+        await asyncio.sleep(0.8)  # three beats of the gateway's
+        session.close(DecodeSilent("nothing heard"))
+
+    deaf = colocated(hears_nothing, blocks_free=2000)
+    other = colocated()
+    async with serving(checkpoint, [deaf, other], retry_budget=20.0) as gateway:
+        tokens, text, _ = await streamed(gateway)
+        await streamed(gateway)
+        assert [member.health for member in gateway.service.registry.members] == [
+            Health.HEALTHY
+        ] * 2
+    assert (tokens, text) == (TOKENS, TEXT)
+    assert len(deaf.submits) == 1
+    assert other.submits[0].generation.generated_ids == tuple(TOKENS[:4])
+
+
+async def test_a_gateway_that_was_stopped_itself_blames_nobody(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Liveness, "steady", False)
+    worker = colocated(ended_once(DecodeSilent("nothing heard")), blocks_free=2000)
+    other = colocated()
+    async with serving(checkpoint, [worker, other]) as gateway:
+        tokens, _, _ = await streamed(gateway)
+    assert tokens == TOKENS
+    assert (len(worker.submits), other.submits) == (2, [])
+
+
 async def test_stale_tokens_are_dropped_counted_and_answered(checkpoint: Path) -> None:
     stale = AttemptKey("nobody's", 3)
 
@@ -208,6 +263,25 @@ async def test_a_lost_prefill_worker_is_replaced_then_done_without(checkpoint: P
     used = [submitted.prefill_instance_id for submitted in decode.submits]
     assert sorted(used[:2]) == sorted(prefill.instance_id for prefill in prefills)
     assert used[2] == ""
+
+
+async def test_a_prefill_worker_that_drains_is_not_blamed(checkpoint: Path) -> None:
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if submitted.prefill_instance_id:
+            session.fail(submitted.key, PrefillDraining("leaving"))
+        else:
+            await answering(TEXT)(session, submitted)
+
+    decode = FakeWorker(script=script)
+    prefill = FakeWorker(roles=PREFILL)
+    async with serving(checkpoint, [decode, prefill]) as gateway:
+        for _ in range(FAILURES):
+            answer = await gateway.complete()
+            assert answer.status_code == 200
+        worker = gateway.service.registry.roster.instance(prefill.instance_id)
+        assert worker and not worker.breaker.refuses
+    used = [submitted.prefill_instance_id for submitted in decode.submits]
+    assert used == [prefill.instance_id, ""] * FAILURES
 
 
 async def test_the_last_token_before_a_loss_ends_the_answer(checkpoint: Path) -> None:

@@ -81,7 +81,11 @@ BAD_FIELDS: list[tuple[dict[str, Any], list[str], int]] = [
     ({"n": 129}, ["n is 129", "at most 128"], 400),
     ({"n": True}, ["'n' is True"], 400),
     ({"best_of": 2}, ["'best_of'", "not supported"], 400),
-    ({"logprobs": True}, ["'logprobs' is True", "not supported"], 400),
+    ({"logprobs": 1}, ["'logprobs' is 1"], 400),
+    ({"store": True}, ["'store' is True", "not supported"], 400),
+    ({"service_tier": "flex"}, ["'service_tier' is 'flex'", "not supported"], 400),
+    ({"modalities": ["text", "audio"]}, ["'modalities.1' is 'audio'", "not supported"], 400),
+    ({"prediction": {"type": "content", "content": "x"}}, ["'prediction'", "not supported"], 400),
     ({"tools": [{"type": "function", "function": {"name": "f"}}]}, ["not supported"], 400),
     ({"wombat": 1}, ["'wombat'", "not supported"], 400),
 ]
@@ -115,6 +119,10 @@ async def test_what_means_off_is_accepted(gateway: Gateway) -> None:
         "stop": None,
         "stream": False,
         "temperature": 0,
+        "store": False,
+        "metadata": {"a": "b"},
+        "service_tier": "auto",
+        "modalities": ["text"],
     }
     assert (await gateway.chat(**off)).status_code == 200
     off = {"best_of": 1, "echo": False, "suffix": None, "logprobs": None}
@@ -126,8 +134,8 @@ async def test_what_means_off_is_accepted(gateway: Gateway) -> None:
     [
         ("", ["empty"]),
         ([], ["empty"]),
-        (["a", "b"], ["2 prompts"]),
-        ([[1], [2]], ["2 prompts"]),
+        (["a"] * 129, ["129 prompts"]),
+        ([[1]] * 129, ["129 prompts"]),
         ([1, 260], ["260", "0 to 259"]),
         ([-1], ["-1", "0 to 259"]),
         ([1, "a"], ["prompt"]),
@@ -239,10 +247,12 @@ async def test_another_models_layout_is_never_paired(checkpoint: Path) -> None:
     async with serving(checkpoint, [decode, prefill]) as gateway:
         response = await gateway.complete()
         assert response.status_code == 503
-        assert "layers 2 here, 4 there" in response.json()["error"]["message"]
+        assert (
+            "layers 4 of the prefill worker, 2 of the decode" in response.json()["error"]["message"]
+        )
         ready = await gateway.client.get("/ready")
         assert ready.status_code == 503
-        assert "layers 2 here, 4 there" in ready.json()["reasons"][0]
+        assert "layers 4 of the prefill worker, 2 of the decode" in ready.json()["reasons"][0]
     assert decode.submits == []
 
 

@@ -21,48 +21,12 @@ from tests.fakes import (
     write_checkpoint,
 )
 from tests.gateways import Gateway, events, serving
-
-#: Tells of tools and thoughts as Qwen3's template does, in small.
-TEMPLATE = (
-    "{% if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
-    "{% for m in messages %}<|{{ 'user' if m.role == 'tool' else m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>"
-    "{% endfor %}{% endfor %}<|assistant|>"
-    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
-)
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Adds",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-            "additionalProperties": False,
-        },
-    },
-}
-STOP = {"type": "function", "function": {"name": "stop"}}
-CALLS = (
-    "<think>\nFirst \u20ac\n</think>\n\nAdding.\n"
-    '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 2}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "stop", "arguments": {}}\n</tool_call>'
-)
-SCHEMA = {
-    "type": "object",
-    "properties": {"n": {"type": "integer"}},
-    "required": ["n"],
-    "additionalProperties": False,
-}
-JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}
+from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_checkpoint(tmp_path_factory.mktemp("qwen"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return folder
+    return write_talking_checkpoint(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
@@ -231,6 +195,54 @@ async def test_what_holds_an_answer_travels_with_every_attempt(
 async def test_completions_can_be_held_too(gateway: Gateway, worker: FakeWorker) -> None:
     assert (await gateway.complete(structured_outputs={"regex": "a+"})).status_code == 200
     assert "a+" in worker.submits[0].generation.sampling.grammar
+
+
+async def test_each_of_several_prompts_is_held(gateway: Gateway, worker: FakeWorker) -> None:
+    answer = await gateway.complete(["a", "b", "c"], n=2, structured_outputs={"regex": "a+"})
+    assert answer.status_code == 200, answer.text
+    assert len({s.generation.prompt_ids for s in worker.submits}) == 3
+    assert all("a+" in s.generation.sampling.grammar for s in worker.submits)
+
+
+async def test_log_probabilities_come_with_calls_and_thoughts(gateway: Gateway) -> None:
+    body = {"tools": [ADD, STOP], "seed": 5, "logprobs": True}
+    [whole] = (await gateway.chat(**body)).json()["choices"]
+    told = whole["logprobs"]["content"]
+    assert [one["bytes"] for one in told] == [[byte] for byte in CALLS.encode()]
+    data = await events(await gateway.chat(**body, stream=True))
+    parts = [choice["logprobs"] for line in data[:-1] for choice in json.loads(line)["choices"]]
+    assert [one for part in parts if part for one in part["content"]] == told
+    assert gathered(data)[0]["tool_calls"] == whole["message"]["tool_calls"]
+
+
+async def test_a_repeated_request_gets_the_same_calls(gateway: Gateway, worker: FakeWorker) -> None:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "tools": [ADD, STOP]}
+    for stream in (False, True):
+        first, second = [
+            await gateway.client.post(
+                "/v1/chat/completions",
+                json={**asked, "stream": stream},
+                headers={"Idempotency-Key": str(stream)},
+            )
+            for _ in range(2)
+        ]
+        assert first.text == second.text and "call_" in first.text
+        assert second.headers["idempotent-replayed"] == "true"
+    assert len(worker.submits) == 2
+
+
+async def test_a_conversation_with_calls_can_be_counted(gateway: Gateway) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+    count = (await gateway.client.post("/tokenize", json={"messages": messages})).json()["count"]
+    chat = await gateway.chat(messages=messages)
+    assert chat.json()["usage"]["prompt_tokens"] == count
+    messages[1]["role"] = "user"
+    refused = await gateway.client.post("/tokenize", json={"messages": messages})
+    assert refused.status_code == 400 and "'messages.1.tool_call_id'" in refused.text
 
 
 def named(name: str, **more: Any) -> dict[str, Any]:

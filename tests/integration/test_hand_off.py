@@ -430,8 +430,8 @@ async def test_workers_of_different_classes_do_not_pair() -> None:
     async with cluster() as c, cluster(layout=other) as d, session(d.decode[0]) as s:
         error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
         assert isinstance(error, IncompatiblePeer)
-        assert "layers 3 here, 5 there" in error.message
-        assert "'mock' here, 'other' there" in error.message
+        assert "layers 3 of the prefill worker, 5 of the decode" in error.message
+        assert "'mock' of the prefill worker, 'other' of the decode" in error.message
 
 
 async def test_workers_without_a_transport_in_common_are_shown() -> None:

@@ -98,7 +98,10 @@ async def test_what_the_prefill_worker_answers_passes_through() -> None:
         assert await call.code() is grpc.StatusCode.FAILED_PRECONDITION
         assert await call.details() == error.message
         error = await s.submit(generation(prompt(20)), c.prefill[0]).failed()
-        assert isinstance(error, IncompatiblePeer) and "layers 3 here, 5 there" in error.message
+        assert (
+            isinstance(error, IncompatiblePeer)
+            and "layers 3 of the prefill worker, 5 of the decode" in error.message
+        )
 
 
 # -- who is let through ----------------------------------------------------------------------

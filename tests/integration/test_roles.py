@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from baton import channels, wire
-from baton.errors import Draining, PrefillFull, PrefillLost, WorkerFull
+from baton.errors import Draining, PrefillDraining, PrefillFull, PrefillLost, WorkerFull
 from baton.generation import Generation
 from baton.identity import ROLES, Role
 from baton.v1 import worker_pb2, worker_pb2_grpc
@@ -117,7 +117,7 @@ async def test_prefill_calls_finish_while_it_decodes_already() -> None:
         assert reply.finishing == 1 and not under_way.ended.done()
         decoded = new.submit(generation(prompt(10, 300)))
         refused = await s.submit(generation(prompt(9, 7), request_id="late"), changing).failed()
-        assert isinstance(refused, PrefillLost) and "does not prefill now" in refused.message
+        assert isinstance(refused, PrefillDraining) and "does not prefill now" in refused.message
         assert await under_way.finished() == expected(under_way.asked)
         assert under_way.timings.prefill_instance_id == changing.instance_id
         assert await decoded.finished() == expected(decoded.asked)

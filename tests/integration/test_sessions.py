@@ -15,16 +15,20 @@ from baton import channels, wire
 from baton.errors import (
     BatonError,
     ContextLengthExceeded,
+    DecodeSilent,
     Draining,
     IncompatiblePeer,
+    InvalidRequest,
+    PrefillDraining,
     PrefillLost,
     RequestError,
     UnsupportedParameter,
 )
-from baton.identity import Identity, new_instance_id
+from baton.identity import PROTOCOL, Identity, new_instance_id
 from baton.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from model.engine.mock_runner import CostModel
 from model.worker.process import drain
+from tests.fakes import eventually
 from tests.workers import (
     CONTEXT,
     LAYOUT,
@@ -75,6 +79,8 @@ async def test_a_silent_gateway_is_dead() -> None:
         await asyncio.sleep(0.4)
         assert c.decode[0].runtime.engine.load().blocks.owned
         await c.settle()
+        await s.ended
+        assert isinstance(s.error, DecodeSilent)
 
 
 async def test_a_gateway_that_does_not_read_loses_its_session() -> None:
@@ -86,9 +92,12 @@ async def test_a_gateway_that_does_not_read_loses_its_session() -> None:
             s.submit(generation(prompt(9, i), request_id=f"{i}" * 900, max_tokens=200))
             for i in range(8)
         ]
+        # Not before they run: there is nothing to settle until then, and who reads loses nothing.
+        await eventually(lambda: bool(c.decode[0].runtime.census.calls))
         await c.settle(20)
         s.reading.set()
-        assert await s.ended  # with a status: what exactly depends on what gRPC had in hand
+        async with asyncio.timeout(20):
+            assert await s.ended  # with a status: what exactly depends on what gRPC had in hand
         assert not all(stream.ended.done() for stream in tasks)
 
 
@@ -103,12 +112,12 @@ async def test_what_is_submitted_twice_is_refused() -> None:
 @pytest.mark.parametrize(
     ("length", "sampling", "error", "says"),
     [
-        (0, {}, RequestError, "no tokens"),
+        (0, {}, InvalidRequest, "no tokens"),
         (CONTEXT - 5, {"max_tokens": 6}, ContextLengthExceeded, f"{CONTEXT - 5}"),
         (250, {"max_tokens": CONTEXT}, ContextLengthExceeded, f"{CONTEXT + 250}"),
         (200, {"max_tokens": 100}, ContextLengthExceeded, "256"),  # over the pool
-        (9, {"eos_ids": (VOCAB,)}, RequestError, f"{VOCAB}"),
-        (9, {"logit_bias": {VOCAB + 3: 1.0}}, RequestError, f"{VOCAB + 3}"),
+        (9, {"eos_ids": (VOCAB,)}, InvalidRequest, f"{VOCAB}"),
+        (9, {"logit_bias": {VOCAB + 3: 1.0}}, InvalidRequest, f"{VOCAB + 3}"),
     ],
 )
 @pytest.mark.parametrize("local", [True, False])
@@ -135,7 +144,7 @@ async def test_fields_of_later_versions_are_refused_not_ignored() -> None:
         stream = s.submit(generation(prompt(9)))
         submit = s.outgoing.get_nowait()  # not pulled yet: nothing was awaited
         assert submit is not None
-        submit.submit.generation.sampling.logprobs = 3
+        submit.submit.generation.sampling.grammar.SetInParent()
         s.outgoing.put_nowait(submit)
         assert isinstance(await stream.failed(), UnsupportedParameter)
 
@@ -152,6 +161,18 @@ async def test_draining_hands_back_what_runs() -> None:
         assert stream.token_ids == expected(whole)[: len(stream.token_ids)]
         refused = await s.submit(generation(prompt(30), request_id="late")).failed()
         assert isinstance(refused, Draining)
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL])
+async def test_a_draining_prefill_worker_is_named_as_its_gateway_knows_it(protocol: int) -> None:
+    async with (
+        cluster() as c,
+        session(c.decode[0], identity=gateway_identity(protocol=protocol)) as s,
+    ):
+        await drain(c.prefill[0].runtime, c.prefill[0].server, 0.1)
+        error = await s.submit(generation(prompt(30)), c.prefill[0]).failed()
+        assert type(error) is (PrefillDraining if protocol == PROTOCOL else PrefillLost)
+        assert c.prefill[0].address in error.message and error.retryable
 
 
 async def test_preempted_sequences_go_back_and_on() -> None:

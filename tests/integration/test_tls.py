@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -78,7 +81,7 @@ async def test_through_a_relay(fleet: Fleet) -> None:
 
 
 async def session_call(channel: grpc.aio.Channel) -> None:
-    """Without its hello: what is written to a call that is refused may fail in its own way."""
+    # Nothing is written: beside a write that comes too late, grpc.aio loses the call's status.
     call = decode_pb2_grpc.DecodeServiceStub(channel).Session()
     try:
         await call.read()
@@ -161,6 +164,31 @@ async def _dial(c: Cluster, intruder: grpc.ChannelCredentials | None) -> None:
         await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
 
 
+async def test_a_gateway_counts_them_in_its_metrics(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody's certificate, another authority's, one of no role in this domain."""
+    monkeypatch.setattr(gate, "HANDSHAKE", 0.5)
+    files, ca = fleet.settings("g0", Party.GATEWAY), fleet.directory / "ca.pem"
+    Authority(tmp_path / "other").issue("a9", [Party.ADMIN])
+    Authority(fleet.directory, "elsewhere").issue("a9", [Party.ADMIN])
+    checkpoint = write_checkpoint(tmp_path / "toy")
+    async with serving(checkpoint, [], membership="embedded", **files) as g:
+        for refused, why, intruder in (
+            (1, "no_call", grpc.ssl_channel_credentials(ca.read_bytes())),
+            (2, "no_call", credentials("a9", tmp_path / "other", ca)),
+            (1, "no_name", credentials("a9", fleet.directory, ca)),
+        ):
+            async with channels.connect(
+                g.service.rpc, shared=False, credentials=intruder, host="gateway.baton.internal"
+            ) as channel:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    stub = membership_pb2_grpc.MembershipServiceStub(channel)
+                    await stub.List(membership_pb2.ListRequest(), timeout=10)
+            counted = partial(g.metric, "baton_tls_refused_total", reason=why)
+            await eventually(lambda counted=counted, least=refused: counted() >= least)
+
+
 def _refused(said: worker_pb2.WorkerStatus) -> dict[str, int]:
     return {refusal.reason: refusal.count for refusal in said.refused}
 
@@ -181,19 +209,52 @@ async def test_only_the_role_that_was_meant_is_talked_to(fleet: Fleet) -> None:
             assert "Verification" in await asyncio.wait_for(s.ended, 10)
 
 
+# -- roles that change -------------------------------------------------------------------------
+
+
+async def test_a_role_that_the_certificate_does_not_name_is_refused_at_once(fleet: Fleet) -> None:
+    async with cluster(prefill=0, decode=2, tls=fleet) as c:
+        links = fleet.gateway()
+        fleet.settings("d1", Party.PREFILL, Party.DECODE)  # read anew for the next call
+        for worker, possible in ((c.decode[0], 1), (c.decode[1], 2)):
+            assert len((await status(worker, links)).possible_roles) == possible
+        async with links.connect(c.decode[0].address, Party.WORKER, shared=False) as channel:
+            both = worker_pb2.SetRolesRequest(
+                roles=[worker_pb2.ROLE_PREFILL, worker_pb2.ROLE_DECODE]
+            )
+            said = "does not name prefill: nobody would work with it"
+            with pytest.raises(grpc.aio.AioRpcError, match=said) as e:
+                await worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(both)
+            assert e.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        async with links.connect(c.decode[1].address, Party.WORKER, shared=False) as channel:
+            await worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(both)
+        assert list((await status(c.decode[0], links)).roles) == [worker_pb2.ROLE_DECODE]
+        asked = generation(prompt(40), max_tokens=4)
+        async with session(c.decode[0], links=links) as s:
+            assert await s.submit(asked, c.decode[1]).finished() == expected(asked)
+
+
 # -- rotation --------------------------------------------------------------------------------
 
 
 async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
     """Authority and certificates: the stream goes on, and what is new uses the new ones only."""
-    async with cluster(tls=fleet, cost=CostModel(step_s=0.03), local_prefill_queue=0) as c:
+    hurry = threading.Event()  # until then the stream would take many seconds
+
+    def step(seconds: float) -> None:
+        hurry.wait(seconds)
+
+    slow = CostModel(step_s=0.1)
+    async with cluster(
+        tls=fleet, cost=slow, sleep=step, local_prefill_queue=0, heartbeat_interval=5.0
+    ) as c:
         links, old = fleet.gateway(), (fleet.directory / "ca.pem").read_bytes()
         before = credentials("g0", fleet.directory, fleet.directory / "ca.pem")
         running = generation(prompt(20, 3), request_id="long", max_tokens=200)
         async with session(c.decode[0], links=links) as s:
             stream = s.submit(running, c.prefill[0])
             await stream.progress.wait()
-            fleet.renew()
+            await asyncio.to_thread(fleet.renew)
             assert old not in (fleet.directory / "ca.pem").read_bytes()
             beside = generation(prompt(40, 200), request_id="beside", max_tokens=4)
             assert await s.submit(beside, c.prefill[0]).finished() == expected(beside)
@@ -201,6 +262,7 @@ async def test_rotated_while_a_stream_runs(fleet: Fleet) -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await _dial(c, before)
             assert not stream.ended.done(), "else the test shows nothing"
+            hurry.set()
             assert await stream.finished(60.0) == expected(running)
 
 
@@ -251,6 +313,7 @@ async def test_a_worker_registers_itself_and_nobody_else(fleet: Fleet, tmp_path:
         await d1.Join(join)
         assert g.metric("baton_tls_refused_total", reason="wrong_id") == 2
         assert g.metric("baton_tls_refused_total", reason="wrong_role") == 2
+        assert g.metric("baton_tls_certificate_expiry_timestamp_seconds") > time.time()
         async with httpx.AsyncClient() as http:
             said = (await http.get(f"{g.admin_url}/cluster")).json()["gateway"]
         assert said["tls"] and said["refused"] == {"wrong_role": 2, "wrong_id": 2}

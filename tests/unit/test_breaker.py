@@ -69,6 +69,16 @@ def test_one_incident_is_one_failure() -> None:
     assert not breaker.refuses, "a success between them starts the count anew"
 
 
+def test_silence_opens_it_at_once() -> None:
+    """Three in a row would take nine beats."""
+    breaker = Breaker()
+    for _ in range(2):
+        breaker.failed(began=1.0, now=4.0, silent=True)
+    assert breaker.refuses
+    breaker.tick(4.0 + FIRST_PAUSE)
+    assert not breaker.refuses
+
+
 def test_an_engine_with_work_must_take_steps() -> None:
     progress = Progress(timeout=3.0)
     assert not any(progress.stalled(Load(steps=7), float(at)) for at in range(10)), "idle"

@@ -141,6 +141,7 @@ def test_a_failing_step_ends_its_sequences_and_not_the_engine() -> None:
         engine.add(request)
         engine.step()
     assert engine.load().failed, "three failures in a row"
+    assert engine.load().failed_steps == 4
     engine.add(request)
     engine.step()
     assert not engine.load().failed

@@ -83,7 +83,7 @@ def test_only_one_class_pairs_and_replays_stay_in_it() -> None:
         worker("p2", identity=Identity("p2", OTHER), roles=PREFILL),
     ]
     assert choose(workers, need()) == ("d2", "p2")
-    with pytest.raises(NoWorker, match="layers 2 here, 3 there"):
+    with pytest.raises(NoWorker, match="layers 3 of the prefill worker, 2 of the decode"):
         choose(workers, need(family=Identity("d1", CLASS).family))
 
 
@@ -95,7 +95,7 @@ def test_where_bits_are_promised_only_equal_numerics_pair() -> None:
         worker("d", identity=promising("d", "1 thread")),
         worker("p", identity=promising("p", "2 threads"), roles=PREFILL),
     ]
-    with pytest.raises(NoWorker, match="'1 thread', deterministic here, '2 threads'"):
+    with pytest.raises(NoWorker, match="'2 threads', deterministic, of the prefill"):
         choose(workers, need())
     workers.append(worker("q", identity=promising("q", "1 thread"), roles=PREFILL))
     assert choose(workers, need()) == ("d", "q")

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from model.cuda import choice
-from model.kernels.build import PORTABLE, KernelUnavailable, build, default_cache, supported
+from model.kernels import __main__ as kernels
+from model.kernels.build import (
+    INSTRUCTION_SETS,
+    PORTABLE,
+    KernelUnavailable,
+    build,
+    default_cache,
+    supported,
+)
 from model.kernels.library import PagedAttentionLibrary, load_library
 from model.nets.choice import choose_attention
 from tests.reference import make_checkpoint
@@ -161,3 +169,17 @@ def test_on_a_gpu_it_is_another_kernel(tmp_path: Path, monkeypatch: pytest.Monke
     options["device"] = torch.device("cpu")
     with pytest.raises(KernelUnavailable, match="--attention flashinfer is for CUDA, not for cpu"):
         choose_attention("flashinfer", config, **options)
+
+
+def test_every_instruction_set_can_be_shipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compiler: Path
+) -> None:
+    """Also those of other CPUs; a worker then finds its own without a compiler."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernels.main() == 0
+    made = {path.name.rpartition("-")[0] for path in default_cache().iterdir()}
+    sources = [path.stem for path in Path(kernels.__file__).parent.glob("*.c")]
+    assert made == {f"{source}-{target.name}" for source in sources for target in INSTRUCTION_SETS}
+    monkeypatch.setenv("CC", "/nowhere")
+    source = Path(kernels.__file__).with_name("linear.c")
+    assert build(source, supported()[0], default_cache(), openmp=True).exists()

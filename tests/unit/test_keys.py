@@ -67,6 +67,7 @@ A, B = ApiKey.new(), ApiKey.new()
         (line("a b", A), "line 1: name"),
         (line("a", A, concurrent=0), "line 1: concurrent .*greater"),
         (line("a", A, requests_per_minute=float("inf")), "line 1: requests_per_minute"),
+        (line("a", A, best_priority=-101), "line 1: best_priority .*greater"),
         (line("a", A, wombat=1), "line 1: wombat"),
         ('{"name": "a", "id": "x", "hash": "secret-by-mistake"}', "line 1: id"),
     ],

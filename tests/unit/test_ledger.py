@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from baton.errors import (
@@ -18,6 +19,7 @@ from baton.errors import (
 from baton.kv.checksums import Policy
 from baton.kv.ledger import GONE_AFTER, KEPT, Ledger
 from baton.kv.transport import Terms
+from baton.metrics.hand_offs import HandOffMetrics
 from baton.v1 import kv_pb2, worker_pb2
 from tests.shm import HandOff
 
@@ -35,10 +37,12 @@ class Pairs:
 
     def __init__(self, mode: str = "auto") -> None:
         self.clock, self.connected = Clock(), {"a"}
+        self.registry = CollectorRegistry()
         self.ledger = Ledger(
             Policy(mode, 1e9),  # type: ignore[arg-type]
             lambda: self.connected,
             stripes={"grpc": 3},
+            metrics=HandOffMetrics(self.registry),
             clock=self.clock,
         )
 
@@ -61,7 +65,10 @@ class Pairs:
             sink.bytes = nbytes
             if error is not None:
                 raise error
-            under_way.complete(seconds)
+            under_way.complete(seconds, seconds / 2)
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(f"baton_kv_{name}", labels) or 0.0
 
     def only(self) -> worker_pb2.KvPairing:
         (pairing,) = self.ledger.pairings()
@@ -79,6 +86,10 @@ def test_what_arrived_is_counted_and_measured() -> None:
     assert (pairing.address, pairing.transport, pairing.stripes) == ("p:1", "shm", 1)
     assert (pairing.complete, pairing.failed, pairing.bytes) == (1, 0, 1000)
     assert pairing.bytes_per_s == 2000
+    assert pairs.counted("handoffs_total", transport="shm", outcome="complete") == 1
+    assert pairs.counted("transfer_bytes_total", transport="shm") == 1000
+    assert pairs.counted("transfer_seconds_sum", transport="shm") == 0.5
+    assert pairs.counted("transfer_tail_seconds_sum", transport="shm") == 0.25
 
 
 @pytest.mark.parametrize(
@@ -98,6 +109,8 @@ def test_only_what_the_pair_is_to_blame_for_has_failed(error: BatonError, failed
     pairing = pairs.only()
     assert (pairing.complete, pairing.failed, pairing.bytes) == (0, failed, 300)
     assert pairing.bytes_per_s == 0
+    assert pairs.counted("handoffs_total", transport="shm", outcome="failed") == failed
+    assert pairs.counted("transfer_bytes_total", transport="shm") == 300
 
 
 def test_what_was_never_agreed_on_is_no_hand_off() -> None:
@@ -114,7 +127,7 @@ def test_an_end_after_the_last_byte_is_none_of_the_hand_offs() -> None:
         sink = HandOff(8).sink
         under_way.agreed(Terms("p:1", "a", b"", choice), sink)
         sink.bytes = 10
-        under_way.complete(1.0)
+        under_way.complete(1.0, 0.5)
         raise PrefillLost("it left")
     pairing = pairs.only()
     assert (pairing.complete, pairing.failed, pairing.bytes) == (1, 0, 10)

@@ -63,6 +63,28 @@ async def test_a_process_that_was_stopped_itself_does_not_blame_its_peers() -> N
     await asyncio.wait((running,))
 
 
+async def test_whether_a_peer_that_heard_nothing_is_to_blame() -> None:
+    clock, now = Clock(), 0.0
+    liveness = Liveness(Beat(1.0, 3), sleep=clock.sleep, clock=lambda: now)
+    running = asyncio.create_task(liveness.run(lambda _: liveness.heard()))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        assert not liveness.steady, "too young to tell"
+        now += 1.0
+        await clock.tick()
+    assert liveness.steady
+    now += 3.0  # stopped, between two beats
+    assert not liveness.steady
+    await clock.tick()
+    assert not liveness.steady
+    for _ in range(2):
+        now += 1.0
+        await clock.tick()
+    assert liveness.steady
+    running.cancel()
+    await asyncio.wait((running,))
+
+
 async def test_a_group_raises_its_first_failure_bare() -> None:
     async def fail() -> None:
         raise ClientGone("gone")

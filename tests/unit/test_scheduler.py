@@ -20,11 +20,12 @@ from baton.identity import Role
 from baton.sampling import SamplingSpec
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
-from model.engine.events import SequenceFailed, SequencePreempted, TokenSampled
+from model.engine.events import ChunkComputed, SequenceFailed, SequencePreempted, TokenSampled
 from model.engine.plan import StepPlan, StepResult
 from model.engine.scheduler import Scheduler
 from model.engine.sequence import SequenceRequest
 from model.engine.settings import SchedulerSettings
+from model.engine.totals import Totals
 
 SIZE = 4
 TOKEN = 7
@@ -79,6 +80,19 @@ def test_a_prompt_runs_in_chunks_and_samples_at_its_end() -> None:
         [(seq, 8, 10, True)],
         [(seq, 10, 11, True)],
     ]
+
+
+def test_chunks_are_told_of_where_somebody_asked_and_all_tokens_counted() -> None:
+    bench = Bench()
+    prompt = tuple(range(10, 20))
+    for tell in (True, False):
+        seq = bench.submit(prompt, most=2, tell=tell)
+        while bench.step().slices:
+            pass
+        told = [e.end for e in bench.take_events() if isinstance(e, ChunkComputed)]
+        assert told == ([4, 8] if tell else []), seq
+    # The second found two blocks, and computed the rest.
+    assert bench.totals == Totals(cache_hits=8, prompt=10 + 2, generated=4)
 
 
 def test_decodes_go_first_and_prompts_share_the_rest_first_come() -> None:
@@ -412,7 +426,7 @@ def test_the_youngest_makes_room_and_its_blocks_stay_cached() -> None:
     bench.step()  # both take their second block: the pool is used up
     for _ in range(4):
         bench.step()
-    assert preempted(bench) == [young]
+    assert preempted(bench) == [young] and bench.totals.preemptions == 1
     assert bench.pool.counts().owned == 3 and bench.pool.counts().cached == 1
     while bench.step().slices:
         pass

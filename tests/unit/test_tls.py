@@ -16,6 +16,7 @@ from baton.tls.authority import Authority, Issued
 from baton.tls.files import BadCertificate, Files
 from baton.tls.gate import allowed
 from baton.tls.names import PARTIES, Name, Party, name, names_in
+from baton.tls.refusals import QUIET, Refusals
 from baton.v1 import decode_pb2, kv_pb2, membership_pb2, prefill_pb2, worker_pb2
 from tests.tls import needs_openssl
 
@@ -106,6 +107,26 @@ def test_files_that_are_not_right_are_refused_at_the_start(wrong: str, tmp_path:
 
 
 @needs_openssl
+@pytest.mark.parametrize(
+    ("role", "fits"),
+    [("prefill", "p"), ("decode", "d"), ("both", "pd")],
+)
+def test_a_worker_of_any_role_needs_the_roles_that_it_begins_with(
+    role: str, fits: str, tmp_path: Path
+) -> None:
+    settings = DecodeSettings(model="m", role=role)  # type: ignore[arg-type]
+    kinds = {"p": [Party.PREFILL], "d": [Party.DECODE], "pd": [Party.PREFILL, Party.DECODE]}
+    for kind, parties in kinds.items():
+        issued = Authority(tmp_path).issue("w", parties)
+        paths = (issued.certificate, issued.key, issued.authorities)
+        if set(fits) <= set(kind):
+            assert Files(*paths, *settings.parties).current().parties == set(parties)
+        else:
+            with pytest.raises(BadCertificate, match="this process needs URI"):
+                Files(*paths, *settings.parties)
+
+
+@needs_openssl
 def test_replaced_files_are_used_once_they_go_together(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "now")
     used = files(authority.issue("p0", [Party.PREFILL]))
@@ -152,6 +173,31 @@ def test_certs_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def _as_settings(flags: list[str]) -> dict[str, Path]:
     names = (flag.removeprefix("--").replace("-", "_") for flag in flags[::2])
     return dict(zip(names, map(Path, flags[1::2]), strict=True))
+
+
+def test_what_is_refused_again_and_again_is_counted_but_rarely_logged() -> None:
+    now = 0.0
+    refusals = Refusals(lambda: now)
+    with capture_logs() as logs:
+        for _ in range(150):
+            refusals.add("wrong_role", "p0 is no d", peer="ipv4:1")
+            refusals.add("no_call", "nobody", 2)
+            now += 1.0
+    assert refusals.counts == {"wrong_role": 150, "no_call": 300}
+    said = [(line["reason"], line["times"]) for line in logs]
+    assert said == [
+        *(("p0 is no d", 1), ("nobody", 2)),
+        *(("p0 is no d", QUIET), ("nobody", 2 * QUIET)) * 2,
+    ]
+
+
+def test_what_others_send_is_not_kept_for_ever() -> None:
+    refusals = Refusals(lambda: 0.0)
+    with capture_logs() as logs:
+        for number in range(3 * 256):
+            refusals.add("wrong_id", f"registered at {number}")
+        refusals.add("wrong_id", "registered at 0")
+    assert len(logs) == 3 * 256 + 1, "forgotten, so said again"
 
 
 TLS = {name: Path("x.pem") for name in ("tls_cert", "tls_key", "tls_ca")}

@@ -73,6 +73,20 @@ def test_every_worker_can_take_any_role() -> None:
     assert isinstance(gateway, GatewaySettings) and gateway.auto_roles
 
 
+@pytest.mark.parametrize(
+    ("flags", "told_to"),
+    [
+        ([], [None, None, None]),
+        (["--metrics-port", "9100"], [9100, 9101, 9102]),
+        (["--metrics-port", "0"], [0, 0, 0]),
+    ],
+)
+def test_each_worker_has_a_metrics_port(flags: list[str], told_to: list[int | None]) -> None:
+    specs = planned("--prefill", "2", *flags)
+    workers = [told(specs[name]) for name in ("p0", "p1", "d0")]
+    assert [w.metrics_port for w in workers if isinstance(w, DecodeSettings)] == told_to
+
+
 def test_unset_settings_keep_the_one_default() -> None:
     assert "--block-size" not in planned()["p0"].arguments
 

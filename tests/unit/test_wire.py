@@ -14,15 +14,14 @@ from baton import wire
 from baton.deadlines import UNLIMITED, Deadlines
 from baton.errors import (
     TABLE,
-    BatonError,
     IncompatiblePeer,
     InvalidRequest,
     UnsupportedParameter,
     from_code,
 )
-from baton.generation import AttemptKey, FinishReason, Generation, Timings
-from baton.identity import PROTOCOL, CompatibilityClass, Identity
-from baton.sampling import MAX_SEED, SamplingSpec
+from baton.generation import AttemptKey, FinishReason, Generation, Timings, TokenLogprobs
+from baton.identity import PROTOCOL, CompatibilityClass, Identity, require_pair
+from baton.sampling import MAX_LOGPROBS, MAX_SEED, SamplingSpec
 from baton.v1 import common_pb2
 
 ids = st.lists(st.integers(0, 2**32 - 1), max_size=50).map(tuple)
@@ -53,6 +52,7 @@ specs = st.builds(
     ignore_eos=st.booleans(),
     eos_ids=ids,
     grammar=st.text(max_size=30),
+    logprobs=st.none() | st.integers(0, MAX_LOGPROBS),
 )
 generations = st.builds(
     Generation,
@@ -94,6 +94,14 @@ def test_choices_apart_have_nothing_else_changed() -> None:
     assert together.apart == [value, replace(value, key=AttemptKey("r", 2, 3))]
 
 
+def test_log_probabilities_survive_and_uneven_ones_are_refused() -> None:
+    values = [TokenLogprobs(-0.5), TokenLogprobs(-2.0, ((7, -0.25), (3, -1.5)))]
+    messages = [wire.logprobs_to_wire(value) for value in values]
+    assert wire.logprobs_from_wire(messages) == values
+    with pytest.raises(ValueError, match="shorter"):
+        wire.logprobs_from_wire([common_pb2.TokenLogprobs(top_ids=[1, 2], top_logprobs=[0.0])])
+
+
 @given(timings)
 def test_timings_survive(value: Timings) -> None:
     assert wire.timings_from_wire(wire.timings_to_wire(value)) == value
@@ -116,25 +124,23 @@ def test_foreign_protocol_is_refused_with_both_versions(protocol: int) -> None:
 
 
 def test_class_mismatch_names_every_field_with_both_values() -> None:
-    here = CompatibilityClass("rev", 30, 3, 64, 16)
-    there = CompatibilityClass("rev", 32, 3, 64, 8)
-    with pytest.raises(IncompatiblePeer, match=r"layers 30 here, 32 there; block_size 16 here, 8"):
-        here.require_same(there)
+    prefill = Identity("p", CompatibilityClass("rev", 30, 3, 64, 16))
+    decode = Identity("d", CompatibilityClass("rev", 32, 3, 64, 8))
+    said = (
+        "layers 30 of the prefill worker, 32 of the decode worker; "
+        "block_size 16 of the prefill worker, 8 of the decode worker"
+    )
+    with pytest.raises(IncompatiblePeer, match=said):
+        require_pair(prefill=prefill, decode=decode)
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        common_pb2.SamplingSpec(top_p=1, repetition_penalty=1, max_tokens=1, logprobs=2),
-        common_pb2.SamplingSpec(
-            top_p=1,
-            repetition_penalty=1,
-            max_tokens=1,
-            grammar=common_pb2.Grammar(),  # of a kind that a later version may have
-        ),
-    ],
-)
-def test_what_no_worker_can_do_is_refused(message: common_pb2.SamplingSpec) -> None:
+def test_what_no_worker_can_do_is_refused() -> None:
+    message = common_pb2.SamplingSpec(
+        top_p=1,
+        repetition_penalty=1,
+        max_tokens=1,
+        grammar=common_pb2.Grammar(),  # of a kind that a later version may have
+    )
     with pytest.raises(UnsupportedParameter):
         wire.sampling_from_wire(message)
 
@@ -148,10 +154,29 @@ def test_every_row_of_the_error_table_survives(code: str) -> None:
     assert isinstance(error.grpc_code, grpc.StatusCode)
 
 
-def test_an_unknown_code_is_a_defect_of_ours() -> None:
-    error = from_code("from_the_future", "?")
-    assert isinstance(error, BatonError)
-    assert error.code == "internal_error"
+@pytest.mark.parametrize(("retryable", "code"), [(False, "internal_error"), (True, "no_capacity")])
+def test_an_unknown_code_is_placed_again_where_its_sender_says_so(
+    retryable: bool, code: str
+) -> None:
+    said = common_pb2.Error(code="from_the_future", message="?", retryable=retryable)
+    error = wire.error_from_wire(said)
+    assert (error.code, error.message, error.retryable) == (code, "?", retryable)
+
+
+def test_a_peer_of_the_protocol_before_gets_codes_that_it_knows() -> None:
+    """Those are the rows that came with protocol 2."""
+    errors = [from_code(code, "?") for code in TABLE]
+    changed = {
+        error.code: said.code
+        for error in errors
+        if (said := wire.error_to_wire(error, PROTOCOL - 1)).code != error.code
+    }
+    assert changed == {
+        "prefill_full": "prefill_lost",
+        "prefill_draining": "prefill_lost",
+        "decode_silent": "decode_lost",
+    }
+    assert all(wire.error_to_wire(error, PROTOCOL + 1).code == error.code for error in errors)
 
 
 def test_every_finish_reason_survives() -> None:

@@ -16,6 +16,7 @@ from baton.kv.framing import Cutter, Piece, Shape
 from baton.kv.nixl import NAME, VERSION, Unusable
 from baton.kv.nixl.agent import Agent
 from baton.kv.nixl.api import load
+from baton.kv.struck import Struck
 from baton.kv.transport import Region, Sink, Terms
 from baton.tasks import group
 from baton.v1 import kv_pb2
@@ -55,7 +56,7 @@ class NixlReader:
         self._agent = Agent(load, new_instance_id(), pool)
         self._renewing: asyncio.Task[None] | None = None
         self._peers: dict[str, _Peer] = {}
-        self._struck: dict[str, str] = {}  # instances that it did not work with, and why
+        self._struck = Struck()  # instances that it did not work with, and why
 
     async def start(self) -> None:
         """Register the pool; where that cannot be, ``unavailable`` says why."""
@@ -77,7 +78,7 @@ class NixlReader:
         await self._agent.close()
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
-        reason = self.unavailable or self._struck.get(instance_id, "")
+        reason = self.unavailable or self._struck.why(instance_id)
         if not reason and (reason := self._agent.ended):
             self._renew()
         return kv_pb2.TransportOffer(name=NAME, version=VERSION, unavailable=reason)
@@ -171,7 +172,7 @@ class NixlReader:
 
     def _strike(self, instance_id: str, why: str) -> None:
         """Use another transport with this instance from here on."""
-        self._struck[instance_id] = f"given up: {why}"
+        self._struck.add(instance_id, why)
         log.warning("nixl given up", peer=instance_id, reason=why)
 
     def _renew(self) -> None:

@@ -18,6 +18,7 @@ from baton.kv.shm.errors import Unusable
 from baton.kv.shm.messages import Ended, Filled, Message
 from baton.kv.shm.segment import Geometry, Pin, ReadOnlySegment, unavailable, unpinned
 from baton.kv.shm.wire import PATIENCE, Wire, connect, name_of
+from baton.kv.struck import Struck
 from baton.kv.transport import Sink, Terms
 from baton.tasks import finish
 from baton.v1 import kv_pb2
@@ -43,14 +44,14 @@ class ShmReader:
         self._pin = pin
         self._links: dict[str, _Link] = {}
         self._dialling: dict[str, asyncio.Task[_Link]] = {}
-        self._struck: dict[str, str] = {}  # instances that broke the protocol, and how
+        self._struck = Struck()  # instances that broke the protocol, and how
 
     async def start(self) -> None:
         """It dials when it offers."""
 
     async def offer(self, instance_id: str) -> kv_pb2.TransportOffer:
         """Offered without reservation only over a link that is proven, dialled here if need be."""
-        reason = self.unavailable or self._struck.get(instance_id, "")
+        reason = self.unavailable or self._struck.why(instance_id)
         if not reason:
             try:
                 await self._reach(instance_id)
@@ -109,7 +110,7 @@ class ShmReader:
         def lost(why: PeerError) -> None:
             self._links.pop(instance_id, None)
             if isinstance(why, HandoffFailed):
-                self._struck[instance_id] = f"given up: {why.message}"
+                self._struck.add(instance_id, why.message)
                 log.warning("kv link broken", peer=instance_id, reason=why.message)
 
         link = self._links[instance_id] = _Link(wire, segment, lost)

@@ -1,0 +1,79 @@
+"""How far an attempt is, for a gateway that asked to be told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from baton.generation import AttemptKey, Progress, Timings
+from baton.kv.framing import Piece
+from baton.kv.transport import Sink
+
+#: Seconds between two reports of an attempt, but for the first and the last.
+EVERY = 0.1
+
+#: Takes a report, without waiting.
+Say = Callable[[Progress], None]
+
+
+class Report:
+    """Gathers what is learned of one attempt, and says it now and then. ``complete`` is the last
+    word, so what was not said before it need not be."""
+
+    def __init__(
+        self, key: AttemptKey, say: Say, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._progress = Progress(key=key, prefill_instance_id="")
+        self._say = say
+        self._clock = clock
+        self._said_at = 0.0
+
+    def begin(self, prefill_instance_id: str, cached: int, total: int) -> None:
+        """The prompt is to be computed there, all but ``cached`` of ``total`` tokens."""
+        self._learn(
+            prefill_instance_id=prefill_instance_id,
+            computed_tokens=cached,
+            cached_tokens=cached,
+            total_tokens=total,
+        )
+        self._tell()
+
+    def receives(self, sink: Sink, transport: str) -> None:
+        """KV comes into ``sink`` from now on."""
+        shape = sink.shape
+        self._learn(kv_total_bytes=shape.total_bytes, layers=shape.layers, transport=transport)
+
+        def written(piece: Piece) -> None:
+            whole = piece.end == shape.end
+            layers = self._progress.kv_layers + whole
+            self._learn(kv_bytes=sink.bytes, kv_layers=layers)
+            self._tell_sometimes()
+
+        sink.on_written = written
+
+    def computed(self, end: int) -> None:
+        """KV of all layers is computed below position ``end``."""
+        self._learn(computed_tokens=max(end, self._progress.computed_tokens))
+        self._tell_sometimes()
+
+    def complete(self, timings: Timings) -> None:
+        """All KV is here."""
+        self._learn(
+            computed_tokens=self._progress.total_tokens,
+            cached_tokens=max(timings.prefill_cached_tokens, self._progress.cached_tokens),
+            timings=timings,
+        )
+        self._tell()
+
+    def _learn(self, **known: Any) -> None:
+        self._progress = replace(self._progress, **known)
+
+    def _tell_sometimes(self) -> None:
+        if self._clock() - self._said_at >= EVERY:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._said_at = self._clock()
+        self._say(self._progress)
