@@ -130,6 +130,8 @@ class Node:
             costs=scheduler.costs.estimate,
             failed=False,
             prefill_room=scheduler.prefill_room,
+            totals=scheduler.totals,
+            failed_steps=0,
         )
 
     def cache_changes(self, since: int | None) -> Changes | None:

@@ -84,6 +84,7 @@ class Leaping(Scheduler):
         size, tokens, ended = self.settings.block_size, [TOKEN] * steps, list[int]()
         self.steps += steps
         self.computed_tokens += steps * len(self._batch)
+        self.totals.generated += steps * len(self._batch)
         self.compute_s += took
         for seconds in last:
             self.costs.observe(0, len(self._batch), seconds)
@@ -110,7 +111,7 @@ class Leaping(Scheduler):
     @property
     def planned_decodes(self) -> int:
         """Slices of the last plan that are decode steps; they come first."""
-        return self._running_load[1]
+        return self.step_load[1]
 
     @staticmethod
     def remembered(steps: int) -> range:
