@@ -1,15 +1,16 @@
 """``python -m bench.agree``: the simulator beside a real cluster with the same cost model.
 
-A gateway and mock workers are started (``baton up --mock``), and asked at random (Poisson); the same
-requests at the same times are simulated. A line per fleet, rate and number: real, simulated, and how
-far the second is off. What the cost model does not know, messages and the gateway's own work, is
-taken from what one request at a time takes beyond it (``request_s``).
+A gateway and mock workers are started (``baton up --mock``) and asked at random (Poisson); the same
+requests at the same times are simulated. A line per fleet, rate and number: real, simulated, and
+how far the second is off. What the cost model does not know, messages and the gateway's own work,
+is taken from what one request at a time takes beyond it (``request_s``).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -30,7 +31,6 @@ from bench.simulate.machine import MODEL
 from bench.simulate.outcome import Outcome, Slo
 
 PROMPT, OUTPUT = overload.PROMPT, 24
-_NAME = "overloaded"
 #: Of the mock; the prefill flag is among ``overload.FLAGS``.
 _COSTS = Costs(step_s=0.02, prefill_token_s=overload.PREFILL_US / 1e6, decode_s=5e-4)
 _FLAGS = ("--mock-step-ms", "20", "--mock-decode-us", "500", "--num-blocks", "2048")
@@ -45,6 +45,7 @@ class Real:
 
     client: httpx.AsyncClient
     model: str
+    rng: random.Random  #: of prompts: none is cached
 
     async def run(self, jobs: Sequence[Job]) -> Outcome:
         """Every request at its time."""
@@ -56,7 +57,7 @@ class Real:
         return outcome
 
     async def _ask(self, job: Job, outcome: Outcome) -> None:
-        prompt = [32 + (job.number + 7 * place) % 90 for place in range(job.tokens)]
+        prompt = self.rng.choices(range(32, 127), k=job.tokens)
         body = {"model": self.model, "prompt": prompt, "max_tokens": job.output}
         body |= {"ignore_eos": True, "stream": True}
         sent, ticks = time.monotonic(), list[float]()
@@ -73,22 +74,31 @@ class Real:
 
 async def beside(fleet: Fleet, rates: Sequence[float], count: int) -> list[Record]:
     """Both, at each rate."""
-    flags = ("--prefill", str(fleet.prefill), "--decode", str(fleet.decode), *_FLAGS)
+    flags = (
+        *overload.FLAGS,
+        "--prefill",
+        str(fleet.prefill),
+        "--decode",
+        str(fleet.decode),
+        *_FLAGS,
+    )
     alone = [Job(n, 0.5 * n, PROMPT, OUTPUT) for n in range(_ALONE)]
     settings = UpSettings(model=MODEL, local_prefill_queue=0, first_token_timeout=overload.DEADLINE)
     setup = Setup(fleet=fleet, settings=settings, costs=_COSTS, blocks=2048, longest=4096)
     found = list[Record]()
-    async with overload.fleet(flags) as running:
-        async with httpx.AsyncClient(base_url=running.url, timeout=_FAR) as client:
-            real = Real(client, _NAME)
-            await real.run(alone)  # warms up
-            beyond = median((await real.run(alone)).ttft) - median(simulate(setup, alone).ttft)
-            setup = replace(setup, costs=replace(_COSTS, request_s=max(0.0, beyond)))
-            for rate in rates:
-                jobs = list(drawn(alone[:1], count, rate, 1.0, seed=1))
-                measured = await real.run(jobs)
-                params: dict[str, Param] = {"fleet": str(fleet), "offered, 1/s": rate}
-                found += _compare(measured, simulate(setup, jobs), params)
+    async with (
+        overload.fleet((*overload.FLAGS, *_FLAGS, *sizes)) as running,
+        httpx.AsyncClient(base_url=running.url, timeout=_FAR) as client,
+    ):
+        real = Real(client, overload.NAME, random.Random(0))
+        await real.run(alone)  # warms up
+        beyond = median((await real.run(alone)).ttft) - median(simulate(setup, alone).ttft)
+        setup = replace(setup, costs=replace(_COSTS, request_s=max(0.0, beyond)))
+        for rate in rates:
+            jobs = list(drawn(alone[:1], count, rate, 1.0, seed=1))
+            measured = await real.run(jobs)
+            params: dict[str, Param] = {"fleet": str(fleet), "offered, 1/s": rate}
+            found += _compare(measured, simulate(setup, jobs), params)
     return found
 
 

@@ -19,7 +19,8 @@ from model.engine.settings import SchedulerSettings
 
 #: What every sampled token is.
 TOKEN = 0
-#: Steps after which the estimate of what one takes has forgotten those before, but for a ten-thousandth.
+#: Steps after which the estimate of what one takes has forgotten all but a ten-thousandth of those
+#: before.
 _REMEMBERED = 32
 
 
