@@ -74,16 +74,10 @@ class Real:
 
 async def beside(fleet: Fleet, rates: Sequence[float], count: int) -> list[Record]:
     """Both, at each rate."""
-    flags = (
-        *overload.FLAGS,
-        "--prefill",
-        str(fleet.prefill),
-        "--decode",
-        str(fleet.decode),
-        *_FLAGS,
-    )
+    sizes = ("--prefill", str(fleet.prefill), "--decode", str(fleet.decode))
     alone = [Job(n, 0.5 * n, PROMPT, OUTPUT) for n in range(_ALONE)]
-    settings = UpSettings(model=MODEL, local_prefill_queue=0, first_token_timeout=overload.DEADLINE)
+    given = {"local_prefill_queue": 0, "first_token_timeout": overload.DEADLINE}
+    settings = UpSettings.model_validate({"model": MODEL, **given})
     setup = Setup(fleet=fleet, settings=settings, costs=_COSTS, blocks=2048, longest=4096)
     found = list[Record]()
     async with (
