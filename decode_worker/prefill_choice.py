@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from baton.errors import WorkerFull
+from baton.identity import CompatibilityClass
 from baton.ratio import Ratio
-from baton.settings import DecodeSettings
+from baton.settings import LocalPrefillSettings
 from baton.v1 import worker_pb2
 from decode_worker.cost_rule import Choice, Here, There, Why, choose
 from decode_worker.prefill_client import Target
-from model.engine.engine import Engine
+from model.engine.engine import Load
 from model.engine.sequence import Reservation
 
 #: Prefill instances remembered; one that was restarted is another instance.
 _REMEMBERED = 256
+
+
+class Computes(Protocol):
+    """The engine, as far as it matters here."""
+
+    def load(self) -> Load: ...
+
+    def compute_here(self, seq_id: int) -> None:
+        """See ``Engine.compute_here``. Raises WorkerFull."""
 
 
 @dataclass(slots=True)
@@ -38,10 +49,16 @@ class _Pair:
 class Chooser:
     """Decides for every attempt of one worker. All on the event loop; holds no sequence."""
 
-    def __init__(self, engine: Engine, settings: DecodeSettings) -> None:
-        compatibility = engine.runner.compatibility
+    def __init__(
+        self,
+        engine: Computes,
+        compatibility: CompatibilityClass,
+        settings: LocalPrefillSettings,
+        *,
+        colocated: bool,
+    ) -> None:
         self._engine = engine
-        self._colocated = settings.local_prefill
+        self._colocated = colocated
         self._share = settings.local_prefill_share
         self._queue_limit = settings.local_prefill_queue
         self._block_size = compatibility.block_size

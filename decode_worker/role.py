@@ -65,7 +65,12 @@ def decode_role(settings: DecodeSettings, kv_address: str = "") -> Services:
             stripes={"grpc": stripes},
             metrics=HandOffMetrics(runtime.metrics.registry),
         )
-        chooser = Chooser(runtime.engine, settings)
+        chooser = Chooser(
+            runtime.engine,
+            runtime.runner.compatibility,
+            settings,
+            colocated=settings.local_prefill,
+        )
         service = DecodeService(
             runtime,
             Attempts(runtime, client, readers, ledger, chooser),

@@ -86,11 +86,21 @@ class Admission:
         An empty queue takes any one request.
         """
         tokens = len(request.prompt_ids) + len(request.generated_ids)
+        return self.take(tokens, request.deadlines, turn, request.caller.quota.spend)
+
+    def take(
+        self,
+        tokens: int,
+        deadlines: Deadlines,
+        turn: Turn,
+        spend: Callable[[int], None] = lambda tokens: None,
+    ) -> Ticket:
+        """As ``admit`` for what is known of a request; ``spend`` may still refuse its tokens."""
         pace = self._current_pace()
         if self._requests:
             self._require_room(tokens, pace)
-        self._require_time(request.deadlines, turn, pace)
-        request.caller.quota.spend(tokens)
+        self._require_time(deadlines, turn, pace)
+        spend(tokens)
         self._count(1, tokens)
         return Ticket(self, tokens)
 

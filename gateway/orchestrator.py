@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 #: Seconds after which a worker that was full is tried with one request, whatever it reports.
-_MOMENT = 0.1
+MOMENT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,7 +402,7 @@ class Orchestrator:
             self._waiting.changed()
 
         self._trying_again.add(names)
-        asyncio.get_running_loop().call_later(_MOMENT, try_again)
+        asyncio.get_running_loop().call_later(MOMENT, try_again)
 
     def _leave(self, course: Course) -> None:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""

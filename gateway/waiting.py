@@ -36,10 +36,12 @@ class Turn:
 
 
 @dataclass(order=True, slots=True)
-class _Waiter:
+class Waiter:
+    """One in line."""
+
     turn: Turn
     tokens: int = field(compare=False)
-    woken: asyncio.Event = field(default_factory=asyncio.Event, compare=False)
+    wake: Callable[[], None] = field(compare=False)  #: called when it is to look again
 
 
 class WaitingRoom:
@@ -51,7 +53,7 @@ class WaitingRoom:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._waiting: list[_Waiter] = []
+        self._waiting: list[Waiter] = []
         self._arrivals = itertools.count()
         self._through = 0
         self._pace = Ratio()
@@ -83,25 +85,41 @@ class WaitingRoom:
 
         It is tried at once and again after each ``changed()``. What it raises passes through.
         """
-        waiter = _Waiter(turn, tokens)
+        woken = asyncio.Event()
+        waiter = self.enter(turn, tokens, woken.set)
+        try:
+            while (found := self.look(waiter, find)) is None:
+                await woken.wait()
+                woken.clear()
+            return found
+        finally:
+            self.leave(waiter)
+
+    def enter(self, turn: Turn, tokens: int, wake: Callable[[], None]) -> Waiter:
+        """Get in line: ``look`` at once and after each call of ``wake``, and ``leave`` in the end.
+        For those who are no coroutine; others ``take_turn``."""
+        waiter = Waiter(turn, tokens, wake)
         if not self._waiting:
             self._begin()
         insort(self._waiting, waiter)
-        try:
-            while True:
-                if self._waiting[0] is waiter and (found := find()) is not None:
-                    self._let_through(tokens)
-                    return found
-                await waiter.woken.wait()
-                waiter.woken.clear()
-        finally:
-            self._waiting.remove(waiter)
-            self.changed()
+        return waiter
+
+    def look(self, waiter: Waiter, find: Callable[[], T | None]) -> T | None:
+        """What ``find`` finds; it is not tried for who is not first in line."""
+        if self._waiting[0] is not waiter or (found := find()) is None:
+            return None
+        self._let_through(waiter.tokens)
+        return found
+
+    def leave(self, waiter: Waiter) -> None:
+        """Get out of line, served or not: the next one may look."""
+        self._waiting.remove(waiter)
+        self.changed()
 
     def changed(self) -> None:
         """There may be room now: let the first in line look."""
         if self._waiting:
-            self._waiting[0].woken.set()
+            self._waiting[0].wake()
 
     def _begin(self) -> None:
         """Somebody waits from now on."""

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from baton.prefix_keys import pack_digests
 from baton.v1 import worker_pb2
-from model.engine.engine import Engine
+from model.cache.journal import Changes
+
+
+class Tells(Protocol):
+    """An engine, as far as it matters here."""
+
+    def cache_changes(self, since: int | None) -> Changes | None:
+        """See ``Engine.cache_changes``."""
 
 
 class CacheWatch:
     """Of one status stream: the whole cache first, then changes; the whole again for one who has
     read so slowly that more changed than the pool has blocks."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Tells) -> None:
         self._engine = engine
         self._told: int | None = None
 

@@ -18,7 +18,7 @@ from model.worker.roles import Roles
 from model.worker.runtime import Profile, Runtime
 
 #: Seconds between looks at the load: how late a change is reported, and how much is coalesced.
-_LOOK = 0.05
+LOOK = 0.05
 
 #: Lets running sequences finish for so many seconds, hands back the rest; returns how many.
 Drain = Callable[[float], Awaitable[int]]
@@ -58,11 +58,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 changes = cache.news() if cache is not None else None
                 news, now = (*_news(load), *self._roles.news), time.monotonic()
                 # A look early rather than late: a beat that comes late may count as missed.
-                due = now - sent_at >= self._runtime.beat.interval - _LOOK
+                due = now - sent_at >= self._runtime.beat.interval - LOOK
                 if news != last or changes is not None or due:
                     sequence, last, sent_at = sequence + 1, news, now
                     yield self._status(load, sequence, changes)
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(LOOK)
 
     async def CheckIntegrity(  # noqa: N802
         self, request: worker_pb2.CheckIntegrityRequest, context: CheckContext

@@ -15,7 +15,9 @@ BUSY = Target("p:1", "p", queued_tokens=100_000, prefill_token_s=0.001)
 
 
 def chooser(engine: SteppedEngine, **settings: Any) -> Chooser:
-    return Chooser(engine, DecodeSettings(model="m", **settings))
+    decode = DecodeSettings(model="m", **settings)
+    compatibility = engine.runner.compatibility
+    return Chooser(engine, compatibility, decode, colocated=decode.local_prefill)
 
 
 def counts(made: Chooser) -> dict[str, int]:

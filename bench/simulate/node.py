@@ -1,0 +1,268 @@
+"""A worker process in virtual time: the scheduler, and when its steps end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, TypeVar
+
+from bench.simulate.clock import PS, Clock
+from bench.simulate.gaps import Gaps
+from bench.simulate.prices import Prices
+from bench.simulate.scheduler import TOKEN, Leaping
+from model.cache.journal import Changes
+from model.engine.engine import Load
+from model.engine.events import SequencePreempted, TokenSampled
+from model.engine.plan import StepPlan, StepResult
+from model.engine.sequence import Reservation, SequenceRequest
+
+T = TypeVar("T")
+
+
+class Hears(Protocol):
+    """Whoever asked for a sequence."""
+
+    def chunk(self, end: int, took: int) -> None:
+        """KV of a prompt to be handed over is computed up to ``end``; that took so many ps."""
+
+    def first(self) -> None:
+        """The prompt is computed, and the first token drawn."""
+
+    def second(self) -> None:
+        """The first decode step is over."""
+
+    def ended(self) -> None:
+        """The last token is there."""
+
+    def preempted(self, generated: int) -> None:
+        """It gave its blocks to another; so many tokens had been generated."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What the device does now: a planned step, or decode steps of one batch."""
+
+    began: int  #: ps: the first step that is not over yet
+    ends: int  #: ps: the last one
+    plan: StepPlan | None
+    steps: int = 1
+    sequences: int = 0
+    context: int = 0  #: of the first of them
+
+
+class Node:
+    """Runs one scheduler. With ``leaps`` decode steps between two events are added up in closed
+    form; without, each is planned and committed. What comes out is the same."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        scheduler: Leaping,
+        prices: Prices,
+        gaps: Gaps,
+        changed: Callable[[], None],
+        *,
+        leaps: bool,
+    ) -> None:
+        """``changed`` is called when its load may have become another."""
+        self._clock = clock
+        self.scheduler = scheduler
+        self._prices = prices
+        self._gaps = gaps
+        self._changed = changed
+        self._leaps = leaps
+        self._hears: dict[int, Hears] = {}
+        self._computing = set[int]()
+        self._run: _Run | None = None
+        self._out: list[Callable[[], None]] = []
+        self._last_step = 0
+        self.busy = 0  #: ps of compute
+
+    # -- commands --------------------------------------------------------------------------
+
+    def add(self, request: SequenceRequest, hears: Hears) -> Reservation:
+        """Raises what ``Scheduler.add`` raises."""
+        made = self._command(lambda: self.scheduler.add(request))
+        self._hears[made.seq_id] = hears
+        if not request.receive:
+            self._computing.add(made.seq_id)
+        return made
+
+    def activate(self, seq_id: int) -> None:
+        self._command(lambda: self.scheduler.activate(seq_id, TOKEN))
+
+    def compute_here(self, seq_id: int) -> None:
+        """Raises WorkerFull."""
+        self._command(lambda: self.scheduler.compute_here(seq_id))
+        self._computing.add(seq_id)
+
+    def cancel(self, seq_id: int) -> None:
+        """Or give up what is kept; idempotent."""
+        if self._hears.pop(seq_id, None) is not None:
+            self._computing.discard(seq_id)
+            self._command(lambda: self.scheduler.cancel(seq_id))
+
+    def _command(self, do: Callable[[], T]) -> T:
+        self._catch_up()
+        self._cut()
+        try:
+            return do()
+        finally:
+            self._changed()
+            if self._run is None:
+                self._clock.after(0, self._wake)  # after all that is commanded now
+
+    # -- what others see -------------------------------------------------------------------
+
+    def load(self) -> Load:
+        self._catch_up()
+        scheduler = self.scheduler
+        return Load(
+            queued_tokens=scheduler.queued_tokens,
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            blocks=scheduler.pool.counts(),
+            steps=scheduler.steps,
+            last_step_s=self._last_step / PS,
+            idle=self._run is None,
+            draining=False,
+            costs=scheduler.costs.estimate,
+            failed=False,
+            prefill_room=scheduler.prefill_room,
+            totals=scheduler.totals,
+            failed_steps=0,
+        )
+
+    def cache_changes(self, since: int | None) -> Changes | None:
+        """As ``Engine.cache_changes``."""
+        pool = self.scheduler.pool
+        return None if since == pool.changed else pool.changes(since)
+
+    # -- steps -----------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._go()
+        self._tell()
+
+    def _go(self) -> None:
+        """Begin with the next step, if there is one and none runs."""
+        if self._run is not None:
+            return
+        now, prices = self._clock.now, self._prices
+        steps, sequences, context = self.scheduler.start() if self._leaps else (0, 0, 0)
+        if steps:
+            ends = now + prices.steps(steps, sequences, context)
+            self._begin(_Run(now, ends, None, steps, sequences, context))
+        else:
+            plan = self.scheduler.plan()
+            self._take_events()
+            if plan.slices:
+                took = prices.plan(plan, self.scheduler.planned_decodes)
+                self._begin(_Run(now, now + took, plan))
+
+    def _begin(self, run: _Run) -> None:
+        self._run = run
+        self._clock.at(run.ends, lambda: self._end(run))
+
+    def _end(self, run: _Run) -> None:
+        """The last step is over, unless the run was cut short since that was foreseen."""
+        if run is not self._run or run.ends != self._clock.now:
+            return
+        if run.plan is None:
+            self._leap(run, run.steps, running=False)
+            self._run = None
+        else:
+            self._run = None
+            self._commit(run, run.plan)
+        if self._out or (run.plan is not None and self._computing):
+            self._changed()  # that a token more is there matters to nobody
+        self._go()
+        self._tell()
+
+    def _commit(self, run: _Run, plan: StepPlan) -> None:
+        took = run.ends - run.began
+        self.busy += took
+        self._last_step = took
+        fresh = frozenset(self.scheduler.fresh)  # who ends with this step was so, too
+        tokens = {part.seq_id: TOKEN for part in plan.slices if part.sample is not None}
+        self.scheduler.commit(StepResult(plan.step, tokens, compute_s=took / PS))
+        for part in plan.slices:
+            if part.export and (hears := self._hears.get(part.seq_id)) is not None:
+                self._out.append(partial(hears.chunk, part.end, took))
+        self._take_events(took, fresh)
+
+    def _take_events(self, took: int = 0, fresh: Collection[int] = ()) -> None:
+        """``fresh``: who had its first decode step in what ``took`` so long."""
+        gaps = 0
+        for event in self.scheduler.take_events():
+            if isinstance(event, SequencePreempted):
+                generated = self.scheduler.preempted.pop(event.seq_id)
+                hears = self._hears.pop(event.seq_id)
+                self._computing.discard(event.seq_id)
+                self._out.append(partial(hears.preempted, generated))
+            elif isinstance(event, TokenSampled) and event.seq_id in self._hears:
+                seq_id, hears = event.seq_id, self._hears[event.seq_id]
+                if seq_id in self._computing:
+                    self._computing.discard(seq_id)
+                    self._out.append(hears.first)
+                elif seq_id in fresh:
+                    self.scheduler.fresh.discard(seq_id)
+                    self._out.append(hears.second)
+                else:
+                    gaps += 1
+                if event.finish_reason is not None:
+                    self._over(seq_id)
+        if gaps:
+            self._gaps.add(took, gaps)
+
+    def _leap(self, run: _Run, steps: int, *, running: bool) -> None:
+        """So many of the run's steps are over."""
+        prices, scheduler, sequences = self._prices, self.scheduler, run.sequences
+        growth = prices.context_token * sequences
+        first = prices.decodes(sequences, run.context)
+        took = prices.steps(steps, sequences, run.context)
+        last = [(first + growth * step) / PS for step in scheduler.remembered(steps)]
+        told, scheduler.told = scheduler.told, set[int]()
+        self._out += [self._hears[seq_id].second for seq_id in told if seq_id in self._hears]
+        if sequences > len(told):
+            self._gaps.add(first, sequences - len(told), growth, steps)
+        self.busy += took
+        self._last_step = first + growth * (steps - 1)
+        for seq_id in scheduler.leap(steps, last, took / PS, running=running):
+            self._over(seq_id)
+        run.began += took
+        run.steps -= steps
+        run.context += steps * sequences
+
+    def _catch_up(self) -> None:
+        """Take in the steps of a run that are over; the one that is running stays."""
+        run = self._run
+        if run is not None and run.plan is None and run.steps > 1:
+            passed = self._clock.now - run.began
+            over = self._prices.within(passed, run.sequences, run.context, run.steps - 1)
+            if over:
+                self._leap(run, over, running=True)
+
+    def _cut(self) -> None:
+        """Something changes: the running step is the last one of its run."""
+        run = self._run
+        if run is not None and run.steps > 1:
+            run.steps = 1
+            run.ends = run.began + self._prices.decodes(run.sequences, run.context)
+            self._clock.at(run.ends, lambda: self._end(run))
+
+    # -- news ------------------------------------------------------------------------------
+
+    def _over(self, seq_id: int) -> None:
+        """A sequence had its last token. Who keeps its KV for a hand-off still has to cancel."""
+        hears = self._hears[seq_id]
+        if seq_id not in self.scheduler:
+            del self._hears[seq_id]
+        self._out.append(hears.ended)
+
+    def _tell(self) -> None:
+        """Say what has happened, now that the books are as they will be."""
+        out, self._out = self._out, []
+        for tell in out:
+            tell()

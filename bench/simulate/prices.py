@@ -1,0 +1,62 @@
+"""The cost model in whole picoseconds: one step, or many like it in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.costs import Costs
+from bench.simulate.clock import ps
+from model.engine.plan import Slice, StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """As ``Costs``, in picoseconds."""
+
+    step: int
+    prefill_token: int
+    prefill_pair: int
+    decode: int
+    context_token: int
+
+    @classmethod
+    def of(cls, costs: Costs) -> Prices:
+        return cls(
+            ps(costs.step_s),
+            ps(costs.prefill_token_s),
+            ps(costs.prefill_pair_s),
+            ps(costs.decode_s),
+            ps(costs.context_token_s),
+        )
+
+    def plan(self, plan: StepPlan, decodes: int) -> int:
+        """A step whose first ``decodes`` slices are decode steps, the others of prompts."""
+        context = sum(part.start + 1 for part in plan.slices[:decodes])
+        prompts = sum(self.prompt(part) for part in plan.slices[decodes:])
+        return self.decodes(decodes, context) + prompts
+
+    def prompt(self, part: Slice) -> int:
+        """A slice of a prompt."""
+        count = len(part.token_ids)
+        pairs = count * part.start + count * (count - 1) // 2
+        return self.prefill_token * count + self.prefill_pair * pairs
+
+    def decodes(self, sequences: int, context: int) -> int:
+        """A step of so many sequences that read back ``context`` tokens together."""
+        return self.step + self.decode * sequences + self.context_token * context
+
+    def steps(self, count: int, sequences: int, context: int) -> int:
+        """``count`` such steps in a row: each sequence is a token longer in the next one."""
+        growth = self.context_token * sequences * (count * (count - 1) // 2)
+        return count * self.decodes(sequences, context) + growth
+
+    def within(self, time: int, sequences: int, context: int, most: int) -> int:
+        """How many such steps, up to ``most``, are over after ``time``."""
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.steps(middle, sequences, context) <= time:
+                low = middle
+            else:
+                high = middle - 1
+        return low
