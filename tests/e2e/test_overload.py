@@ -17,7 +17,7 @@ SECONDS = 6.0
     ("blocks", "kept"),
     [
         pytest.param(256, 0.6, id="compute is short"),
-        pytest.param(40, 0.5, id="memory is short"),  # of ten prompts
+        pytest.param(40, 0.5, id="memory is short", marks=pytest.mark.slow),  # of ten prompts
     ],
 )
 async def test_overload_costs_no_goodput_and_the_rest_is_refused_at_once(

@@ -7,8 +7,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("baton", "gateway", "prefill_worker", "decode_worker", "model")
-#: What clients and prompts are told the time to be, and when a log's line was written.
-ALLOWED = {"gateway/requests.py", "gateway/status.py", "gateway/chat_template.py"}
+#: What clients, prompts, operators and traces are told the time to be.
+ALLOWED = {
+    "baton/metrics/usage.py",
+    "baton/otel.py",
+    "baton/top/panels.py",
+    "baton/top/scene.py",
+    "gateway/chat_template.py",
+    "gateway/requests.py",
+    "gateway/responses/answers.py",
+    "gateway/status.py",
+    "gateway/telling/broadcast.py",
+}
 _OF_TIME = {"time", "time_ns", "localtime", "gmtime", "ctime", "strftime", "asctime"}
 _OF_DATETIME = {"now", "utcnow", "today"}
 
