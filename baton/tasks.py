@@ -18,13 +18,9 @@ async def group() -> AsyncIterator[asyncio.TaskGroup]:
     """An ``asyncio.TaskGroup`` that raises its first failure bare, not in an ExceptionGroup.
 
     Everything else in the group is cancelled by then; what it raised while it was being
-    cancelled is a consequence, not news. Who is cancelled while a failure ends the group is
-    cancelled: TaskGroup forgets that before Python 3.13, and the caller would go on for ever.
+    cancelled is a consequence, not news.
     """
     first: BaseException | None = None
-    caller = asyncio.current_task()
-    assert caller is not None, "a group belongs to a task"
-    cancels = caller.cancelling()
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
@@ -32,8 +28,6 @@ async def group() -> AsyncIterator[asyncio.TaskGroup]:
         first = failures.exceptions[0]
         failures.__traceback__ = None  # it ends in a frame that refers to the group again
     if first is not None:
-        if caller.cancelling() > cancels:
-            first = asyncio.CancelledError()
         try:
             # Not above: as its context the group would keep it, and all frames with what they
             # hold, until the garbage collector comes by.

@@ -176,6 +176,9 @@ class Registry:
         while True:
             began = loop.time()
             ended = await self._watch(member)
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                # Before Python 3.13 a task group forgets a cancellation that meets a failure.
+                raise asyncio.CancelledError
             if ended.worked:
                 backoff.reset()
             if member.health is Health.SUSPECT and loop.time() - began > RECONNECT_FIRST:

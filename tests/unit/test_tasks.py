@@ -38,27 +38,3 @@ async def test_a_failure_comes_bare_and_what_it_held_goes_with_it() -> None:
     del failure
     await asyncio.sleep(0)
     assert [each() for each in held] == [None, None]
-
-
-async def test_a_cancellation_is_not_lost_in_a_failure() -> None:
-    ending = asyncio.Event()
-
-    async def child() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ending.set()
-            await asyncio.sleep(0.01)
-
-    async def call() -> None:
-        async with group() as tasks:
-            tasks.create_task(child())
-            await asyncio.sleep(0)
-            raise PrefillLost("gone")
-
-    caller = asyncio.create_task(call())
-    await ending.wait()
-    caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    assert caller.cancelled()
