@@ -23,7 +23,7 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,11 @@ class Fleet:
 
     url: str
     admin: str
-    gateway_pid: int
+    pids: Mapping[str, int]  #: of its processes: gateway, p0, d0, c0, ...
+
+    @property
+    def gateway_pid(self) -> int:
+        return self.pids["gateway"]
 
 
 def resident(pid: int) -> int:
@@ -184,14 +188,15 @@ async def fleet(flags: Sequence[str]) -> AsyncIterator[Fleet]:
 
 async def _announced(lines: asyncio.StreamReader) -> Fleet:
     """Raises RuntimeError with what was printed when it ends before it is ready."""
-    patterns = (r"ready at (\S+)/v1", r"state: (\S+)/cluster", r"gateway ready on \S+, pid (\d+)")
+    patterns = (r"ready at (\S+)/v1", r"state: (\S+)/cluster")
     printed = ""
     while line := (await lines.readline()).decode():
         printed += line
         found = [re.search(pattern, printed) for pattern in patterns]
         if all(found):
-            url, admin, pid = (match[1] for match in found if match is not None)
-            return Fleet(url, admin, int(pid))
+            url, admin = (match[1] for match in found if match is not None)
+            pids = re.findall(r"(\w+) ready on \S+, pid (\d+)", printed)
+            return Fleet(url, admin, {name: int(pid) for name, pid in pids})
     raise RuntimeError(f"baton up ended before it was ready:\n{printed}")
 
 
