@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +46,9 @@ from bench.shapes import CACHE, SHAPES
 #: What the generator's own lag may be of what is told, and 99 of 100 times at most, seconds.
 _TRUST = Trust(share=0.1, lag=0.1)
 #: Requests before the first rate, one after the other.
-_WARMUP = 8
+_WARMUP = 4
+#: Seconds for a whole answer; one that takes longer has failed.
+_PATIENCE = 60.0
 
 
 def file(asked: argparse.Namespace, system: str, rate: float) -> Path:
@@ -84,9 +87,7 @@ async def measure(asked: argparse.Namespace, system: str, setup: Setup, console:
         for number, rate in enumerate(rate for rate in left if rate < hopeless):
             await _serve(asked, system, rate, url, 0 if number else _WARMUP)
             one = read(asked, system, rate)
-            console.print(
-                f"{system}, {rate:g} requests/s: {one.attained:.1%} within the objectives"
-            )
+            console.print(f"{system}, {rate:g} requests/s: {one.attained:.1%} within objectives")
             if one.attained < asked.stop:
                 return
 
@@ -102,13 +103,18 @@ async def _serve(
     # No prompt of one rate comes again at another: none is ever cached.
     seed = ("--seed", round(1000 * rate), "--vocabulary", SHAPES[asked.model].vocab)
     load = ("--rate", rate, "--requests", max(1, round(rate * asked.seconds)), "--warmup", warmup)
-    whom = ("--url", url, "--model", NAME, "--ignore-eos", "--timeout", 120, "--label", system)
-    command = [*whom, *load, *trace, *caps, *seed, "--raw", unfinished]
+    whom = ("--url", url, "--model", NAME, "--label", system, "--timeout", _PATIENCE)
+    command = (*whom, *load, *trace, *caps, *seed, "--ignore-eos", "--raw", unfinished)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.serve", *map(str, command)),
         stdout=asyncio.subprocess.DEVNULL,
     )
-    if await process.wait() not in (0, 1):
+    try:
+        status = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+    if status not in (0, 1):
         raise PeerFailed(f"{system} could not be asked at {rate:g} requests/s")
     unfinished.rename(path)
 
@@ -164,6 +170,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 async def _measure(asked: argparse.Namespace, console: Console) -> None:
+    task = asyncio.current_task()
+    assert task is not None, "it is run as one"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # nothing is left
     asked.out.mkdir(parents=True, exist_ok=True)
     setup = Setup(
         model=words.served(SHAPES[asked.model]),
@@ -191,6 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             records.write(asked.json, made)
         if asked.plot is not None:
             plot.draw(asked.plot, title(asked), tried, slo(asked), asked.attain)
+    except asyncio.CancelledError:
+        print("bench.peers: stopped", file=sys.stderr)
+        return 1
     except (PeerFailed, RawError, ValueError, OSError) as error:
         print(f"bench.peers: {error}", file=sys.stderr)
         return 1

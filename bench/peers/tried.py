@@ -43,7 +43,7 @@ def evaluate(tried: Sequence[Tried], wanted: float, of: str) -> list[Record]:
             value = one[name]
             if value is not None and not value.doubt:
                 made.append(Record(name, value.value, value.unit, params))
-        if (share := one["attained"]) is not None:
+        if (share := one["attained"]) is not None and not share.doubt:
             low, high = share.interval
             made.append(Record("attained low", low, "ratio", params))
             made.append(Record("attained high", high, "ratio", params))
