@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -44,6 +45,8 @@ from bench.usage import cpu_seconds
 _MS = 1e3
 #: Seconds until what has begun has settled.
 _SETTLE = 1.0
+#: Long prompts in a second, at most.
+_MOST = 4
 _COLOCATED = ("--colocated", "1", "--threads", "2")
 FORMS: Mapping[str, tuple[str, ...]] = {
     "apart": ("--prefill", "1", "--decode", "1", "--threads", "1", "--local-prefill-queue", "0"),
@@ -75,6 +78,9 @@ class Watch:
         self._session = session
         self._random = Random(0)
         self._vocab = SHAPES[asked.model].vocab
+        # Made before anything is watched: it is no part of what a system does.
+        wanted = math.ceil(asked.rounds * (asked.window + _SETTLE) * _MOST)
+        self._long = [self._body(asked.tokens, 2) for _ in range(wanted)]
 
     async def run(self) -> Watched:
         seen = Watched()
@@ -110,9 +116,8 @@ class Watch:
         """When each answer's events came, as they come. Raises RuntimeError when one ends."""
         asked = self._asked
         came: list[list[float]] = [[] for _ in range(asked.streams)]
-        tasks = [
-            asyncio.create_task(self._ask(asked.prompt, asked.longest, ticks)) for ticks in came
-        ]
+        bodies = [self._body(asked.prompt, asked.longest) for _ in came]
+        tasks = [asyncio.create_task(self._ask(*pair)) for pair in zip(bodies, came, strict=True)]
         try:
             while min(map(len, came)) < 4:
                 _require_running(tasks)
@@ -125,18 +130,23 @@ class Watch:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _arrive(self, firsts: list[float]) -> None:
-        """Long prompts, one after the other."""
+        """Long prompts, one after the other. Raises RuntimeError where they are done at once."""
         while True:
+            if not self._long:
+                raise RuntimeError(f"more than {_MOST} a second were done: make --tokens longer")
             sent, ticks = time.monotonic(), list[float]()
-            await self._ask(self._asked.tokens, 2, ticks)
+            await self._ask(self._long.pop(), ticks)
             firsts.append(ticks[0] - sent)
 
-    async def _ask(self, tokens: int, output: int, ticks: list[float]) -> None:
-        """Raises RuntimeError where the answer is an error."""
+    def _body(self, tokens: int, output: int) -> bytes:
+        """Of a request of random ids: no two prompts begin alike."""
         prompt = self._random.choices(range(self._vocab), k=tokens)
         body = {"model": NAME, "prompt": prompt, "max_tokens": output, "temperature": 0}
-        body |= {"stream": True, "ignore_eos": True}
-        async with self._session.post(self._address, data=json.dumps(body)) as answer:
+        return json.dumps({**body, "stream": True, "ignore_eos": True}).encode()
+
+    async def _ask(self, body: bytes, ticks: list[float]) -> None:
+        """Raises RuntimeError where the answer is an error."""
+        async with self._session.post(self._address, data=body) as answer:
             async for line in answer.content:
                 if answer.status != 200 or b'"error"' in line:
                     raise RuntimeError(f"HTTP {answer.status}: {line.decode()}")
