@@ -1,16 +1,16 @@
 """``python -m bench.peers``: Baton and vLLM under the same load, whole systems on the same cores.
 
 Requests have the lengths of a trace, scaled and cut, and arrive at random (Poisson). Each system is
-started in turn, and asked at one rate after the other, for the same time each, until far too few
-answers are within the objectives. At a rate all of them get the same requests at the same times, by
+started in turn, and asked at one rate after the other, until far too few answers are within the
+objectives. At a rate all of them get the same requests at the same times, by
 the same generator (bench.serve), which shares the two cores with whatever is asked, as Baton's
 gateway and vLLM's proxy do. Weights are random, in bfloat16: no answer depends on what is in them.
 
     baton-pd          a prefill and a decode worker, a thread each
-    baton-pd-helps    the same, but the decode worker may compute prompts for as long as its step
-                      becomes no more than three times as long
-    baton-2           two workers that do both, a thread each
-    baton-1           one of them, two threads
+    baton-pd-helps    the same, but the decode worker helps: it computes prompts, too, for as long as
+                      its steps become no more than four times as long; short prompts go first
+    baton-2           two workers that do both, a thread each; both likewise
+    baton-1           one of them, two threads; likewise
     vllm              one server, two threads, its own defaults
     vllm-pair         two servers, a thread each, KV by NIXL over UCX's TCP
 
@@ -102,7 +102,7 @@ async def _serve(
     caps = ("--prompt-cap", asked.prompt_cap, "--output-cap", asked.output_cap)
     # No prompt of one rate comes again at another: none is ever cached.
     seed = ("--seed", round(1000 * rate), "--vocabulary", SHAPES[asked.model].vocab)
-    load = ("--rate", rate, "--requests", max(1, round(rate * asked.seconds)), "--warmup", warmup)
+    load = ("--rate", rate, "--requests", asked.requests, "--warmup", warmup)
     whom = ("--url", url, "--model", NAME, "--label", system, "--timeout", _PATIENCE)
     command = (*whom, *load, *trace, *caps, *seed, "--ignore-eos", "--raw", unfinished)
     process = await asyncio.create_subprocess_exec(
@@ -123,7 +123,7 @@ def title(asked: argparse.Namespace) -> str:
     return (
         f"{SHAPES[asked.model].name}, bfloat16; {asked.trace.name}: prompts {asked.length:g} times "
         f"as long, at most {asked.prompt_cap}; answers {asked.output:g} times, at most "
-        f"{asked.output_cap}; {asked.seconds:g} s of Poisson arrivals at each rate; TTFT within "
+        f"{asked.output_cap}; {asked.requests} Poisson arrivals at each rate; TTFT within "
         f"{asked.slo_ttft:g} ms and TPOT within {asked.slo_tpot:g} ms. {machine.describe()}"
     )
 
@@ -152,7 +152,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--trace", type=Path, required=True, metavar="FILE", help="whose lengths are taken")
     add("--systems", type=_names, default=list(SYSTEMS), help="some of those above, a,b")
     add("--rates", type=_rates, default="2,3,4,5,6,7", help="requests/s (default: %(default)s)")
-    add("--seconds", type=float, default=40.0, help="of each rate (default: %(default)g)")
+    add("--requests", type=int, default=120, help="at each rate (default: %(default)s)")
     add("--length", type=float, default=0.25, help="prompts, times as long (%(default)g)")
     add("--output", type=float, default=0.25, help="answers, times as long (%(default)g)")
     add("--prompt-cap", type=int, default=1500, help="tokens (default: %(default)s)")
