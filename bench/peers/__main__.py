@@ -7,8 +7,8 @@ the same generator (bench.serve), which shares the two cores with whatever is as
 gateway and vLLM's proxy do. Weights are random, in bfloat16: no answer depends on what is in them.
 
     baton-pd          a prefill and a decode worker, a thread each
-    baton-pd-helps    the same, but the decode worker helps: it computes prompts, too, for as long as
-                      its steps become no more than four times as long; short prompts go first
+    baton-pd-helps    the same, but the decode worker helps: it computes prompts for as long as its
+                      steps become no more than four times as long; short prompts go first
     baton-2           two workers that do both, a thread each; both likewise
     baton-1           one of them, two threads; likewise
     vllm              one server, two threads, its own defaults
