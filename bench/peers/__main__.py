@@ -32,14 +32,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import cores, machine, records
+from bench import cores, records
 from bench.load import raw
 from bench.load.raw import RawError
 from bench.load.statistics import Measured, Slo, Trust, estimate
 from bench.overload import NAME
 from bench.pair import PeerFailed
 from bench.peers import plot, systems, words
-from bench.peers.systems import SYSTEMS, Setup
+from bench.peers.systems import SYSTEMS, VLLM, VLLM_PAIR, Setup
 from bench.peers.tried import Tried, evaluate, highest
 from bench.shapes import CACHE, SHAPES
 
@@ -62,9 +62,11 @@ def slo(asked: argparse.Namespace) -> Slo:
 
 def read(asked: argparse.Namespace, system: str, rate: float) -> Tried:
     """Raises RawError, OSError."""
-    [level] = raw.read(file(asked, system, rate)).levels
+    run = raw.read(file(asked, system, rate))
+    [level] = run.levels
     measured = Measured(level)
-    return Tried(system, rate, measured, estimate(measured, slo(asked), _TRUST))
+    load = f"{run.params['workload']}; {run.params['machine']}"
+    return Tried(system, rate, load, measured, estimate(measured, slo(asked), _TRUST))
 
 
 def found(asked: argparse.Namespace) -> Iterator[Tried]:
@@ -119,12 +121,14 @@ async def _serve(
     unfinished.rename(path)
 
 
-def title(asked: argparse.Namespace) -> str:
+def title(asked: argparse.Namespace, tried: Sequence[Tried]) -> str:
+    """Of what the figures are. Raises ValueError where files of several loads lie together."""
+    loads = list(dict.fromkeys(one.load for one in tried))
+    if len(loads) > 1:
+        raise ValueError(f"{asked.out} has files of other loads: {loads[0]} and {loads[1]}")
     return (
-        f"{SHAPES[asked.model].name}, bfloat16; {asked.trace.name}: prompts {asked.length:g} times "
-        f"as long, at most {asked.prompt_cap}; answers {asked.output:g} times, at most "
-        f"{asked.output_cap}; {asked.requests} Poisson arrivals at each rate; TTFT within "
-        f"{asked.slo_ttft:g} ms and TPOT within {asked.slo_tpot:g} ms. {machine.describe()}"
+        f"{SHAPES[asked.model].name}, bfloat16; {''.join(loads)}. Poisson arrivals; TTFT within "
+        f"{asked.slo_ttft:g} ms, TPOT within {asked.slo_tpot:g} ms"
     )
 
 
@@ -166,7 +170,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=CACHE / "peers", help="what was seen (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="where to write the records")
     add("--plot", type=Path, metavar="FILE", help="where to draw attainment over rate")
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    if min(asked.requests, asked.prompt_cap, asked.output_cap) < 1:
+        parser.error("--requests and both caps are at least 1")
+    if {VLLM, VLLM_PAIR} & {*asked.systems} and asked.vllm_python is None:
+        parser.error("vLLM's need --vllm-python; --systems leaves them out")
+    return asked
 
 
 async def _measure(asked: argparse.Namespace, console: Console) -> None:
@@ -191,15 +200,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         asyncio.run(_measure(asked, console))
         tried = list(found(asked))
-        made = evaluate(tried, asked.attain, title(asked))
-        console.print(title(asked), markup=False)
+        of = title(asked, tried)
+        made = evaluate(tried, asked.attain, of)
+        console.print(of, markup=False)
         console.print(records.table("At each rate", [one for one in made if "rate" in one.params]))
         for system, rate in highest(tried, asked.attain).items():
             console.print(f"{system}: held {rate:g} requests/s", markup=False)
         if asked.json is not None:
             records.write(asked.json, made)
         if asked.plot is not None:
-            plot.draw(asked.plot, title(asked), tried, slo(asked), asked.attain)
+            plot.draw(asked.plot, of, tried, slo(asked), asked.attain)
     except asyncio.CancelledError:
         print("bench.peers: stopped", file=sys.stderr)
         return 1

@@ -19,6 +19,7 @@ class Tried:
 
     system: str
     rate: float  #: requests/s
+    load: str  #: what was asked, and on which machine
     measured: Measured
     estimates: Sequence[Estimate]
 

@@ -48,7 +48,7 @@ def level(rate: float, ttft: float, good: int, late: int) -> Tried:
         made.answers.append(Answer(number, number, (first, first + 0.1), first + 0.1, 2, 3))
     measured = Measured(made)
     told = estimate(measured, Slo(ttft=1.0, tpot=1.0), Trust(share=0.1, lag=1.0))
-    return Tried("vllm" if rate < 10 else "baton-pd", rate, measured, told)
+    return Tried("vllm" if rate < 10 else "baton-pd", rate, "a load", measured, told)
 
 
 def test_the_highest_rate_is_the_last_before_the_first_that_is_not_held() -> None:
