@@ -8,9 +8,9 @@ gateway and vLLM's proxy do. Weights are random, in bfloat16: no answer depends 
 
     baton-pd          a prefill and a decode worker, a thread each
     baton-pd-helps    the same, but the decode worker helps: it computes prompts for as long as its
-                      steps become no more than four times as long; short prompts go first
+                      steps become no more than 2.5 times as long; short prompts go first
     baton-2           two workers that do both, a thread each; both likewise
-    baton-1           one of them, two threads; likewise
+    baton-1           one of them, two threads; likewise, but 3.5 times as long
     vllm              one server, two threads, its own defaults
     vllm-pair         two servers, a thread each, KV by NIXL over UCX's TCP
 
