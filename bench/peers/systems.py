@@ -48,8 +48,8 @@ def start(name: str, setup: Setup) -> AbstractAsyncContextManager[str]:
     return _vllm(setup) if name == VLLM else _vllm_pair(setup)
 
 
-#: Prompts beside decodes until a step is 2.5 times as long, or 3.5 times on two threads, where it is
-#: shorter (10 to 30 ms, and to 20), so that 80 ms a token are kept; the shortest first.
+#: Prompts beside decodes until a step is 2.5 times as long, or 3.5 times on two threads, where it
+#: is shorter (10 to 30 ms, and to 20), so that 80 ms a token are kept; the shortest first.
 _BESIDE = ("--local-prefill-share", "1.5", "--prefill-order", "srpt")
 _BESIDE_TWO = ("--local-prefill-share", "2.5", "--prefill-order", "srpt")
 _APART = ("--prefill", "1", "--decode", "1", "--threads", "1")
