@@ -168,12 +168,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", choices=[*SHAPES], default=next(iter(SHAPES)), help="shape of the model")
     add("--vllm-python", type=Path, metavar="FILE", help="interpreter of vLLM's environment")
     add("--out", type=Path, default=CACHE / "peers", help="what was seen (default: %(default)s)")
+    add("--report", action="store_true", help="tell what is there, and measure nothing")
     add("--json", type=Path, metavar="FILE", help="where to write the records")
     add("--plot", type=Path, metavar="FILE", help="where to draw attainment over rate")
     asked = parser.parse_args(argv)
     if min(asked.requests, asked.prompt_cap, asked.output_cap) < 1:
         parser.error("--requests and both caps are at least 1")
-    if {VLLM, VLLM_PAIR} & {*asked.systems} and asked.vllm_python is None:
+    if not asked.report and {VLLM, VLLM_PAIR} & {*asked.systems} and asked.vllm_python is None:
         parser.error("vLLM's need --vllm-python; --systems leaves them out")
     return asked
 
@@ -198,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 1 where a system could not be measured."""
     asked, console = _parse(argv), Console(width=180)
     try:
-        asyncio.run(_measure(asked, console))
+        if not asked.report:
+            asyncio.run(_measure(asked, console))
         tried = list(found(asked))
         of = title(asked, tried)
         made = evaluate(tried, asked.attain, of)
