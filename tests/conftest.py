@@ -13,6 +13,20 @@ from hypothesis import settings
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
+#: What is below starts clusters of processes, which would be in each other's way.
+CLUSTERS = {"e2e", "faults"}
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests are shared out among processes, one of these gets all clusters."""
+    if not config.getoption("loadgroup", default=False):
+        return
+    here = Path(__file__).parent
+    for item in items:
+        if CLUSTERS.intersection(item.path.relative_to(here).parts):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
+
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
