@@ -16,10 +16,9 @@ ADMIN_PORT ?= 8001
 RPC_PORT ?= 8002
 ARGS ?=
 
-# Two tests at a time, as most wait most of the time: clusters of processes one after the other,
-# beside them all else (tests/conftest.py).
+# Two tests at a time, as they mostly wait: tests/shares.py says which.
 JOBS ?= 2
-TESTS := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+TESTS := $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo nixl test test-slow test-faults rolling chaos check format protos train-demo clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -13,19 +14,12 @@ from hypothesis import settings
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
-#: What is below starts clusters of processes, which would be in each other's way.
-CLUSTERS = {"e2e", "faults"}
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from tests.shares import Shares
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests are shared out among processes, one of these gets all clusters."""
-    if not config.getoption("loadgroup", default=False):
-        return
-    here = Path(__file__).parent
-    for item in items:
-        if CLUSTERS.intersection(item.path.relative_to(here).parts):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+    return Shares(config, log)
 
 
 @pytest.fixture(scope="session")
