@@ -77,7 +77,7 @@ async def test_no_stream_notices_a_change_of_roles() -> None:
             async with asyncio.TaskGroup() as group:
                 for body, answer in zip(bodies, wanted, strict=True):
                     group.create_task(follow(body, answer))
-                for name, role in 2 * changes:
+                for name, role in changes:
                     await asyncio.sleep(0.5)
                     process = running.processes[name]
                     handed_back, seconds = await asyncio.to_thread(told, process, role)
