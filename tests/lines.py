@@ -42,6 +42,7 @@ class Connection:
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.kv = False  #: not known before the first call
+        self.passed = 0  #: bytes, to who connected
         self.close = close
 
 
@@ -117,6 +118,8 @@ class TcpLine(Line):
         self.address = ""  #: where to connect to, once it is open
         #: Of the next payload that comes down, if any: what is passed on instead.
         self.damage: Callable[[bytes], bytes] | None = None
+        #: Bytes that each connection passes to who connected, if there is a limit; then none.
+        self.most: int | None = None
         self._target = target
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -167,14 +170,24 @@ class TcpLine(Line):
         down: bool,
     ) -> None:
         with suppress(OSError):
-            while data := await source.read(_READ_BYTES):
-                if not down and _KV_METHOD in data:
+            while data := await source.read(await self._readable(connection, down)):
+                if down:
+                    connection.passed += len(data)
+                elif _KV_METHOD in data:
                     connection.kv = True
                 await self._wait(connection, len(data), down)
                 if down and connection.kv and len(data) >= _PAYLOAD_BYTES and self.damage:
                     data, self.damage = self.damage(data), None
                 target.write(data)
                 await target.drain()
+
+    async def _readable(self, connection: Connection, down: bool) -> int:
+        """How many bytes may be read at once; waits while none may."""
+        if not down or self.most is None:
+            return _READ_BYTES
+        while connection.passed >= self.most:
+            await asyncio.sleep(_LOOK)
+        return min(_READ_BYTES, self.most - connection.passed)
 
 
 class ShmLine(Line):
