@@ -12,8 +12,7 @@ import argparse
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import linear_regression
 from urllib.parse import urlsplit
@@ -39,16 +38,17 @@ async def soak(minutes: int, factor: float, prefill_us: float) -> list[Record]:
         *("--first-token-timeout", str(DEADLINE), "--num-blocks", "256"),
     )
     found: list[Record] = []
-    async with fleet(flags) as running:
+    statuses = Counter[int]()  # of those who leave
+    async with fleet(flags) as running, asyncio.TaskGroup() as group:
         await offer(running.url, running.admin, NAME, capacity / 4, 10.0, 0)  # measures its pace
-        async with _leaving(running.url) as left:
-            for minute in range(1, minutes + 1):
-                seconds = _MINUTE - DEADLINE
-                rate = factor * capacity
-                phase = await offer(running.url, running.admin, NAME, rate, seconds, minute)
-                line = _minute(minute, phase.statuses, left["left"], running)
-                print(*(f"{one.name} {one.value:.4g}" for one in line), sep=", ", flush=True)
-                found += line
+        leaving = group.create_task(_keep_leaving(running.url, statuses))
+        for minute in range(1, minutes + 1):
+            rate, seconds = factor * capacity, _MINUTE - DEADLINE
+            phase = await offer(running.url, running.admin, NAME, rate, seconds, minute)
+            line = _minute(minute, phase.statuses, statuses[200], running)
+            print(*(f"{one.name} {one.value:.4g}" for one in line), sep=", ", flush=True)
+            found += line
+        leaving.cancel()
     return found
 
 
@@ -63,26 +63,15 @@ def _minute(minute: int, statuses: Counter[int], left: int, running: Fleet) -> l
     ]
 
 
-@asynccontextmanager
-async def _leaving(url: str) -> AsyncIterator[Counter[str]]:
-    """Clients that go away in the middle of their streams; counts them."""
-    counts = Counter[str]()
-
-    async def leave() -> None:
-        async with asyncio.TaskGroup() as group:
-            while True:
-                group.create_task(_leave(url, counts))
-                await asyncio.sleep(_PAUSE)
-
-    leaving = asyncio.create_task(leave())
-    try:
-        yield counts
-    finally:
-        leaving.cancel()
-        await asyncio.wait([leaving])
+async def _keep_leaving(url: str, statuses: Counter[int]) -> None:
+    """Clients that go away in the middle of their streams. Never ends."""
+    async with asyncio.TaskGroup() as group:
+        while True:
+            group.create_task(_leave(url, statuses))
+            await asyncio.sleep(_PAUSE)
 
 
-async def _leave(url: str, counts: Counter[str]) -> None:
+async def _leave(url: str, statuses: Counter[int]) -> None:
     parts = urlsplit(url)
     body = json.dumps(
         {"model": NAME, "prompt": [1] * PROMPT, "max_tokens": _TOKENS}
@@ -94,9 +83,9 @@ async def _leave(url: str, counts: Counter[str]) -> None:
             f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         )
-        if b" 200 " in await reader.readline():
-            await reader.read(_ENOUGH)
-            counts["left"] += 1
+        status = int((await reader.readline()).split()[1])
+        await reader.read(_ENOUGH)
+        statuses[status] += 1
     finally:
         writer.close()
 
