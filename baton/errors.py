@@ -12,6 +12,7 @@
         BodyTimeout             408  the HTTP body did not arrive in time
         BodyTooLarge            413  the HTTP body is over the limit
         HeadTimeout             408  the HTTP head did not arrive in time
+        HostNotKnown            421  the Host header has a name that is not ours
         IdempotencyConflict     422  an Idempotency-Key that came with another request before
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
         HeadTooLarge            431  the HTTP head is over the limit, in bytes or header fields
@@ -153,6 +154,11 @@ class HeadTooLarge(RequestError):
 class BodyTooLarge(RequestError):
     code = "body_too_large"
     http_status = 413
+
+
+class HostNotKnown(RequestError):
+    code = "host_not_known"
+    http_status = 421
 
 
 class IdempotencyConflict(RequestError):

@@ -13,3 +13,4 @@ class HeadLimits:
     seconds: float  #: from the connection, or from the head's first byte, to its end
     bytes: int
     fields: int
+    unread: float  #: seconds for which a client may take nothing of what it is sent

@@ -8,12 +8,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from baton.errors import (
     BatonError,
+    ClientGone,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
@@ -38,6 +39,7 @@ def public_app(
     idempotency: Idempotency,
     callers: Callers,
     live: LiveEndpoint | None,
+    hosts: Sequence[Middleware],
     *,
     max_body_bytes: int,
     body_timeout: float,
@@ -72,6 +74,7 @@ def public_app(
             *Page(key=not callers.anybody, feed=feed).routes,
         ],
         [
+            *hosts,
             *([browsers] if cors_origins else []),
             *_guards(callers, max_body_bytes, body_timeout),
         ],
@@ -93,6 +96,7 @@ def admin_app(
     idempotency: Idempotency,
     callers: Callers,
     live: LiveEndpoint | None,
+    hosts: Sequence[Middleware],
     *,
     max_body_bytes: int,
     body_timeout: float,
@@ -113,7 +117,7 @@ def admin_app(
             *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
             Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
         ],
-        [],
+        hosts,
     )
 
 
@@ -136,6 +140,7 @@ def application(routes: Sequence[BaseRoute], middleware: Sequence[Middleware]) -
         middleware=middleware,
         exception_handlers={
             BatonError: _render,
+            ClientDisconnect: _render_gone,
             HTTPException: _render_http,
             Exception: _render_unexpected,
         },
@@ -146,6 +151,11 @@ async def _render(_: Request, error: Exception) -> Response:
     """An error of the table, before the first byte of an answer."""
     assert isinstance(error, BatonError)
     return refusal(error)
+
+
+async def _render_gone(_: Request, error: Exception) -> Response:
+    """Nobody is left to be told, and nothing is wrong with us."""
+    return refusal(ClientGone("the client closed the connection within the body"))
 
 
 async def _render_http(http: Request, error: Exception) -> Response:

@@ -90,9 +90,9 @@ class Generation:
         return await self._counted(http, self._validate_response)
 
     async def _validate_chat(self, http: Request) -> Asked:
-        wire = parse(ChatRequest, await http.body())
+        wire = parse(ChatRequest, body := await http.body())
         request = await self._validator.chat(
-            wire, self.limits(), caller_of(http.scope), _traceparent(http)
+            wire, self.limits(), caller_of(http.scope), _traceparent(http), len(body)
         )
         return Asked([request], self._openai)
 
@@ -104,11 +104,12 @@ class Generation:
         return Asked(requests, self._openai)
 
     async def _validate_response(self, http: Request) -> Asked:
-        wire = parse(ResponsesRequest, await http.body())
+        wire = parse(ResponsesRequest, body := await http.body())
         caller = caller_of(http.scope)
         with named_as_here():
+            asked = wire.as_chat()
             request = await self._validator.chat(
-                wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+                asked, self.limits(), caller, _traceparent(http), len(body), "response"
             )
         return Asked([request], ResponseAnswers(wire, self._logprobs))
 

@@ -25,6 +25,7 @@ from gateway.app import admin_app, public_app
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.hosts import known_hosts
 from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
@@ -162,6 +163,8 @@ async def running(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     callers = Callers(keys, metrics)
+    # Whose requests need a key says so himself: a page of a stranger has none.
+    named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
     public = public_app(
         generation,
         Tokens(validator, tokenizer),
@@ -169,6 +172,7 @@ async def running(
         idempotency,
         callers,
         live,
+        known_hosts(settings.host, named, callers.refused),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
         cors_origins=settings.cors_origin,
@@ -179,6 +183,7 @@ async def running(
         idempotency,
         callers,
         live,
+        known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
         max_body_bytes=settings.max_body_bytes,
         body_timeout=settings.body_timeout,
     )
@@ -186,7 +191,7 @@ async def running(
     members = MembershipService(registry, embedded, links)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with (
-        serving(settings.host, settings.rpc_port, members, links) as rpc,
+        serving(settings.rpc_host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
         following = [
