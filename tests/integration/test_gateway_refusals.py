@@ -287,3 +287,60 @@ async def test_absurd_values_get_short_answers(
     assert response.status_code in (400, 404)
     assert says in response.json()["error"]["message"]
     assert len(response.text) < 1000
+
+
+DEEP = "[" * 960 + "]" * 960
+CALLED = [*HELLO, {"role": "tool", "tool_call_id": "c", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud800"}', DEEP, "NaN"], ids=["surrogate", "deep", "nan"]
+)
+async def test_arguments_that_could_not_be_written_again(gateway: Gateway, arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    told = [CALLED[0], {"role": "assistant", "tool_calls": [call]}, CALLED[1]]
+    refused = await gateway.chat(messages=told)
+    assert refused.status_code == 400
+    assert "messages.1.tool_calls.0.function.arguments" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+async def test_a_schema_that_no_answer_could_repeat(gateway: Gateway, number: str) -> None:
+    tool = f'{{"type": "function", "name": "f", "parameters": {{"maximum": {number}}}}}'
+    body = f'{{"model": "{MODEL}", "input": "hi", "tools": [{tool}], "tool_choice": "none"}}'
+    refused = await gateway.client.post("/v1/responses", content=body)
+    assert refused.status_code == 400
+    assert "tools.0.parameters" in refused.json()["error"]["message"]
+
+
+async def test_parts_of_a_body_are_bounded_and_text_is_not(gateway: Gateway) -> None:
+    """A list of a hundred thousand messages takes longer to read than text of its length."""
+    refused = await gateway.chat(messages=HELLO * 20_000)
+    assert refused.status_code == 400
+    assert "20002 objects and arrays, but 16384" in refused.json()["error"]["message"]
+    code = await gateway.chat('{["\\"]}' * 10_000)
+    assert "context length" in code.json()["error"]["message"]
+
+
+async def test_long_lists_of_ids_come_in_parts(gateway: Gateway) -> None:
+    text = "ab\u20ac" * 3000
+    body = {"prompt": text, "return_token_strs": True}
+    told = (await gateway.client.post("/tokenize", json=body)).json()
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) == 15_000
+    assert told["token_strs"][:2] == ["a", "b"]
+    back = await gateway.client.post("/detokenize", json={"tokens": told["tokens"]})
+    assert back.json()["prompt"] == text
+
+
+async def test_who_leaves_within_a_body_is_no_error_of_ours(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    for path in (b"/tokenize", b"/v1/completions"):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+    await eventually(lambda: gateway.metric("baton_requests_total", code="499") == 1)
+    assert not [record for record in caplog.records if record.exc_info]
