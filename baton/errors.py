@@ -25,6 +25,7 @@
         WorkerFull              503  too few free KV blocks; another attempt may find room
         PrefillFull             503  the same, said by the prefill worker of an attempt
         TooManyConnections      503  the port has as many open as it may
+        BodiesFull              503  the HTTP bodies of requests under way take all they may
         Draining                503  a worker is leaving; place the request elsewhere
         PrefillDraining         503  the same of the prefill worker of an attempt
         Preempted               503  a sequence gave its blocks to an older one
@@ -217,6 +218,11 @@ class RateLimited(CapacityError):
 class NoWorker(CapacityError):
     code = "no_worker"
     grpc_status = "UNAVAILABLE"
+
+
+class BodiesFull(CapacityError):
+    code = "bodies_full"
+    retryable = False
 
 
 class TooManyConnections(CapacityError):

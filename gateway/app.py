@@ -20,7 +20,7 @@ from baton.errors import (
     MethodNotAllowed,
     RouteNotFound,
 )
-from gateway.body_limit import BodyLimit
+from gateway.body_limit import Bodies, BodyLimit
 from gateway.callers import Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
@@ -40,9 +40,8 @@ def public_app(
     callers: Callers,
     live: LiveEndpoint | None,
     hosts: Sequence[Middleware],
+    bodies: Bodies,
     *,
-    max_body_bytes: int,
-    body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
     """What clients see; ``live``, if there is one, only where nobody needs a key."""
@@ -76,7 +75,7 @@ def public_app(
         [
             *hosts,
             *([browsers] if cors_origins else []),
-            *_guards(callers, max_body_bytes, body_timeout),
+            *_guards(callers, bodies),
         ],
     )
 
@@ -97,9 +96,7 @@ def admin_app(
     callers: Callers,
     live: LiveEndpoint | None,
     hosts: Sequence[Middleware],
-    *,
-    max_body_bytes: int,
-    body_timeout: float,
+    bodies: Bodies,
 ) -> Starlette:
     """What operators see, on a port of its own. The page's chat asks here as clients do there, with
     a key where they need one."""
@@ -115,17 +112,17 @@ def admin_app(
             Route("/metrics", status.metrics),
             *_live(live),
             *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
-            Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
+            Mount("/v1", routes=chat, middleware=_guards(callers, bodies)),
         ],
         hosts,
     )
 
 
-def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
+def _guards(callers: Callers, bodies: Bodies) -> list[Middleware]:
     """What stands before all that generates."""
     return [
         Middleware(Admitted, callers=callers),
-        Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+        Middleware(BodyLimit, bodies=bodies),
     ]
 
 

@@ -27,7 +27,7 @@ from baton.errors import (
     MethodNotAllowed,
     TooManyConnections,
 )
-from baton.head_limits import HeadLimits
+from baton.http_limits import HeadLimits
 from gateway.refusal import refusal
 
 #: Requests of a connection that wait for the one before to be answered; each takes some 2 KB.

@@ -22,6 +22,7 @@ from baton.tracing import tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.body_limit import Bodies
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
@@ -163,6 +164,7 @@ async def running(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     callers = Callers(keys, metrics)
+    bodies = Bodies(settings.body_limits)
     # Whose requests need a key says so himself: a page of a stranger has none.
     named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
     public = public_app(
@@ -173,8 +175,7 @@ async def running(
         callers,
         live,
         known_hosts(settings.host, named, callers.refused),
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        bodies,
         cors_origins=settings.cors_origin,
     )
     admin = admin_app(
@@ -184,8 +185,7 @@ async def running(
         callers,
         live,
         known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        bodies,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)

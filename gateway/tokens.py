@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from baton.errors import InvalidRequest, UnsupportedParameter
 from gateway.answers import Detokenized
+from gateway.body_limit import body_of
 from gateway.messages import as_dicts
 from gateway.requests import Validator
 from gateway.schemas import DetokenizeRequest, TokenizeRequest, parse
@@ -29,7 +30,7 @@ class Tokens:
 
     async def tokenize(self, http: Request) -> Response:
         """Raises a RequestError that names the field."""
-        wire = parse(TokenizeRequest, body := await http.body())
+        wire = parse(TokenizeRequest, body := await body_of(http))
         self._require_model(wire.model)
         ids = await self._ids(wire, len(body))
         told = self._tell(ids, strings=bool(wire.return_token_strs))
@@ -51,7 +52,7 @@ class Tokens:
 
     async def detokenize(self, http: Request) -> Response:
         """Raises a RequestError that names the field."""
-        wire = parse(DetokenizeRequest, await http.body())
+        wire = parse(DetokenizeRequest, await body_of(http))
         self._require_model(wire.model)
         self._validator.check_ids(wire.tokens.root)
         body: Detokenized = {"prompt": await self._tokenizer.decode(wire.tokens.root)}

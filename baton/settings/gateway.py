@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
-from baton.head_limits import HeadLimits
+from baton.http_limits import BodyLimits, HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
     GrammarSettings,
@@ -215,6 +215,12 @@ class FrontSettings(
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
         4 * 2**20, ge=1, description="longest HTTP body, bytes"
     )
+    max_bodies_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        2**30,
+        ge=1,
+        description="HTTP bodies of all requests under way, bytes; those that would take more are "
+        "refused with 503",
+    )
     body_timeout: Seconds = Field(30.0, description="seconds to receive an HTTP body")
     retry_initial: Seconds = Field(0.05, description="seconds before the second attempt")
     retry_max: Seconds = Field(1.0, description="longest pause between attempts, seconds")
@@ -238,6 +244,14 @@ class FrontSettings(
     role_hold: Seconds = Field(
         30.0, description="seconds from one change of roles to the next, with --auto-roles"
     )
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        return BodyLimits(
+            bytes=self.max_body_bytes,
+            seconds=self.body_timeout,
+            bytes_of_all=self.max_bodies_bytes,
+        )
 
     @property
     def weights(self) -> dict[str, float]:

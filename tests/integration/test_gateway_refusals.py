@@ -344,3 +344,28 @@ async def test_who_leaves_within_a_body_is_no_error_of_ours(
         writer.close()
     await eventually(lambda: gateway.metric("baton_requests_total", code="499") == 1)
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_all_bodies_together_are_bounded(checkpoint: Path) -> None:
+    """Those that arrive and those that wait; one that was understood is counted no more."""
+    worker = colocated(script=answering("hello", stop_after=1))
+    async with serving(checkpoint, [worker], max_bodies_bytes=20_000) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        asked = {"metadata": {"a": "x" * 9000}}
+        running = [asyncio.create_task(gateway.chat(**asked)) for _ in range(3)]
+        await worker.submitted(3)
+        _, slow = await asyncio.open_connection(host, int(port))
+        slow.write(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 15000\r\n\r\n")
+        slow.write(b" " * 14_000)
+        async with asyncio.timeout(10):
+            while (refused := await gateway.chat(max_tokens=0, **asked)).status_code == 400:
+                pass
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "bodies_full")
+        assert "retry-after" in refused.headers
+        slow.close()
+        async with asyncio.timeout(10):
+            while (await gateway.chat(max_tokens=0, **asked)).status_code == 503:
+                pass
+        for task in running:
+            task.cancel()
+        await worker.cancelled(3)
