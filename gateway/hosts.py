@@ -48,7 +48,9 @@ class KnownHost:
         )
 
 
-def known_hosts(listening: str, names: Sequence[str], refused: Refused) -> list[Middleware]:
+def known_hosts(
+    listening: str, names: Sequence[str], refused: Refused = lambda error: None
+) -> list[Middleware]:
     """For what listens on that address: without ``names`` only a loopback one is looked after."""
     if "*" in names or not (names or _is_loopback(listening)):
         return []

@@ -76,9 +76,7 @@ async def running(settings: RelaySettings) -> AsyncIterator[Service]:
         await answering.set("", health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         try:
-            hosts = known_hosts(
-                settings.admin_host, settings.allowed_hosts, lambda _: metrics.refused.inc()
-            )
+            hosts = known_hosts(settings.admin_host, settings.allowed_hosts)
             admin = admin_app(identity, registry, metrics, links, hosts)
             yield Service(address, admin, registry, relay, metrics)
         finally:
