@@ -178,7 +178,7 @@ async def test_a_long_body(gateway: Gateway) -> None:
     for content in (long, unannounced()):
         response = await gateway.client.post(CHAT, content=content)
         assert response.status_code == 413
-        assert str(8 * 2**20) in response.json()["error"]["message"]
+        assert str(4 * 2**20) in response.json()["error"]["message"]
     assert (await gateway.chat()).status_code == 200
 
 
