@@ -210,7 +210,7 @@ _MOST_MISTAKES = 100
 
 
 #: Objects and arrays of a body: more messages than anybody sends, read in as long as a long text.
-_MOST_PARTS = 16_384
+_MOST_PARTS = 24_576
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 

@@ -315,9 +315,9 @@ async def test_a_schema_that_no_answer_could_repeat(gateway: Gateway, number: st
 
 async def test_parts_of_a_body_are_bounded_and_text_is_not(gateway: Gateway) -> None:
     """A list of a hundred thousand messages takes longer to read than text of its length."""
-    refused = await gateway.chat(messages=HELLO * 20_000)
+    refused = await gateway.chat(messages=HELLO * 30_000)
     assert refused.status_code == 400
-    assert "20002 objects and arrays, but 16384" in refused.json()["error"]["message"]
+    assert "30002 objects and arrays, but 24576" in refused.json()["error"]["message"]
     code = await gateway.chat('{["\\"]}' * 10_000)
     assert "context length" in code.json()["error"]["message"]
 
