@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,13 @@ from tests.fakes import (
     write_checkpoint,
 )
 from tests.gateways import Gateway, events, serving
-from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpoint
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_talking_checkpoint(tmp_path_factory.mktemp("qwen"))
+from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP
 
 
 @pytest.fixture(scope="session")
 def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its template knows neither tools nor thoughts."""
     return write_checkpoint(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-async def worker() -> FakeWorker:
-    return FakeWorker(script=answering(CALLS), local_prefill=True)
-
-
-@pytest.fixture
-async def gateway(checkpoint: Path, worker: FakeWorker) -> AsyncIterator[Gateway]:
-    async with serving(checkpoint, [worker]) as served:
-        yield served
 
 
 def message(answer: Any) -> dict[str, Any]:
