@@ -95,5 +95,6 @@ def _explain(mistake: ErrorDetails) -> str:
     flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
     if mistake["type"] == "extra_forbidden":
         return f"{flag}: this process has no such setting (docs/settings.md says which has)"
-    given = "" if mistake["type"] == "missing" else f" (given: {mistake['input']!r})"
-    return f"{flag}: {message}{given}"
+    if mistake["type"] == "missing":
+        return f"{flag} is missing; --help lists what there is"
+    return f"{flag}: {message} (given: {mistake['input']!r})"

@@ -7,7 +7,6 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import InvalidRequest, UnsupportedParameter
 from gateway.answers import Detokenized, Tokenized
-from gateway.messages import as_dict
 from gateway.requests import Validator
 from gateway.schemas import DetokenizeRequest, TokenizeRequest, parse
 from gateway.tokenizer import ModelTokenizer
@@ -47,6 +46,9 @@ class Tokens:
         if (wire.prompt is None) == (wire.messages is None):
             raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
         if wire.messages is None:
+            for name in ("tools", "chat_template_kwargs"):
+                if getattr(wire, name) is not None:
+                    raise InvalidRequest(f"'{name}' needs 'messages'", param=name)
             special = wire.add_special_tokens is not False
             return await self._tokenizer.encode(wire.prompt or "", special=special)
         if wire.add_special_tokens:
@@ -54,8 +56,8 @@ class Tokens:
                 "'add_special_tokens' is not supported with 'messages': the chat template has them",
                 param="add_special_tokens",
             )
-        messages = [as_dict(message, place) for place, message in enumerate(wire.messages.root)]
-        return await self._tokenizer.encode_chat(messages)
+        _, _, ids = await self._validator.conversation(wire.as_chat())
+        return ids
 
     def _require_model(self, name: str | None) -> None:
         if name is not None:

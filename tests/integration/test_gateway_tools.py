@@ -228,6 +228,21 @@ async def test_a_conversation_with_calls_can_be_counted(gateway: Gateway) -> Non
     assert refused.status_code == 400 and "'messages.1.tool_call_id'" in refused.text
 
 
+@pytest.mark.parametrize(
+    "fields", [{"tools": [ADD, STOP]}, {"chat_template_kwargs": {"enable_thinking": False}}, {}]
+)
+async def test_tokens_are_counted_as_a_chat_has_them(
+    gateway: Gateway, worker: FakeWorker, fields: dict[str, Any]
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    found = (await gateway.client.post("/tokenize", json=asked)).json()
+    await gateway.chat(**fields)
+    assert tuple(found["tokens"]) == worker.submits[0].generation.prompt_ids
+    refused = await gateway.client.post("/tokenize", json={"prompt": "hi", **fields})
+    assert refused.status_code == (400 if fields else 200)
+    assert all(f"'{name}' needs 'messages'" in refused.text for name in fields)
+
+
 def named(name: str, **more: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, **more}}
 

@@ -102,7 +102,8 @@ async def test_a_stream_is_shown_while_it_runs(checkpoint: Path) -> None:
         httpx.AsyncClient() as http,
         AsyncClient(gateway.admin_url) as client,
     ):
-        top = Top([LiveFeed(gateway.admin_url, http)], FleetOrders(PLAIN, client), LOOKS)
+        orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
+        top = Top([LiveFeed(gateway.admin_url, http)], orders, LOOKS)
         async with top.run_test(size=(100, 30)):
             await eventually(lambda: len(rows(top, "workers")) == 1)
             async with client.generate("hi", stream=True, max_new_tokens=9):
