@@ -47,14 +47,18 @@ _CONTEXT = 128
 #: Steps before those that count.
 _WARM = 5
 _EOS = 0
+#: Shares of a vocabulary: tokens of letters, and tokens with a space before them.
+_LETTERS, _SPACED = 0.92, 0.5
 
 
 def tokenizer(vocab: int) -> Tokenizer:
-    """Bytes, and random words of two to ten letters and signs: as many as there are ids."""
+    """Bytes, and random tokens of two to eight letters, some of signs: as many as there are ids."""
     rng = random.Random(vocab)
     words = dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
     while len(words) < vocab:
-        words["".join(rng.choices('Ġabcdefghilmnoprstuwy",:{}[]019', k=rng.randint(2, 10)))] = None
+        letters = "abcdefghilmnoprstuwy" if rng.random() < _LETTERS else '",:{}[]()-.=0123456789'
+        space = "Ġ" if rng.random() < _SPACED else ""
+        words[space + "".join(rng.choices(letters, k=rng.randint(2, 8)))] = None
     made = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
     made.decoder = decoders.ByteLevel()
     return made
@@ -80,11 +84,13 @@ def running(
     engine.take_roles([Role.DECODE])
     spec = SamplingSpec(temperature=0.0, max_tokens=4096, eos_ids=(_EOS,), ignore_eos=held is None)
     rng = random.Random(batch)
+    first = 1 if held is None else _first(held)
     live = []
     for _ in range(batch):
         prompt = tuple(rng.choices(range(1, loaded.vocab_size), k=_CONTEXT))
-        request = SequenceRequest(prompt_ids=prompt, spec=spec, constraint=held)
+        request = SequenceRequest(prompt_ids=prompt, spec=spec, constraint=held, receive=True)
         live.append(engine.add(request).seq_id)
+        engine.activate(live[-1], first)
     try:
         yield engine, events
     finally:
@@ -93,23 +99,24 @@ def running(
         engine.stop()
 
 
-def timed(engine: Engine, events: list[Event], batch: int, steps: int) -> list[float]:
+def _first(held: Constraint) -> int:
+    """An id that an answer may begin with."""
+    mask = int.from_bytes(held.allowed(()), "little")
+    return (mask & -mask).bit_length() - 1
+
+
+def timed(engine: Engine, events: list[Event], steps: int) -> list[float]:
     """Seconds of each decode step. Raises what a sequence failed with."""
     took: list[float] = []
-    warm = 0
-    while len(took) < steps:
+    for _ in range(_WARM + steps):
         events.clear()
         began = time.perf_counter()
         engine.step()
-        seconds = time.perf_counter() - began
+        took.append(time.perf_counter() - began)
         for event in events:
             if isinstance(event, SequenceFailed):
                 raise event.error
-        if len(events) == batch:  # all decode
-            warm += 1
-            if warm > _WARM:
-                took.append(seconds)
-    return took
+    return took[_WARM:]
 
 
 def measure(asked: argparse.Namespace) -> list[Record]:
@@ -125,7 +132,7 @@ def measure(asked: argparse.Namespace) -> list[Record]:
             for way in WAYS:
                 masks = MasksAhead() if way == "beside" else None
                 with running(loaded, batch, None if way == "free" else held, masks) as engine:
-                    took[way] += timed(*engine, batch, asked.steps)
+                    took[way] += timed(*engine, asked.steps)
         base = median(took["free"])
         for way in WAYS:
             params = {"batch": batch, "way": way, "threads": asked.threads}
@@ -144,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", choices=SHAPES, default=next(iter(SHAPES)))
     parser.add_argument("--threads", type=int, default=max(1, cores - 1), metavar="N")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32], metavar="N")
-    parser.add_argument("--steps", type=int, default=40, metavar="N", help="of each round")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--steps", type=int, default=25, metavar="N", help="of each round")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
     logs.configure("warning", "console", "bench.masks")
     Console().print(table("Steps", measure(parser.parse_args(argv))))
 

@@ -137,6 +137,23 @@ def test_a_slow_worker_is_named_within_ten_seconds(running: Cluster, browser: Br
     until(lambda: len(running.loads()) == 4, 30.0, "it has left")
 
 
+#: Addresses that are left when one of two members that never reported has gone.
+LEFT = """async () => {
+    const { Fleet } = await import("/page/fleet.js");
+    const fleet = new Fleet();
+    const member = (address) => ({ at: 1, id: null, address, roles: [], state: "connecting" });
+    const workers = ["a:1", "b:1"].map(member);
+    fleet.hear("snapshot", { at: 1, gateway: {}, workers, requests: [] });
+    fleet.hear("worker_gone", { at: 2, id: null, address: "a:1" });
+    return [...fleet.workers.keys()];
+}"""
+
+
+def test_a_member_that_never_reported_can_go(running: Cluster, browser: Browser) -> None:
+    with visit(browser, running.url) as page:
+        assert page.evaluate(LEFT) == ["b:1"]
+
+
 def test_the_page_works_by_keyboard_alone(running: Cluster, browser: Browser) -> None:
     with visit(browser, running.url) as page:
         page.keyboard.press("Tab")

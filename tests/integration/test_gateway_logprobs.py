@@ -14,9 +14,9 @@ from tests.fakes import (
     EOS,
     FakeSession,
     FakeWorker,
-    Script,
     Submitted,
     answering,
+    echoing,
     ids,
     write_checkpoint,
 )
@@ -189,22 +189,9 @@ async def test_echo(checkpoint: Path) -> None:
     assert len(worker.submits) == before, "no worker is asked for nothing"
 
 
-def echoing(prompt: list[int], answer: str) -> Script:
-    """Writes the prompt where a grammar asks for it, else the answer."""
-
-    async def script(session: FakeSession, submitted: Submitted) -> None:
-        if not submitted.generation.sampling.grammar:
-            return await answering(answer)(session, submitted)
-        for index, token_id in enumerate(prompt[1:]):
-            session.tokens(submitted.key, index, [token_id], logprobs=[told(token_id, 1)])
-        return session.finish(submitted.key, FinishReason.LENGTH)
-
-    return script
-
-
 async def test_an_echo_is_scored_before_it_is_answered(checkpoint: Path) -> None:
     prompt = ids("h\u20ac y")
-    worker = colocated(script=echoing(prompt, TEXT))
+    worker = colocated(script=echoing(answering(TEXT)))
     asked: dict[str, Any] = {"prompt": "h\u20ac y", "echo": True, "logprobs": 1, "n": 2}
     async with serving(checkpoint, [worker]) as gateway:
         body = (await gateway.complete(**asked)).json()
@@ -234,6 +221,6 @@ async def test_an_echo_is_scored_before_it_is_answered(checkpoint: Path) -> None
 
 
 async def test_a_worker_that_writes_another_prompt_is_found_out(checkpoint: Path) -> None:
-    async with serving(checkpoint, [colocated(script=echoing(ids("hey"), TEXT))]) as gateway:
+    async with serving(checkpoint, [colocated(script=answering("ey"))]) as gateway:
         answer = await gateway.complete("hex", echo=True, logprobs=0)
-    assert answer.status_code == 500 and "came back as" in answer.text
+    assert answer.status_code == 500 and "token 2 of the prompt came back as 121" in answer.text
