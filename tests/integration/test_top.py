@@ -96,17 +96,18 @@ async def test_a_fleet_is_watched_and_steered(checkpoint: Path) -> None:
 
 
 async def test_a_stream_is_shown_while_it_runs(checkpoint: Path) -> None:
-    worker = FakeWorker(script=answering("hello", stop_after=3), local_prefill=True)
+    worker = FakeWorker(script=answering("hello", pause=0.3, stop_after=3), local_prefill=True)
     async with (
         serving(checkpoint, [worker]) as gateway,
         httpx.AsyncClient() as http,
-        AsyncClient(gateway.admin_url) as client,
+        AsyncClient(gateway.url) as client,
     ):
         orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
         top = Top([LiveFeed(gateway.admin_url, http)], orders, LOOKS)
         async with top.run_test(size=(100, 30)):
             await eventually(lambda: len(rows(top, "workers")) == 1)
-            async with client.generate("hi", stream=True, max_new_tokens=9):
+            async with client.generate("hi", stream=True, max_new_tokens=9) as stream:
+                await anext(stream)
                 await eventually(lambda: [row[1:4] for row in rows(top, "streams")] == [SHOWN])
             await eventually(lambda: rows(top, "streams") == [])
 
