@@ -34,6 +34,7 @@ from baton.settings import DecodeSettings
 from bench.records import Record, table
 from bench.shapes import SHAPES, checkpoint
 from gateway import grammar
+from gateway.tool_schemas import JsonObject
 from model.engine.engine import Engine
 from model.engine.events import Event, SequenceFailed
 from model.engine.masks import MasksAhead
@@ -42,7 +43,11 @@ from model.worker.loading import LoadedModel, load_model
 
 WAYS = ("free", "series", "beside")
 #: It goes on for longer than is measured.
-_SCHEMA = {"type": "array", "items": {"type": "string", "maxLength": 60}, "minItems": 9999}
+_SCHEMA: JsonObject = {
+    "type": "array",
+    "items": {"type": "string", "maxLength": 60},
+    "minItems": 9999,
+}
 _CONTEXT = 128
 #: Steps before those that count.
 _WARM = 5

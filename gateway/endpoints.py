@@ -209,6 +209,7 @@ class Generation:
                     scored = [one async for one in told]
             yield Piece("", [], echo=scored, choice=request.choices[0])
             async for piece in answers:
+                piece.cached_tokens = None  # they were computed for this very request
                 yield piece
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:

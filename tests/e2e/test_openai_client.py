@@ -75,8 +75,10 @@ async def test_an_echo_has_the_log_probabilities_that_it_was_written_with(
 ) -> None:
     """Those of the prompt's own first tokens are of decode steps too: each given those before."""
     common: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 2}
-    ids: dict[str, Any] = {"extra_body": {"return_token_ids": True}}
-    written = await openai.completions.create(prompt=PROMPT, max_tokens=16, **common, **ids)
+    more = {"return_token_ids": True, "ignore_eos": True}
+    written = await openai.completions.create(
+        prompt=PROMPT, max_tokens=16, extra_body=more, **common
+    )
     assert written.model_extra is not None and written.choices[0].model_extra is not None
     tokens = [
         *written.model_extra["prompt_token_ids"],
