@@ -176,4 +176,4 @@ async def test_tools_formats_and_items_of_every_kind(gateway: Gateway) -> None:
 @pytest.mark.timeout(1200)
 async def test_much_of_whatever_is_sent(gateway: Gateway) -> None:
     statuses = await asyncio.to_thread(fuzz, gateway.url, 300)
-    assert statuses[200] > 200 and statuses[400] > 1000, statuses
+    assert statuses[200] > 150 and statuses[400] > 1000, statuses
