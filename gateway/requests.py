@@ -22,7 +22,7 @@ from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway import fields, resume
 from gateway.fields import MAX_CHOICES
 from gateway.keys import Caller
-from gateway.messages import as_dict
+from gateway.messages import as_dicts
 from gateway.output import Offer, Output
 from gateway.reply import Reply
 from gateway.resume import Resume
@@ -156,11 +156,15 @@ class Validator:
         limits: Limits,
         caller: Caller,
         traceparent: str,
+        size: int,
         kind: Kind = "chat",
     ) -> ValidRequest:
-        """Raises a RequestError that names the field, the value and the limit."""
+        """``size``: of the request, in bytes, whatever it is that takes them.
+
+        Raises a RequestError that names the field, the value and the limit.
+        """
         self.require_model(wire.model)
-        offer, prompt, prompt_ids = await self.conversation(wire)
+        offer, prompt, prompt_ids = await self.conversation(wire, size)
         grammar, reply = self._output.plan(offer, prompt)
         if wire.max_tokens is not None and wire.max_completion_tokens is not None:
             raise InvalidRequest(
@@ -171,16 +175,23 @@ class Validator:
         valid = self._finish(kind, wire, prompt_ids, asked, limits, caller, traceparent)
         return await self._held(replace(valid, reply=reply), grammar, wire)
 
-    async def conversation(self, wire: ChatRequest) -> tuple[Offer, str, tuple[int, ...]]:
-        """What its answer may be; and it as the model reads it, as text and as ids.
+    async def conversation(
+        self, wire: ChatRequest, size: int
+    ) -> tuple[Offer, str, tuple[int, ...]]:
+        """What its answer may be; and it as the model reads it, as text and as ids. ``size``: see
+        ``chat``.
 
         Raises a RequestError that names the field.
         """
         if not wire.messages:
             raise InvalidRequest("'messages' is empty", param="messages")
-        offer = self._output.offer(wire)
-        messages = [as_dict(message, place) for place, message in enumerate(wire.messages)]
-        prompt = self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+
+        def render() -> tuple[Offer, str]:
+            offer = self._output.offer(wire)
+            messages = as_dicts(wire.messages)
+            return offer, self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+
+        offer, prompt = await self._tokenizer.aside(size, render)
         return offer, prompt, await self._tokenizer.encode_rendered(prompt)
 
     async def completion(
@@ -219,7 +230,10 @@ class Validator:
         if not wire.echo or wire.baton_resume is not None:
             return requests
         echoes = [p if isinstance(p, str) else await self._tokenizer.decode(p) for p in prompts]
-        return [self._echoing(r, echo) for r, echo in zip(requests, echoes, strict=True)]
+        for place, echo in enumerate(echoes):
+            requests[place] = self._echoing(requests[place], echo)
+            await asyncio.sleep(0)
+        return requests
 
     def _echoing(self, valid: ValidRequest, echo: str) -> ValidRequest:
         grammar = ""
