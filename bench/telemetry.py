@@ -15,7 +15,7 @@ started anew now and then.
     tenth          every tenth is, as by OTEL_TRACES_SAMPLER; the others say that they are of none
     not sampled    traces are on, but all requests say so
     all            timings, feed and trace
-    all (tenth)    timings, feed and tenth
+    all (tenth)    feed; timings and trace of every tenth
 
 ``cost`` is the mean of the ratios to ``off``, less 1, with its 95 % interval (bootstrap over starts
 and the rounds of each).
@@ -59,25 +59,31 @@ class Way:
     """How requests are made."""
 
     traced: int | None = None  #: one of so many requests, 0: none; None: by no fleet that traces
-    timed: bool = False
+    timed: int = 0  #: one of so many asks for timings, 0: none
     feed: bool = False
 
     def headers(self, number: int) -> dict[str, str]:
         """Of the request of that number."""
-        sampled = self.traced and number % self.traced == 0
-        context = _NOT_SAMPLED if self.traced is not None and not sampled else {}
-        return {**(_TIMED if self.timed else {}), **context}
+        sampled = self.traced is None or _turn(number, self.traced)
+        return {
+            **(_TIMED if _turn(number, self.timed) else {}),
+            **({} if sampled else _NOT_SAMPLED),
+        }
+
+
+def _turn(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
 
 
 WAYS: Mapping[str, Way] = {
     "off": Way(),
-    "timings": Way(timed=True),
+    "timings": Way(timed=1),
     "feed": Way(feed=True),
     "not sampled": Way(traced=0),
     "tenth": Way(traced=10),
     "trace": Way(traced=1),
-    "all (tenth)": Way(traced=10, timed=True, feed=True),
-    "all": Way(traced=1, timed=True, feed=True),
+    "all (tenth)": Way(traced=10, timed=10, feed=True),
+    "all": Way(traced=1, timed=1, feed=True),
 }
 
 
