@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,19 +161,14 @@ def resident(pid: int) -> int:
 
 
 @asynccontextmanager
-async def fleet(
-    flags: Sequence[str], environment: Mapping[str, str] | None = None
-) -> AsyncIterator[Fleet]:
-    """Start a gateway and workers as ``flags`` say, of the demo model; stop them afterwards.
-
-    ``environment``: variables beside those that are set."""
+async def fleet(flags: Sequence[str]) -> AsyncIterator[Fleet]:
+    """Start a gateway and workers as ``flags`` say, of the demo model; stop them afterwards."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "baton", "up", "--model", str(_CHECKPOINT)),
         *("--served-model-name", NAME, "--port", "0", "--admin-port", "0", "--rpc-port", "0"),
         *flags,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **(environment or {})},
     )
     assert process.stdout is not None
     try:
