@@ -64,6 +64,7 @@ class ValidRequest:
     resume: Resume | None = None  #: of an answer that another gateway began
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False  #: with every chunk, not only in the last
     return_token_ids: bool = False
     priority: int = 0  #: larger goes first, as between workers; on the wire it is smaller
     session: str = ""  #: what the client calls the conversation, or itself; for placement alone
@@ -278,8 +279,7 @@ class Validator:
                 f"most {MAX_TOKENS}",
                 param="max_tokens",
             )
-        if wire.stream_options is not None and not wire.stream:
-            raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
+        include_usage, continuous_usage = fields.usage(wire)
         sampling = self._sampling(wire, max(1, limits.fill(len(prompt_ids), max_tokens)))
         return ValidRequest(
             request_id=_ID_PREFIX[kind] + secrets.token_hex(12),
@@ -295,7 +295,8 @@ class Validator:
             generates=max_tokens != 0,
             resume=self._resume(wire, prompt_ids, sampling),
             stream=bool(wire.stream),
-            include_usage=wire.stream_options is not None and wire.stream_options.include_usage,
+            include_usage=include_usage,
+            continuous_usage=continuous_usage,
             return_token_ids=wire.return_token_ids,
             priority=-caller.quota.priority(fields.priority(wire.priority)),
             session=fields.session(wire),

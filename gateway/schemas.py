@@ -28,6 +28,7 @@ from gateway.wire_type import Wire
 
 class StreamOptions(Wire):
     include_usage: bool = False
+    continuous_usage_stats: bool = False  #: vLLM's: with every chunk, as it stands there
     #: Padding against an eavesdropper who measures chunks: TLS is what there is here.
     include_obfuscation: Literal[False] | None = None
 

@@ -74,6 +74,11 @@ BAD_FIELDS: list[tuple[dict[str, Any], list[str], int]] = [
     ({"stop": ""}, ["0 characters"], 400),
     ({"stop": [1]}, ["stop"], 400),
     ({"stream_options": {"include_usage": True}}, ["'stream_options' needs 'stream'"], 400),
+    (
+        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+        ["continuous_usage_stats' needs 'include_usage'"],
+        400,
+    ),
     ({"priority": 101}, ["priority is 101", "at most 100"], 400),
     ({"priority": -(10**30)}, ["priority is -1000", "at least -100"], 400),
     ({"priority": 1.5}, ["priority", "1.5"], 400),
