@@ -16,6 +16,10 @@ ADMIN_PORT ?= 8001
 RPC_PORT ?= 8002
 ARGS ?=
 
+# Two tests at a time, as they mostly wait: tests/shares.py says which.
+JOBS ?= 2
+TESTS := $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help demo nixl test test-slow test-faults rolling chaos check format protos train-demo clean
 
@@ -31,10 +35,10 @@ nixl: $(VENV)/.demo ## add the KV transport nixl (Linux x86_64, 58 MB)
 	$(NIXL)
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.dev ## run the long matrices too
-	$(BIN)/python -m pytest
+	$(TESTS) $(ARGS)
 
 # make test-faults FAULTS=30 SEED=7 ARGS="-k shm"
 test-faults: $(VENV)/.dev ## 100 random faults per KV transport, against real processes

@@ -40,7 +40,12 @@ def batch(sequences: int, borders: str, steps: int) -> Scheduler:
     """A scheduler whose batch has so many sequences, with room for so many steps of each."""
     pool = BlockPool(sequences * ((PROMPT + BLOCK + steps) // BLOCK + 1))
     settings = SchedulerSettings(
-        block_size=BLOCK, max_model_len=PROMPT + 2 * BLOCK + steps, max_running=sequences
+        block_size=BLOCK,
+        max_model_len=PROMPT + 2 * BLOCK + steps,
+        max_tokens_per_step=sequences + 1,
+        chunk_tokens=BLOCK,
+        max_running=sequences,
+        prefill_order="fcfs",
     )
     scheduler = Scheduler(settings, pool, PrefixCache(pool, BLOCK, "bench"), time.monotonic)
     spec = SamplingSpec(max_tokens=steps + 1)

@@ -88,6 +88,7 @@ def load_sender(settings: SenderSettings) -> LoadedModel:
         max_tokens_per_step=settings.max_step_tokens,
         chunk_tokens=settings.chunk_tokens,
         max_running=settings.max_running,
+        prefill_order=settings.prefill_order,
     )
     return LoadedModel(runner, config.vocab_size, limits)
 

@@ -2,17 +2,23 @@
 
 CPU seconds per generated token of gateway and mock workers together, by their threads' own clocks.
 Mock workers compute nothing, so this is of what Baton itself takes; with a real model it is less.
-The same requests are made in every way, one way after the other in an order that is drawn anew for
-each round; each way is compared with ``off`` in its own round.
+Their steps are long enough for the processors to be idle in between: on busy ones tokens come in
+larger messages, which cost less each. The same requests are made in every way, one way after the
+other in an order that is drawn anew for each round; each way is compared with ``off`` in its own
+round. What a process costs depends by percents on where it came to lie in memory, so the fleets are
+started anew now and then.
 
     off            nobody asks, nobody listens
     timings        every request asks for them (x-baton-timings)
     feed           one listener at /live
     trace          every request is traced, to a collector in this process
-    not sampled    traces are on, but the requests say that they are of none
+    tenth          every tenth is, as by OTEL_TRACES_SAMPLER; the others say that they are of none
+    not sampled    traces are on, but all requests say so
     all            timings, feed and trace
+    all (tenth)    feed; timings and trace of every tenth
 
-``cost`` is the mean of the ratios to ``off``, less 1, with its 95 % interval (bootstrap).
+``cost`` is the mean of the ratios to ``off``, less 1, with its 95 % interval (bootstrap over starts
+and the rounds of each). The seconds until the last spans are sent count in every way.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import httpx
@@ -38,10 +44,12 @@ from bench import overload, records
 from bench.records import Param, Record
 
 #: Of each request, tokens; and how many are under way at a time.
-PROMPT, AT_ONCE = 40, 8
+PROMPT, AT_ONCE = 40, 32
 #: Means that are drawn for an interval.
 _DRAWS = 10_000
-_PORTS = ("--rpc-port", "0")
+#: Seconds after which the last spans are sent: OpenTelemetry's batches go every 5.
+_SETTLING = 5.5
+_FLAGS = ("--mock", "--mock-step-ms", "10", "--rpc-port", "0")
 _TIMED = {"x-baton-timings": "1"}
 _NOT_SAMPLED = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-00"}
 
@@ -50,18 +58,32 @@ _NOT_SAMPLED = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-00"}
 class Way:
     """How requests are made."""
 
-    traced: bool = False  #: of the gateway and workers with --otlp-endpoint
-    headers: Mapping[str, str] | None = None
+    traced: int | None = None  #: one of so many requests, 0: none; None: by no fleet that traces
+    timed: int = 0  #: one of so many asks for timings, 0: none
     feed: bool = False
+
+    def headers(self, number: int) -> dict[str, str]:
+        """Of the request of that number."""
+        sampled = self.traced is None or _turn(number, self.traced)
+        return {
+            **(_TIMED if _turn(number, self.timed) else {}),
+            **({} if sampled else _NOT_SAMPLED),
+        }
+
+
+def _turn(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
 
 
 WAYS: Mapping[str, Way] = {
     "off": Way(),
-    "timings": Way(headers=_TIMED),
+    "timings": Way(timed=1),
     "feed": Way(feed=True),
-    "not sampled": Way(traced=True, headers=_NOT_SAMPLED),
-    "trace": Way(traced=True),
-    "all": Way(traced=True, headers=_TIMED, feed=True),
+    "not sampled": Way(traced=0),
+    "tenth": Way(traced=10),
+    "trace": Way(traced=1),
+    "all (tenth)": Way(traced=10, timed=10, feed=True),
+    "all": Way(traced=1, timed=1, feed=True),
 }
 
 
@@ -140,7 +162,7 @@ async def listening(admin: str, wanted: bool) -> AsyncIterator[None]:
 
 async def run(fleet: overload.Fleet, way: Way, requests: int, tokens: int, seed: int) -> float:
     """CPU seconds per token of so many requests. Raises RuntimeError when one fails."""
-    rng, headers = random.Random(seed), dict(way.headers or {})
+    rng = random.Random(seed)
     prompts = [[rng.randrange(256) for _ in range(PROMPT)] for _ in range(requests)]
     turns = asyncio.Semaphore(AT_ONCE)
     async with (
@@ -149,59 +171,89 @@ async def run(fleet: overload.Fleet, way: Way, requests: int, tokens: int, seed:
     ):
         model = (await client.get("/v1/models")).json()["data"][0]["id"]
 
-        async def ask(prompt: list[int]) -> None:
+        async def ask(number: int, prompt: list[int]) -> None:
             body = {"model": model, "prompt": prompt, "max_tokens": tokens, "stream": True}
             content = json.dumps({**body, "ignore_eos": True, "temperature": 0})
+            headers = way.headers(number)
             async with turns:
                 answer = await client.post("/v1/completions", content=content, headers=headers)
             if not answer.text.endswith("data: [DONE]\n\n") or '"error"' in answer.text:
                 raise RuntimeError(f"a request failed: {answer.text[-300:]}")
 
         before = cpu_seconds(fleet.gateway_pid)
-        await asyncio.gather(*map(ask, prompts))
+        await asyncio.gather(*(ask(*one) for one in enumerate(prompts)))
+        await asyncio.sleep(_SETTLING)
         return (cpu_seconds(fleet.gateway_pid) - before) / (requests * tokens)
 
 
-def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Of their mean, 95 %."""
+#: Of each way, by start and round.
+Found: TypeAlias = Mapping[str, Sequence[Sequence[float]]]
+
+
+def interval(ratios: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Of their mean, 95 %; those of one start belong together."""
     rng = random.Random(0)
-    means = sorted(fmean(rng.choices(ratios, k=len(ratios))) for _ in range(_DRAWS))
+
+    def mean() -> float:
+        starts = rng.choices(ratios, k=len(ratios))
+        return fmean(fmean(rng.choices(rounds, k=len(rounds))) for rounds in starts)
+
+    means = sorted(mean() for _ in range(_DRAWS))
     return means[round(0.025 * _DRAWS)], means[round(0.975 * _DRAWS) - 1]
 
 
-async def measure(rounds: int, requests: int, tokens: int) -> list[Record]:
-    found: dict[str, list[float]] = {name: [] for name in WAYS}
-    collector = Collector()
+async def measure(asked: argparse.Namespace) -> list[Record]:
+    found: dict[str, list[list[float]]] = {name: [] for name in asked.ways}
+    collector, rng = Collector(), random.Random(os.getpid())
+    for start in range(asked.starts):
+        async with _fleets(collector) as fleets:
+            for running in fleets.values():  # warms up
+                await run(running, WAYS["off"], asked.requests, asked.tokens, -start)
+            for name in asked.ways:
+                found[name].append([])
+            for number in range(asked.rounds):
+                for name in rng.sample(asked.ways, len(asked.ways)):
+                    running = fleets[WAYS[name].traced is not None]
+                    seed = 1000 * start + number
+                    took = await run(running, WAYS[name], asked.requests, asked.tokens, seed)
+                    found[name][-1].append(took)
+    if any(WAYS[name].traced for name in asked.ways) and not collector.spans:
+        raise RuntimeError("no span has reached the collector")
+    return [record for name in asked.ways for record in _compared(name, found)]
+
+
+@asynccontextmanager
+async def _fleets(collector: Collector) -> AsyncIterator[Mapping[bool, overload.Fleet]]:
+    """One that traces, and one that does not."""
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(collecting(collector))
-        fleets = {
-            False: await stack.enter_async_context(overload.fleet(_PORTS)),
-            True: await stack.enter_async_context(
-                overload.fleet((*_PORTS, "--otlp-endpoint", endpoint))
-            ),
+        tracing = (*_FLAGS, "--otlp-endpoint", endpoint)
+        yield {
+            False: await stack.enter_async_context(overload.fleet(_FLAGS)),
+            True: await stack.enter_async_context(overload.fleet(tracing)),
         }
-        rng = random.Random(os.getpid())
-        for number in range(-1, rounds):
-            for name in rng.sample(list(WAYS), len(WAYS)):
-                way = WAYS[name]
-                took = await run(fleets[way.traced], way, requests, tokens, 1000 * number)
-                if number >= 0:  # the first round warms up
-                    found[name].append(took)
-    if not collector.spans:
-        raise RuntimeError("no span has reached the collector")
-    return [record for name in WAYS for record in _compared(name, found[name], found["off"])]
 
 
-def _compared(name: str, took: Sequence[float], off: Sequence[float]) -> list[Record]:
-    ratios = [mine / theirs - 1 for mine, theirs in zip(took, off, strict=True)]
+def _compared(name: str, found: Found) -> list[Record]:
+    ratios = [
+        [mine / theirs - 1 for mine, theirs in zip(*both, strict=True)]
+        for both in zip(found[name], found["off"], strict=True)
+    ]
     low, high = interval(ratios)
     params: dict[str, Param] = {"way": name}
     return [
-        Record("CPU per token", fmean(took) * 1e6, "us", params),
-        Record("cost", fmean(ratios) * 100, "%", params),
+        Record("CPU per token", fmean(map(fmean, found[name])) * 1e6, "us", params),
+        Record("cost", fmean(map(fmean, ratios)) * 100, "%", params),
         Record("from", low * 100, "%", params),
         Record("to", high * 100, "%", params),
     ]
+
+
+def _ways(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in WAYS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(WAYS)}")
+    return list(dict.fromkeys(["off", *names]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -210,13 +262,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=20, help="(default: 20)")
-    parser.add_argument("--requests", type=int, default=32, help="of each way in a round")
+    parser.add_argument("--ways", type=_ways, default=list(WAYS), help="but off (default: all)")
+    parser.add_argument("--starts", type=int, default=4, help="of the fleets (default: 4)")
+    parser.add_argument("--rounds", type=int, default=6, help="of each start (default: 6)")
+    parser.add_argument("--requests", type=int, default=128, help="of each way in a round")
     parser.add_argument("--tokens", type=int, default=128, help="of each request (default: 128)")
     parser.add_argument("--json", help="where to write the records", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)
-    found = asyncio.run(measure(asked.rounds, asked.requests, asked.tokens))
-    title = f"{asked.requests} requests of {asked.tokens} tokens, {asked.rounds} rounds"
+    found = asyncio.run(measure(asked))
+    rounds = f"{asked.starts} starts of {asked.rounds} rounds"
+    title = f"{asked.requests} requests of {asked.tokens} tokens, {rounds}"
     Console().print(records.table(title, found))
     if asked.json is not None:
         records.write(asked.json, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,7 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
-from gateway import resume
+from gateway import echo, resume
+from gateway.body_limit import body_of, forget_body
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.explanation import ASK, PLACEMENT, Trail
@@ -30,7 +32,7 @@ from gateway.streams import AnswerStream, Chunks
 from gateway.telling.account import Account, Accounts
 from gateway.telling.tale import Tale
 from gateway.tokenizer import ModelTokenizer
-from gateway.transcript import Piece, Transcript, transcribe
+from gateway.transcript import Piece, Scored, Transcript, transcribe
 
 log = structlog.get_logger(__name__)
 
@@ -90,25 +92,26 @@ class Generation:
         return await self._counted(http, self._validate_response)
 
     async def _validate_chat(self, http: Request) -> Asked:
-        wire = parse(ChatRequest, await http.body())
+        wire = parse(ChatRequest, body := await body_of(http))
         request = await self._validator.chat(
-            wire, self.limits(), caller_of(http.scope), _traceparent(http)
+            wire, self.limits(), caller_of(http.scope), _traceparent(http), len(body)
         )
         return Asked([request], self._openai)
 
     async def _validate_completion(self, http: Request) -> Asked:
-        wire = parse(CompletionRequest, await http.body())
+        wire = parse(CompletionRequest, await body_of(http))
         requests = await self._validator.completion(
             wire, self.limits(), caller_of(http.scope), _traceparent(http)
         )
         return Asked(requests, self._openai)
 
     async def _validate_response(self, http: Request) -> Asked:
-        wire = parse(ResponsesRequest, await http.body())
+        wire = parse(ResponsesRequest, body := await body_of(http))
         caller = caller_of(http.scope)
         with named_as_here():
+            asked = wire.as_chat()
             request = await self._validator.chat(
-                wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+                asked, self.limits(), caller, _traceparent(http), len(body), "response"
             )
         return Asked([request], ResponseAnswers(wire, self._logprobs))
 
@@ -120,6 +123,7 @@ class Generation:
             trail = _trail(http)
             with self._accounts.open(http) as account:
                 asked = _in_session(http, await validate(http))
+                forget_body(http.scope)
                 return await self._answer(http, asked, trail, account)
         except ClientDisconnect:
             self._count(ClientGone.http_status)
@@ -144,7 +148,7 @@ class Generation:
         trails = [trail, *[None] * (len(requests) - 1)]
         tales = [account.tale(request) for request in requests]
         each = zip(requests, trails, tales, strict=True)
-        pieces = merge([await self._pieces(*one) for one in each])
+        pieces = merge([await self._pieces(*one, account) for one in each])
 
         def count(status: int) -> None:
             self._count(status)
@@ -171,9 +175,15 @@ class Generation:
         )
 
     async def _pieces(
-        self, request: ValidRequest, trail: Trail | None, tale: Tale
+        self, request: ValidRequest, trail: Trail | None, tale: Tale, account: Account
     ) -> AsyncGenerator[Piece, None]:
         """The answers to one prompt. Nothing is admitted before the first is asked for."""
+        answers = await self._answers(request, trail, tale)
+        return self._echoed(request, answers, account) if request.scores_echo else answers
+
+    async def _answers(
+        self, request: ValidRequest, trail: Trail | None, tale: Tale
+    ) -> AsyncGenerator[Piece, None]:
         if not request.generates:
             return _nothing(request)
         transcripts = await self._transcripts(request)
@@ -184,6 +194,26 @@ class Generation:
             return transcribe(deltas, transcripts[choice])
 
         return self._orchestrator.generate(request, render, trail, tale)
+
+    async def _echoed(
+        self, request: ValidRequest, answers: AsyncGenerator[Piece, None], account: Account
+    ) -> AsyncGenerator[Piece, None]:
+        """The prompt's log probabilities before all else; see ``echo``."""
+        vocabulary, scored = self._tokenizer.vocabulary, list[Scored]()
+
+        def render(_: int, deltas: Deltas) -> AsyncGenerator[Scored, None]:
+            return echo.scored(deltas, request, self._tokenizer.detokenizer(), vocabulary)
+
+        async with aclosing(answers):
+            if request.echo_grammar:
+                asked = echo.scoring(request)
+                told = self._orchestrator.generate(asked, render, None, account.tale(asked))
+                async with aclosing(told):
+                    scored = [one async for one in told]
+            yield Piece("", [], echo=scored, choice=request.choices[0])
+            async for piece in answers:
+                piece.cached_tokens = None  # they were computed for this very request
+                yield piece
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
         """Of each choice. Raises AnswerFinished: see Transcript."""

@@ -53,6 +53,20 @@ def prompts(wire: CompletionRequest) -> Sequence[str | list[int]]:
     return prompts
 
 
+def usage(wire: GenerationRequest) -> tuple[bool, bool]:
+    """Whether the last chunk tells it; and whether every other does, too."""
+    asked = wire.stream_options
+    if asked is None:
+        return False, False
+    if not wire.stream:
+        raise InvalidRequest("'stream_options' needs 'stream'", param="stream_options")
+    if asked.continuous_usage_stats and not asked.include_usage:
+        raise InvalidRequest(
+            "'stream_options.continuous_usage_stats' needs 'include_usage'", param="stream_options"
+        )
+    return asked.include_usage, asked.continuous_usage_stats
+
+
 def only_echoes(wire: GenerationRequest) -> bool:
     """Whether it may do without a token of its own."""
     return isinstance(wire, CompletionRequest) and bool(wire.echo) and wire.baton_resume is None

@@ -123,7 +123,11 @@ class OpenAiAnswers:
             "object": "text_completion",
             "created": requests[0].created,
             "model": requests[0].model,
-            "choices": [self._text_choice(r, i, by_choice[i]) for r in requests for i in r.choices],
+            "choices": [
+                self._text_choice(r, i, by_choice[i], by_choice[r.choices[0]][0].echo)
+                for r in requests
+                for i in r.choices
+            ],
             "usage": usage.rendered(),
             "baton": origins[0]["baton"],
         }
@@ -149,7 +153,11 @@ class OpenAiAnswers:
         return choice
 
     def _text_choice(
-        self, request: ValidRequest, index: int, pieces: list[Piece]
+        self,
+        request: ValidRequest,
+        index: int,
+        pieces: list[Piece],
+        echo: list[Scored] | None,
     ) -> CompletionChoice:
         text = "".join(piece.text for piece in pieces)
         asked, scored = request.sampling.logprobs is not None, _scored(pieces)
@@ -161,6 +169,9 @@ class OpenAiAnswers:
             "logprobs": self.logprobs.completion(scored, before) if asked else None,
             "text": request.echo + text,
         }
+        if echo is not None and choice["logprobs"] is not None:
+            prompt = self.logprobs.echo(request.prompt_ids[0], echo)
+            choice["logprobs"] = _joined(prompt, choice["logprobs"])
         if request.return_token_ids:
             choice["token_ids"] = _token_ids(pieces)
         return choice
@@ -175,19 +186,21 @@ class Chunks:
         self._of: Mapping[int, ValidRequest] = {c: r for r in requests for c in r.choices}
         self._unopened = {request.choices[0] for request in requests}
         self._logprobs = logprobs
+        self._usage = Usage(requests)
         self._chat = first.kind == "chat"
         self._include_usage = first.include_usage
+        self._continuous = first.continuous_usage
         self._return_token_ids = first.return_token_ids
         #: OpenAI sends a null usage with every chunk but the last, when usage was asked for.
-        null_usage = {"usage": None} if first.include_usage else {}
-        self._head = {**_head(first, _CHUNK[first.kind]), **null_usage}
+        alone = first.include_usage and not first.continuous_usage
+        self._head = {**_head(first, _CHUNK[first.kind]), **({"usage": None} if alone else {})}
         opened = _compact(self._head)[:-1]
         self._before = {
             choice: f'data: {opened},"choices":[{{"index":{choice},"finish_reason":null,'
             for choice in self._of
         }
         self._text = '"delta":{"content":' if self._chat else '"text":'
-        self._after = "}}]}\n\n" if self._chat else "}]}\n\n"
+        self._after = "}}]" if self._chat else "}]"
 
     def piece(self, piece: Piece) -> bytes:
         """Text and, if asked for, ids and log probabilities; nothing when there is neither. A
@@ -196,7 +209,8 @@ class Chunks:
         opening = b""
         if request.choices[0] in self._unopened:
             self._unopened.remove(request.choices[0])
-            opening = self._open(request, piece.workers)
+            opening = self._open(request, piece)
+        self._usage.count(piece)
         ids = ""
         if self._return_token_ids and piece.token_ids:
             ids = f'"token_ids":{piece.token_ids},'
@@ -207,10 +221,11 @@ class Chunks:
         if piece.scored:
             told = _compact(self._told(request, piece.scored))
         before = f'{self._before[piece.choice]}"logprobs":{told},{ids}'
+        end = f",{_compact(self._so_far())[1:]}\n\n" if self._continuous else "}\n\n"
         if more:
-            return opening + f'{before}"delta":{_compact(delta(piece))}}}]}}\n\n'.encode()
+            return opening + f'{before}"delta":{_compact(delta(piece))}}}]{end}'.encode()
         text = json.dumps(piece.text)
-        return opening + f"{before}{self._text}{text}{self._after}".encode()
+        return opening + f"{before}{self._text}{text}{self._after}{end}".encode()
 
     def finish(self, index: int, finish: Finish) -> bytes:
         """Why a choice ended."""
@@ -219,12 +234,12 @@ class Chunks:
             choice["delta"] = {}
         else:
             choice["text"] = ""
-        return _event({**self._head, "choices": [choice]})
+        return _event({**self._head, "choices": [choice], **self._so_far()})
 
-    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+    def last(self, extra: Mapping[str, object]) -> bytes:
         """Usage if asked for, with what else there is to say, and the mark of the end."""
         if self._include_usage:
-            extra = {"usage": usage.rendered(), **extra}
+            extra = {"usage": self._usage.rendered(), **extra}
         return (_event({**self._head, "choices": [], **extra}) if extra else b"") + DONE
 
     def error(self, error: BatonError) -> bytes:
@@ -238,18 +253,24 @@ class Chunks:
             return _chat_logprobs(self._logprobs, scored)
         return self._logprobs.completion(scored, len(request.echo))
 
-    def _open(self, request: ValidRequest, workers: str) -> bytes:
+    def _open(self, request: ValidRequest, first: Piece) -> bytes:
         """Each choice's role or echo, and what the client needs to resume elsewhere."""
-        events = b""
-        origin: Mapping[str, object] = _origin(request, workers)
+        events, logprobs = b"", None
+        if first.echo is not None:
+            logprobs = self._logprobs.echo(request.prompt_ids[0], first.echo)
+        origin: Mapping[str, object] = _origin(request, first.workers)
         for index in request.choices:
             opening: dict[str, Any] = {"text": request.echo}
             if self._chat:
                 opening = {"delta": {"role": "assistant", "content": ""}}
-            choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
-            events += _event({**self._head, "choices": [choice], **origin})
+            choice = {"index": index, "logprobs": logprobs, "finish_reason": None, **opening}
+            events += _event({**self._head, "choices": [choice], **origin, **self._so_far()})
             origin = {}
         return events
+
+    def _so_far(self) -> dict[str, object]:
+        """Usage, where every chunk is to tell it."""
+        return {"usage": self._usage.rendered()} if self._continuous else {}
 
 
 def _finish(pieces: Sequence[Piece]) -> Finish:
@@ -264,6 +285,15 @@ def _scored(pieces: Sequence[Piece]) -> list[Scored]:
 
 def _token_ids(pieces: Sequence[Piece]) -> list[int]:
     return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def _joined(one: CompletionLogprobs, other: CompletionLogprobs) -> CompletionLogprobs:
+    return {
+        "tokens": one["tokens"] + other["tokens"],
+        "token_logprobs": one["token_logprobs"] + other["token_logprobs"],
+        "top_logprobs": one["top_logprobs"] + other["top_logprobs"],
+        "text_offset": one["text_offset"] + other["text_offset"],
+    }
 
 
 def _chat_logprobs(logprobs: Logprobs, scored: Sequence[Scored]) -> ChatLogprobs:

@@ -22,9 +22,11 @@ from baton.tracing import tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.body_limit import Bodies
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.hosts import known_hosts
 from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
@@ -43,6 +45,7 @@ from gateway.telling.account import Accounts
 from gateway.telling.broadcast import Broadcast, Figures
 from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
+from gateway.telling.paces import Paces
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
 from gateway.tokens import Tokens
@@ -130,10 +133,11 @@ async def running(
         tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
     )
     validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
-    feed = Feed()
+    feed, paces = Feed(), Paces()
     broadcast = Broadcast(
         feed,
-        Workers(lambda: registry.members, feed, time.monotonic),
+        Workers(lambda: registry.members, feed, paces, time.monotonic),
+        paces,
         Figures(
             instance_id=identity.instance_id,
             model=settings.served_name,
@@ -162,6 +166,9 @@ async def running(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     callers = Callers(keys, metrics)
+    bodies = Bodies(settings.body_limits)
+    # Whose requests need a key says so himself: a page of a stranger has none.
+    named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
     public = public_app(
         generation,
         Tokens(validator, tokenizer),
@@ -169,8 +176,8 @@ async def running(
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.host, named, callers.refused),
+        bodies,
         cors_origins=settings.cors_origin,
     )
     admin = admin_app(
@@ -179,14 +186,14 @@ async def running(
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
+        bodies,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with (
-        serving(settings.host, settings.rpc_port, members, links) as rpc,
+        serving(settings.rpc_host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
         following = [

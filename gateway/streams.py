@@ -10,7 +10,6 @@ from sse_starlette.sse import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from baton.errors import BatonError, ClientGone, InternalError
-from gateway.openai_api import Usage
 from gateway.requests import ValidRequest
 from gateway.stall import Stall
 from gateway.transcript import Finish, Piece
@@ -22,7 +21,8 @@ PING_INTERVAL = 15
 
 
 class Chunks(Protocol):
-    """How the events of one stream look, in the order in which they are asked for."""
+    """How the events of one stream look, in the order in which they are asked for. They count its
+    usage, too."""
 
     def piece(self, piece: Piece) -> bytes:
         """The next one; empty when there is nothing of it to show."""
@@ -32,7 +32,7 @@ class Chunks(Protocol):
         """A choice has ended."""
         ...
 
-    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+    def last(self, extra: Mapping[str, object]) -> bytes:
         """All have. ``extra`` is to be told beside usage."""
         ...
 
@@ -96,24 +96,21 @@ class AnswerStream(EventSourceResponse):
 
     async def _events(self, first: Piece) -> AsyncGenerator[bytes, None]:
         chunks = self._chunks
-        usage = Usage(self._requests)
         choices = sum(request.n for request in self._requests)
         piece, ended = first, 0
         try:
             yield chunks.piece(first)
-            usage.count(first)
             while (ended := ended + (piece.finish is not None)) < choices:
                 if piece.finish is not None:
                     yield chunks.finish(piece.choice, piece.finish)
                 piece = await anext(self._rest)
-                usage.count(piece)
                 if event := chunks.piece(piece):
                     yield event
             # What runs is cancelled before the client is told that all is done.
             await self._rest.aclose()
             self.status = 200
             assert piece.finish is not None, "the last piece of all ends its choice"
-            yield chunks.finish(piece.choice, piece.finish) + chunks.last(usage, self._extra())
+            yield chunks.finish(piece.choice, piece.finish) + chunks.last(self._extra())
         except BatonError as error:
             self.status = error.http_status
             yield chunks.error(error)

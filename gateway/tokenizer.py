@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Longer texts are tokenised off the event loop: about a millisecond's worth of work.
 _LONG_TEXT = 4096
 
+#: Of a longer request what is not tokenising is done off it as well.
+_LONG_BODY = 32_768
+
 #: A text of so many times the characters that its longest tokens could cover is refused unread;
 #: the factor leaves room for normalisers that shrink a text.
 _SHRINK = 8
@@ -58,15 +61,9 @@ class ModelTokenizer:
         """Ids of a plain text; ``special``: with whatever the tokenizer itself puts around it."""
         return (*(self.prepend if special else ()), *await self._encode(text, special=special))
 
-    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of a conversation; the template says where special tokens go, nothing is added.
-
-        Raises what ``render_chat`` raises.
-        """
-        return await self.encode_rendered(self.render_chat(messages))
-
     async def encode_rendered(self, prompt: str) -> tuple[int, ...]:
-        """Ids of what ``render_chat`` gave."""
+        """Ids of what ``render_chat`` gave: the template says where special tokens go, nothing is
+        added."""
         return await self._encode(prompt, special=False)
 
     def render_chat(
@@ -97,6 +94,13 @@ class ModelTokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
         return detokenizer(self.vocabulary)
+
+    async def aside(self, characters: int, work: Callable[[], T]) -> T:
+        """Do what takes time for each of so many characters, likewise."""
+        if characters <= _LONG_BODY:
+            return work()
+        async with self._long:
+            return await asyncio.to_thread(work)
 
     async def apart(self, tokens: int, work: Callable[[], T]) -> T:
         """Do what takes time for each of so many tokens: off the event loop when they are many."""

@@ -59,8 +59,8 @@ class SteppedEngine(Engine):
     def __init__(
         self, num_blocks: int = 32, cost: CostModel | None = None, **settings: Any
     ) -> None:
-        limits = {"max_model_len": 256, "chunk_tokens": 5, "max_tokens_per_step": 12}
-        limits |= {"max_running": 8} | settings
+        limits: dict[str, Any] = {"max_model_len": 256, "chunk_tokens": 5, "max_running": 8}
+        limits |= {"max_tokens_per_step": 12, "prefill_order": "fcfs"} | settings
         self.events: list[Event] = []
         super().__init__(
             StrictRunner(num_blocks, cost),

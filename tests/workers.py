@@ -138,6 +138,7 @@ async def cluster(
             max_tokens_per_step=64,
             chunk_tokens=chunk_tokens,
             max_running=max_running,
+            prefill_order=settings.prefill_order,
             local_prefill_share=settings.prefill_share,
             keep_blocks=settings.prefill_blocks(num_blocks),
         )

@@ -46,7 +46,7 @@ class ResponseAnswers:
         return response.body(usage)
 
     def chunks(self, requests: Sequence[ValidRequest]) -> ResponseEvents:
-        return ResponseEvents(self._response(requests))
+        return ResponseEvents(self._response(requests), Usage(requests))
 
     def _response(self, requests: Sequence[ValidRequest]) -> Response:
         [request] = requests
@@ -112,12 +112,14 @@ class Response:
 class ResponseEvents:
     """Renders a stream's events, numbered from 0; each tells where in the response it belongs."""
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response, usage: Usage) -> None:
         self._response = response
+        self._usage = usage
         self._sequence = 0
 
     def piece(self, piece: Piece) -> bytes:
         """What it adds; the first opens the response."""
+        self._usage.count(piece)
         added = self._response.take(piece)
         opening = b"" if self._sequence else self._open()
         return opening + self._rendered(added)
@@ -126,9 +128,9 @@ class ResponseEvents:
         """What is not done yet is done; ``index`` is that of the one choice."""
         return self._rendered(self._response.end(finish))
 
-    def last(self, usage: Usage, extra: Mapping[str, object]) -> bytes:
+    def last(self, extra: Mapping[str, object]) -> bytes:
         """The response as a whole."""
-        body = self._response.body(usage)
+        body = self._response.body(self._usage)
         return self._event(f"response.{body['status']}", {"response": {**body, **extra}})
 
     def error(self, error: BatonError) -> bytes:

@@ -14,6 +14,9 @@ from baton.live import Event, Lost, rendered
 WAITING = 1024
 #: Connections; each costs what waits for it, and its share of rendering.
 LISTENERS = 64
+#: Seconds between two sends to one listener, about a frame of a screen: a send costs as much as
+#: making a dozen events.
+_TOGETHER = 0.02
 
 
 class Listener:
@@ -39,7 +42,8 @@ class Listener:
         self._news.set()
 
     async def take(self) -> AsyncGenerator[list[tuple[str, str]]]:
-        """All that waits, whenever something does; what was lost is said first."""
+        """All that waits, whenever something does; what was lost is said first. What comes soon
+        after goes out together."""
         while not self._closed:
             await self._news.wait()
             self._news.clear()
@@ -48,6 +52,7 @@ class Listener:
             missing = [(Lost.name, rendered(Lost(events=lost)))] if lost else []
             if missing or waiting:
                 yield [*missing, *waiting]
+                await asyncio.sleep(_TOGETHER)
 
 
 class Feed:

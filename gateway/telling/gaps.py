@@ -38,10 +38,12 @@ class Gaps:
     def percentile(self, share: float) -> float:
         """Seconds that ``share`` of the gaps (0 to 1) do not exceed, the nearest rank; exact up to
         ``KEPT`` gaps, to 2.5 % with more. There must be one."""
+        left = max(1, math.ceil(share * self._count))
+        if not self._later:
+            return sorted(self.kept)[left - 1]
         counts = Counter(self.kept)
         for bucket, count in self._later.items():
             counts[_WIDTH ** (bucket + 0.5)] += count
-        left = max(1, math.ceil(share * self._count))
         for seconds in sorted(counts):
             left -= counts[seconds]
             if left <= 0:

@@ -86,10 +86,34 @@ class Memory:
 
     # -- a sequence's blocks ---------------------------------------------------------------
 
-    def reserve(self, request: SequenceRequest, tokens: Ids[int]) -> Table | None:
-        """Pin what is cached or promised of ``tokens`` and take fresh blocks for the rest, and for
-        the choices that go on from them (the last blocks of the table); all, or None and nothing
-        changes."""
+    def reserve(
+        self, request: SequenceRequest, seq_id: int, rank: tuple[int, int], created_s: float
+    ) -> Sequence | None:
+        """A sequence that has every block it begins with (``SequenceRequest.blocks``): those that
+        are cached or promised are pinned, the rest is fresh; or None and nothing changes."""
+        size = self._block_size
+        tokens = (*request.prompt_ids, *request.generated_ids)
+        table = self._table(request, tokens)
+        if table is None:
+            return None
+        border = -(-len(tokens) // size)
+        return Sequence(
+            seq_id=seq_id,
+            request=request,
+            block_size=size,
+            blocks=table.blocks[:border],
+            cached=table.cached,
+            computed=table.cached,
+            keys=table.keys,
+            published=table.cached // size,
+            promised=table.promised,
+            phase=Phase.AWAITING_KV,
+            created_s=created_s,
+            rank=rank,
+            spare=table.blocks[border:],  # for the choices that go on from it
+        )
+
+    def _table(self, request: SequenceRequest, tokens: Ids[int]) -> Table | None:
         keys = self._prefix.keys(self._prefix.root(request.salt), tokens)
         count = request.blocks(self._block_size)
         if not request.receive:

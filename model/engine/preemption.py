@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
-from model.engine.sequence import Sequence
+from model.engine.memory import Memory
+from model.engine.sequence import Phase, Sequence
+
+
+def make_room(
+    memory: Memory,
+    decoding: Iterable[Sequence],
+    live: Iterable[Sequence],
+    preempt: Callable[[Sequence], None],
+) -> None:
+    """Give a block to every ``decoding`` sequence that has none for its next token, oldest first;
+    where there is none left, ``preempt`` one of the ``live`` ones, which ends with that."""
+    memory.sitting_out = 0
+    short = [s for s in decoding if s.computed >= s.room]
+    if memory.grow(short):
+        return
+    for seq in sorted(short, key=lambda s: s.rank):
+        while seq.phase is Phase.DECODING and not memory.grow([seq]):
+            last = victim(live, memory.held, memory.quarantined)
+            if last is None:
+                memory.sitting_out += 1
+                break
+            preempt(last)
 
 
 def victim(live: Iterable[Sequence], held: Collection[int], quarantined: int) -> Sequence | None:

@@ -35,7 +35,7 @@ from model.engine.intake import Intake
 from model.engine.memory import Memory
 from model.engine.order import arrival
 from model.engine.plan import Slice, StepPlan, StepResult
-from model.engine.preemption import victim
+from model.engine.preemption import make_room
 from model.engine.sequence import Hold, Phase, Reservation, Sequence, SequenceRequest
 from model.engine.settings import SchedulerSettings
 from model.engine.totals import Totals
@@ -81,27 +81,12 @@ class Scheduler:
 
         Raises WorkerFull when it does not fit now, and what ``Intake.admit`` raises.
         """
-        tokens = (*request.prompt_ids, *request.generated_ids)
-        room = self.intake.admit(request, self._live.values())
-        table = self._memory.reserve(request, tokens) if room else None
-        if table is None:
-            raise self._full(len(tokens))
-        border = -(-len(tokens) // self.settings.block_size)
-        seq = Sequence(
-            seq_id=self._next_seq_id,
-            request=request,
-            block_size=self.settings.block_size,
-            blocks=table.blocks[:border],
-            cached=table.cached,
-            computed=table.cached,
-            keys=table.keys,
-            published=table.cached // self.settings.block_size,
-            promised=table.promised,
-            phase=Phase.AWAITING_KV,
-            created_s=self._clock(),
-            rank=(arrival(self.computed_tokens, request.priority), self._next_seq_id),
-            spare=table.blocks[border:],
-        )
+        seq, seq_id = None, self._next_seq_id
+        if self.intake.admit(request, self._live.values()):
+            rank = (arrival(self.computed_tokens, request.priority), seq_id)
+            seq = self._memory.reserve(request, seq_id, rank, self._clock())
+        if seq is None:
+            raise self._full(len(request.prompt_ids) + len(request.generated_ids))
         self._next_seq_id += 1
         self.totals.cache_hits += seq.cached
         if request.more_choices:
@@ -111,7 +96,7 @@ class Scheduler:
         if not request.receive:
             self._enqueue(seq)
         blocks, choices = tuple(seq.blocks), tuple(seq.choices)
-        return Reservation(seq.seq_id, seq.cached, len(tokens), blocks, queued, choices)
+        return Reservation(seq.seq_id, seq.cached, seq.length, blocks, queued, choices)
 
     def activate(self, seq_id: int, first_token: int) -> FinishReason | None:
         """All KV of a reserved sequence is in its blocks and verified; ``first_token`` was
@@ -207,7 +192,7 @@ class Scheduler:
         May preempt. A sequence that needs a block which only a hold keeps from it sits out.
         """
         assert self._running is None, "the last step has not been committed"
-        self._grow()
+        make_room(self._memory, self._decoding.values(), self._live.values(), self._preempt)
         slices = [  # next_slice(1), at half its cost
             Slice(s.seq_id, s.generated_ids[-1:], s.computed, s.blocks, s.sample)
             for s in self._decoding.values()
@@ -363,22 +348,9 @@ class Scheduler:
         free = self._memory.free_tokens
         return WorkerFull(f"{tokens} tokens need room, but only {free} tokens' blocks are free")
 
-    def _grow(self) -> None:
-        """Give a block to every decoding sequence that has none for its next token, oldest
-        first; preempt where there is none left."""
-        memory = self._memory
-        memory.sitting_out = 0
-        short = [s for s in self._decoding.values() if s.computed >= s.room]
-        if memory.grow(short):
-            return
-        for seq in sorted(short, key=lambda s: s.rank):
-            while seq.phase is Phase.DECODING and not memory.grow([seq]):
-                last = victim(self._live.values(), memory.held, memory.quarantined)
-                if last is None:
-                    memory.sitting_out += 1
-                    break
-                self._end(last, SequencePreempted(last.seq_id))
-                self.totals.preemptions += 1
+    def _preempt(self, seq: Sequence) -> None:
+        self._end(seq, SequencePreempted(seq.seq_id))
+        self.totals.preemptions += 1
 
     # -- the books -------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ class SchedulerSettings:
 
     block_size: int  #: tokens per KV block
     max_model_len: int  #: longest prompt + max_tokens the model was made for
-    max_tokens_per_step: int = 2048
-    chunk_tokens: int = 512  #: most tokens of one prompt in one step
-    max_running: int = 256  #: sequences in one step
-    prefill_order: PrefillOrder = "fcfs"  #: which prompts are computed first (``order.py``)
+    max_tokens_per_step: int
+    chunk_tokens: int  #: most tokens of one prompt in one step
+    max_running: int  #: sequences in one step
+    prefill_order: PrefillOrder  #: which prompts are computed first (``order.py``)
     keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
     #: How much longer prompt tokens may make a step that decodes, as a share of a decode step.
     #: They get at least one token a step. None: as much as fits.

@@ -111,11 +111,11 @@ def only(reference: Tokens, cases: Sequence[Case]) -> Tokens:
     ("reference", "chunk"),
     [
         ("float32", 16),
-        ("float32", 512),
         ("bfloat16", 16),
         ("bfloat16", 100),
         ("bfloat16", 512),
         pytest.param("float32", 100, marks=pytest.mark.slow),
+        pytest.param("float32", 512, marks=pytest.mark.slow),
     ],
     indirect=["reference"],
 )
@@ -161,7 +161,7 @@ async def test_preempted(
         pytest.fail("five times together, and none was preempted")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 async def test_each_kind_of_worker_killed_in_mid_stream(dtype: str) -> None:
     """On the demo model, which takes long enough to be killed within.
 

@@ -17,7 +17,7 @@ from tests.e2e import client
 from tests.e2e.cluster import Cluster, Process, cluster
 from tests.e2e.mocked import Job, compatibility, job
 
-FROZEN_SECONDS = 10.0
+FROZEN_SECONDS = 6.0
 #: Prompts compute for about two seconds, answers take about three.
 SLOW = ("--mock", "--mock-prefill-us", "5000", "--mock-step-ms", "20", "--chunk-tokens", "32")
 GIVE_UP = 4.0
@@ -122,7 +122,8 @@ async def test_killed_only_decode_worker_comes_back(tiny_llama: Path) -> None:
 
 
 async def test_frozen_workers_with_others_there(tiny_llama: Path) -> None:
-    """One of each kind stops for ten seconds and wakes: nothing is lost, nothing comes twice."""
+    """One of each kind stops for twice as long as it is waited for, and wakes: nothing is lost,
+    nothing comes twice."""
     work = [*jobs(4), *jobs(4, length=200, max_tokens=30)]
     with cluster(tiny_llama, *SLOW, "--prefill", "2", "--decode", "2") as running:
         running.until_healthy("p0", "p1", "d0", "d1")

@@ -77,7 +77,7 @@ async def test_no_stream_notices_a_change_of_roles() -> None:
             async with asyncio.TaskGroup() as group:
                 for body, answer in zip(bodies, wanted, strict=True):
                     group.create_task(follow(body, answer))
-                for name, role in 2 * changes:
+                for name, role in changes:
                     await asyncio.sleep(0.5)
                     process = running.processes[name]
                     handed_back, seconds = await asyncio.to_thread(told, process, role)
@@ -105,8 +105,8 @@ async def test_the_gateway_moves_workers_to_the_side_that_waits(tiny_llama: Path
         def count(role: str) -> int:
             return sum(role in doing for doing in roles(running).values())
 
-        async def asked(number: int, length: int, max_tokens: int, role: str) -> None:
-            """Ask for so much until three workers have the role; every answer is right."""
+        async def asked(length: int, max_tokens: int, role: str, workers: int) -> None:
+            """Ask for that until so many workers have the role; every answer is right."""
             changed = asyncio.Event()
 
             async def follow(http: httpx.AsyncClient) -> None:
@@ -116,12 +116,12 @@ async def test_the_gateway_moves_workers_to_the_side_that_waits(tiny_llama: Path
                     assert answer == job.expected(mocked.compatibility(running))
 
             async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
-                for _ in range(number):
+                for _ in range(12):
                     group.create_task(follow(http))
                 async with asyncio.timeout(90.0):
-                    while await asyncio.to_thread(count, role) < 3:
+                    while await asyncio.to_thread(count, role) < workers:
                         await asyncio.sleep(0.2)
                 changed.set()
 
-        await asked(12, 4, 480, "decode")
-        await asked(12, 200, 2, "prefill")
+        await asked(4, 480, "decode", 3)
+        await asked(200, 2, "prefill", 2)

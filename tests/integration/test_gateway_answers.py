@@ -78,6 +78,18 @@ async def test_one_event_per_token(checkpoint: Path) -> None:
     assert texts == ["", "a", "b", "c", "d", "e", "f", ""]
 
 
+@pytest.mark.parametrize("kind", ["chat", "complete"])
+async def test_usage_with_every_chunk(checkpoint: Path, kind: str) -> None:
+    worker = colocated(script=answering("abc", pause=0.02))
+    async with serving(checkpoint, [worker]) as gateway:
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        data = await events(await getattr(gateway, kind)(stream=True, stream_options=options))
+    usages = [json.loads(line)["usage"] for line in data[:-1]]
+    # What opens it; a, b, c; why it ended, which came with a token of its own; the last.
+    assert [usage["completion_tokens"] for usage in usages] == [0, 1, 2, 3, 4, 4]
+    assert all(usage["prompt_tokens"] == usages[-1]["prompt_tokens"] > 0 for usage in usages)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_stop_string_across_tokens_ends_the_answer(checkpoint: Path, stream: bool) -> None:
     worker = colocated(script=answering("one two three", pause=0.01))

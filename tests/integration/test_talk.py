@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from baton import cli
-from tests.fakes import EOS, FakeWorker, answering, ids, write_checkpoint
+from tests.fakes import EOS, FakeWorker, answering, eventually, ids, write_checkpoint
 from tests.gateways import serving
 
 TEXT = "fünf \x1b[31mthings"
@@ -105,13 +106,13 @@ async def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint
         await screen.shows("> ")
         os.write(terminal, b"hi\n")
         await screen.shows("things")
-        child.send_signal(signal.SIGINT)
+        await interrupt(child.pid)
         assert (await worker.cancelled()) == worker.submits[0].key
         await screen.shows("stopped")
         await screen.shows("> ")
         os.write(terminal, b"more\n")
-        await worker.submitted(2)
-        child.send_signal(signal.SIGINT)
+        await screen.shows("things")
+        await interrupt(child.pid)
         await screen.shows("stopped")
         os.write(terminal, b"/exit\n")
         assert await asyncio.wait_for(child.wait(), 60) == 0
@@ -121,6 +122,14 @@ async def test_on_a_terminal_ctrl_c_stops_the_answer_and_not_the_chat(checkpoint
     history = f"<|user|>hi<|assistant|>{TEXT}<|user|>more<|assistant|>"
     assert said == tuple(ids(history)), "what was seen of an answer is remembered"
     assert EOS not in said
+
+
+async def interrupt(pid: int) -> None:
+    """Ctrl-C, while it waits for more: Python does nothing about a signal that comes between its
+    last look at them and a call that waits, until that call has ended."""
+    process = psutil.Process(pid)
+    await eventually(lambda: process.status() == psutil.STATUS_SLEEPING)
+    process.send_signal(signal.SIGINT)
 
 
 class Terminal:

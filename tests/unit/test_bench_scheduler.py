@@ -46,7 +46,12 @@ def test_what_is_measured_is_written(tmp_path: Path) -> None:
 def test_a_common_prefix_is_computed_once() -> None:
     runner = MockRunner(MOCK_CLASS, 512, cost=CostModel(), sleep=lambda _: None)
     limits = SchedulerSettings(
-        block_size=4, max_model_len=256, max_tokens_per_step=64, chunk_tokens=64, max_running=16
+        block_size=4,
+        max_model_len=256,
+        max_tokens_per_step=64,
+        chunk_tokens=64,
+        max_running=16,
+        prefill_order="fcfs",
     )
     loaded, load = LoadedModel(runner, 512, limits), Load(8, prefix=32, suffix=4, output=4)
     assert run(loaded, load, 1, prefix_cache=True).computed == 32 + 8 * 4

@@ -25,6 +25,7 @@ class Bench:
             max_tokens_per_step=STEP,
             chunk_tokens=CHUNK,
             max_running=SEQUENCES,
+            prefill_order="fcfs",
         )
         self.queue = ComputeQueue(settings, StepCosts(), lambda: 0.0)
         self.waiting: dict[int, Sequence] = {}

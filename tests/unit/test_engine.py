@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import Phase, settings
@@ -25,6 +25,14 @@ from model.engine.settings import SchedulerSettings
 from tests.mock_engines import BLOCK, GREEDY, MOCK_CLASS, SteppedEngine, hand_off
 
 PROMPT = tuple(range(10))
+LIMITS = SchedulerSettings(
+    block_size=BLOCK,
+    max_model_len=256,
+    max_tokens_per_step=512,
+    chunk_tokens=512,
+    max_running=8,
+    prefill_order="fcfs",
+)
 
 
 # -- stepped by hand -----------------------------------------------------------------------
@@ -32,7 +40,7 @@ PROMPT = tuple(range(10))
 
 def test_block_size_must_be_the_runners() -> None:
     with pytest.raises(ValueError, match=r"block_size is 8.*runner's is 4"):
-        Engine(MockRunner(MOCK_CLASS, 4), SchedulerSettings(block_size=8, max_model_len=9), print)
+        Engine(MockRunner(MOCK_CLASS, 4), replace(LIMITS, block_size=8), print)
 
 
 def test_prefill_here_decode_there() -> None:
@@ -118,8 +126,7 @@ class FailingRunner(MockRunner):
 
 
 def engine_on(runner: MockRunner, emit: Callable[[Sequence[Event]], None]) -> Engine:
-    limits = SchedulerSettings(block_size=BLOCK, max_model_len=256, max_running=8)
-    return Engine(runner, limits, emit)
+    return Engine(runner, LIMITS, emit)
 
 
 def test_a_failing_step_ends_its_sequences_and_not_the_engine() -> None:

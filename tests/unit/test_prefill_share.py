@@ -42,6 +42,7 @@ class Bench(Scheduler):
             max_tokens_per_step=128,
             chunk_tokens=64,
             max_running=16,
+            prefill_order="fcfs",
             local_prefill_share=share,
         )
         pool = BlockPool(1024)

@@ -36,8 +36,8 @@ class Bench(Scheduler):
     """A scheduler whose "model" answers every sample with TOKEN, and checks its books."""
 
     def __init__(self, num_blocks: int = 16, **limits: Any) -> None:
-        given = {"max_model_len": 100, "chunk_tokens": 4, "max_tokens_per_step": 10}
-        given |= {"max_running": 4} | limits
+        given: dict[str, Any] = {"max_model_len": 100, "chunk_tokens": 4, "max_tokens_per_step": 10}
+        given |= {"max_running": 4, "prefill_order": "fcfs"} | limits
         self.pool = BlockPool(num_blocks)
         self.now = 0.0
         settings = SchedulerSettings(block_size=SIZE, **given)

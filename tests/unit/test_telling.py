@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import math
@@ -38,6 +39,7 @@ def made(kind: type[Any]) -> Any:
         "workers": lambda: [made(live.Worker)],
         "requests": lambda: [made(live.Request)],
         "blocks": lambda: live.Blocks(free=1, owned=2),
+        "verdict": lambda: live.Verdict(kind="slow", times=2.5, text="x"),
     }
     return kind(
         **{
@@ -69,7 +71,8 @@ def test_every_field_is_documented(name: str) -> None:
     for part in (live.Request,) if kind is live.Snapshot else ():
         documented -= {one.name for one in dataclasses.fields(part)} - {"at"}
     if kind is live.Worker:
-        documented -= {one.name for one in dataclasses.fields(live.Blocks)}
+        for part in (live.Blocks, live.Verdict):
+            documented -= {one.name for one in dataclasses.fields(part)}
     assert documented == {one.name for one in dataclasses.fields(kind)} - shared
 
 
@@ -97,3 +100,17 @@ async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
         assert (name, json.loads(data)) == ("lost", {"events": 10})
         assert [json.loads(data)["at"] for _, data in rest] == list(range(10, WAITING + 10))
     assert watched == [True, False]
+
+
+async def test_what_comes_soon_after_goes_out_together() -> None:
+    feed = Feed()
+    with feed.listen() as listener:
+        stream = listener.take()
+        feed.say(live.Lost(events=1))
+        assert len(await anext(stream)) == 1  # at once
+        following = asyncio.create_task(anext(stream))
+        for number in (2, 3, 4):
+            feed.say(live.Lost(events=number))
+            await asyncio.sleep(0)
+        assert [json.loads(data)["events"] for _, data in await following] == [2, 3, 4]
+        await stream.aclose()
