@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from prometheus_client import Gauge
 
 from baton.errors import BatonError, CapacityError, DeadlineExceeded, DeadlineOutOfReach
+from baton.identity import Role
 from baton.settings import UpSettings
 from bench.costs import Costs
 from bench.simulate.attempt import Attempt
@@ -52,10 +53,11 @@ class Gateway:
         self._trying_again = set[frozenset[str]]()
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
+        self._computing: list[Worker] = []  # prompts, and nobody changes
         self.admission = Admission(
             QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
             self.room,
-            lambda: pace(self.roster.workers),
+            lambda: pace(self._computing),
             Gauge("simulated_queue_tokens", "as the gateway's", registry=None),
             clock,
         )
@@ -64,6 +66,11 @@ class Gateway:
         """The fleet, from now on."""
         self.machines = {machine.worker: machine for machine in machines}
         self.roster = Roster(self.machines)
+        self._computing = [
+            worker
+            for worker in self.machines
+            if Role.PREFILL in worker.report.roles or worker.report.local_prefill
+        ]
 
     def arrive(self, job: Job) -> None:
         """A client sends a request now."""

@@ -11,6 +11,7 @@ from bench.simulate.clock import PS, Clock
 from bench.simulate.gaps import Gaps
 from bench.simulate.prices import Prices
 from bench.simulate.scheduler import TOKEN, Leaping
+from model.cache.blocks import BlockCounts
 from model.cache.journal import Changes
 from model.engine.engine import Load
 from model.engine.events import SequencePreempted, TokenSampled
@@ -116,15 +117,20 @@ class Node:
     # -- what others see -------------------------------------------------------------------
 
     def load(self) -> Load:
-        self._catch_up()
-        scheduler = self.scheduler
+        """With all steps that are over; but none is taken in, so that a look costs no leap."""
+        scheduler, over, last = self.scheduler, self._over(), self._last_step
+        blocks = scheduler.pool.counts()
+        if over and (run := self._run) is not None:
+            blocks = _taken(blocks, scheduler.ahead(over))
+            context = run.context + (over - 1) * run.sequences
+            last = self._prices.decodes(run.sequences, context)
         return Load(
             queued_tokens=scheduler.queued_tokens,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            blocks=scheduler.pool.counts(),
-            steps=scheduler.steps,
-            last_step_s=self._last_step / PS,
+            blocks=blocks,
+            steps=scheduler.steps + over,
+            last_step_s=last / PS,
             idle=self._run is None,
             draining=False,
             costs=scheduler.costs.estimate,
@@ -136,6 +142,7 @@ class Node:
 
     def cache_changes(self, since: int | None) -> Changes | None:
         """As ``Engine.cache_changes``."""
+        self._catch_up()  # what is decoded is cached, too
         pool = self.scheduler.pool
         return None if since == pool.changed else pool.changes(since)
 
@@ -212,7 +219,7 @@ class Node:
                 else:
                     gaps += 1
                 if event.finish_reason is not None:
-                    self._over(seq_id)
+                    self._ended(seq_id)
         if gaps:
             self._gaps.add(took, gaps)
 
@@ -230,19 +237,23 @@ class Node:
         self.busy += took
         self._last_step = first + growth * (steps - 1)
         for seq_id in scheduler.leap(steps, last, took / PS, running=running):
-            self._over(seq_id)
+            self._ended(seq_id)
         run.began += took
         run.steps -= steps
         run.context += steps * sequences
 
     def _catch_up(self) -> None:
         """Take in the steps of a run that are over; the one that is running stays."""
+        if (over := self._over()) and (run := self._run) is not None:
+            self._leap(run, over, running=True)
+
+    def _over(self) -> int:
+        """Steps of a run that are over and not taken in."""
         run = self._run
-        if run is not None and run.plan is None and run.steps > 1:
-            passed = self._clock.now - run.began
-            over = self._prices.within(passed, run.sequences, run.context, run.steps - 1)
-            if over:
-                self._leap(run, over, running=True)
+        if run is None or run.plan is not None or run.steps < 2:
+            return 0
+        passed = self._clock.now - run.began
+        return self._prices.within(passed, run.sequences, run.context, run.steps - 1)
 
     def _cut(self) -> None:
         """Something changes: the running step is the last one of its run."""
@@ -254,7 +265,7 @@ class Node:
 
     # -- news ------------------------------------------------------------------------------
 
-    def _over(self, seq_id: int) -> None:
+    def _ended(self, seq_id: int) -> None:
         """A sequence had its last token. Who keeps its KV for a hand-off still has to cancel."""
         hears = self._hears[seq_id]
         if seq_id not in self.scheduler:
@@ -266,3 +277,14 @@ class Node:
         out, self._out = self._out, []
         for tell in out:
             tell()
+
+
+def _taken(blocks: BlockCounts, count: int) -> BlockCounts:
+    """With so many more owned: free ones go first, then cached ones."""
+    free = min(count, blocks.free)
+    return BlockCounts(
+        blocks.free - free,
+        blocks.cached - (count - free),
+        blocks.owned + count,
+        blocks.quarantined,
+    )

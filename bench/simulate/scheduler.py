@@ -83,6 +83,7 @@ class Leaping(Scheduler):
         """So many of the steps are over; they ``took`` so many seconds, the ``last`` ones (see
         ``remembered``) these. With ``running`` the next one has begun. Returns who has ended."""
         size, tokens, ended = self.settings.block_size, [TOKEN] * steps, list[int]()
+        decoding, caching = Phase.DECODING, self._caching
         self.steps += steps
         self.computed_tokens += steps * len(self._batch)
         self.totals.generated += steps * len(self._batch)
@@ -90,20 +91,30 @@ class Leaping(Scheduler):
         for seconds in last:
             self.costs.observe(0, len(self._batch), seconds)
         for seq in self._batch:
-            if seq.phase is not Phase.DECODING:
+            if seq.phase is not decoding:
                 continue
-            seq.generated_ids.extend(tokens)
-            seq.computed += steps
-            if seq.computed > seq.room:
-                self._take(seq, -(-(seq.computed - seq.room) // size))
-            if self._caching:
+            generated = seq.generated_ids
+            generated += tokens
+            seq.computed = computed = seq.computed + steps
+            if computed > seq.room:
+                self._take(seq, -(-(computed - seq.room) // size))
+            if caching:
                 self._memory.publish(seq)
-            if len(seq.generated_ids) == seq.request.spec.max_tokens:
+            if len(generated) == seq.request.spec.max_tokens:
                 self._end(seq)
                 ended.append(seq.seq_id)
-        if running:
-            self._reserve()
+            elif running and computed == seq.room:  # a block for the step that has begun
+                self._take(seq, 1)
         return ended
+
+    def ahead(self, steps: int) -> int:
+        """Blocks that ``leap`` takes for so many of the steps, and for the one that runs then."""
+        over = steps + 1
+        return sum(
+            -(-(seq.computed + over - seq.room) // self.settings.block_size)
+            for seq in self._batch
+            if seq.computed + over > seq.room and seq.phase is Phase.DECODING
+        )
 
     def __contains__(self, seq_id: int) -> bool:
         """Whether a sequence is live, or kept."""
