@@ -50,6 +50,7 @@ class _Run:
     steps: int = 1
     sequences: int = 0
     context: int = 0  #: of the first of them
+    fresh: int = 0  #: sequences for which the first of them is the first
 
 
 class Node:
@@ -84,14 +85,23 @@ class Node:
 
     def add(self, request: SequenceRequest, hears: Hears) -> Reservation:
         """Raises what ``Scheduler.add`` raises."""
-        made = self._command(lambda: self.scheduler.add(request))
+        run, tokens = self._run, len(request.prompt_ids) + len(request.generated_ids)
+        leaps = run is not None and run.plan is None
+        if request.receive and leaps and self.scheduler.roomy(tokens, run.steps):  # type: ignore[union-attr]
+            made = self.scheduler.add(request)  # its blocks are all that changes: the run goes on
+            self._changed()
+        else:
+            made = self._command(lambda: self.scheduler.add(request))
         self._hears[made.seq_id] = hears
         if not request.receive:
             self._computing.add(made.seq_id)
         return made
 
     def activate(self, seq_id: int) -> None:
-        self._command(lambda: self.scheduler.activate(seq_id, TOKEN))
+        """It joins the batch after the step that runs."""
+        self._cut()
+        self.scheduler.activate(seq_id, TOKEN)
+        self._commanded()
 
     def compute_here(self, seq_id: int) -> None:
         """Raises WorkerFull."""
@@ -110,9 +120,12 @@ class Node:
         try:
             return do()
         finally:
-            self._changed()
-            if self._run is None:
-                self._clock.after(0, self._wake)  # after all that is commanded now
+            self._commanded()
+
+    def _commanded(self) -> None:
+        self._changed()
+        if self._run is None:
+            self._clock.after(0, self._wake)  # after all that is commanded now
 
     # -- what others see -------------------------------------------------------------------
 
@@ -160,7 +173,10 @@ class Node:
         steps, sequences, context = self.scheduler.start() if self._leaps else (0, 0, 0)
         if steps:
             ends = now + prices.steps(steps, sequences, context)
-            self._begin(_Run(now, ends, None, steps, sequences, context))
+            if fresh := self.scheduler.take_fresh():
+                first = now + prices.decodes(sequences, context)
+                self._clock.at(first, lambda: self._second(fresh))
+            self._begin(_Run(now, ends, None, steps, sequences, context, len(fresh)))
         else:
             plan = self.scheduler.plan()
             self._take_events()
@@ -230,10 +246,12 @@ class Node:
         first = prices.decodes(sequences, run.context)
         took = prices.steps(steps, sequences, run.context)
         last = [(first + growth * step) / PS for step in scheduler.remembered(steps)]
-        told, scheduler.told = scheduler.told, set[int]()
-        self._out += [self._hears[seq_id].second for seq_id in told if seq_id in self._hears]
-        if sequences > len(told):
-            self._gaps.add(first, sequences - len(told), growth, steps)
+        if run.fresh:  # whoever waited for these counts that gap
+            self._gaps.add(first, sequences - run.fresh)
+            self._gaps.add(first + growth, sequences, growth, steps - 1)
+            run.fresh = 0
+        else:
+            self._gaps.add(first, sequences, growth, steps)
         self.busy += took
         self._last_step = first + growth * (steps - 1)
         for seq_id in scheduler.leap(steps, last, took / PS, running=running):
@@ -259,11 +277,18 @@ class Node:
         """Something changes: the running step is the last one of its run."""
         run = self._run
         if run is not None and run.steps > 1:
-            run.steps = 1
-            run.ends = run.began + self._prices.decodes(run.sequences, run.context)
+            run.steps = self._over() + 1
+            run.ends = run.began + self._prices.steps(run.steps, run.sequences, run.context)
             self._clock.at(run.ends, lambda: self._end(run))
 
     # -- news ------------------------------------------------------------------------------
+
+    def _second(self, fresh: Collection[int]) -> None:
+        """Their first decode step is over."""
+        self._changed()
+        for seq_id in fresh:
+            if seq_id in self._hears:
+                self._hears[seq_id].second()
 
     def _ended(self, seq_id: int) -> None:
         """A sequence had its last token. Who keeps its KV for a hand-off still has to cancel."""

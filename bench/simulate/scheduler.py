@@ -56,7 +56,6 @@ class Leaping(Scheduler):
         self._caching = caching
         self._batch: list[Sequence] = []
         self.fresh = set[int]()  #: who has joined the batch and had no decode step yet
-        self.told = set[int]()  #: of these, those whose first decode step runs
         self.preempted: dict[int, int] = {}  #: seq_id -> tokens it had generated
 
     def start(self) -> tuple[int, int, int]:
@@ -72,10 +71,7 @@ class Leaping(Scheduler):
         steps = min(steps, (rounds - 1) * self.settings.block_size)
         if steps < 1:
             return 0, 0, 0
-        if self.fresh:  # who has just come is told of its second token
-            steps = 1
         self._batch = batch
-        self.told, self.fresh = self.fresh, set[int]()
         self._reserve()
         return steps, len(batch), sum(s.computed + 1 for s in batch)
 
@@ -106,6 +102,20 @@ class Leaping(Scheduler):
             elif running and computed == seq.room:  # a block for the step that has begun
                 self._take(seq, 1)
         return ended
+
+    def roomy(self, tokens: int, steps: int) -> bool:
+        """Whether so many tokens can be reserved while so many steps run, and these still find
+        every block that they may take."""
+        if self._caching:
+            return False
+        size = self.settings.block_size
+        left = self.pool.available - -(-tokens // size)
+        return left >= len(self._batch) * (steps // size + 2)
+
+    def take_fresh(self) -> set[int]:
+        """Who has joined the batch and now has its first decode step."""
+        fresh, self.fresh = self.fresh, set[int]()
+        return fresh
 
     def ahead(self, steps: int) -> int:
         """Blocks that ``leap`` takes for so many of the steps, and for the one that runs then."""
