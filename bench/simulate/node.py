@@ -130,7 +130,13 @@ class Node:
     # -- what others see -------------------------------------------------------------------
 
     def load(self) -> Load:
-        """With all steps that are over; but none is taken in, so that a look costs no leap."""
+        """As ``Engine.load``."""
+        self._catch_up()
+        return self.look()
+
+    def look(self) -> Load:
+        """The same, but for what was measured of decode steps (``costs``): those that are over are
+        counted, but not taken in, so that a look costs no leap."""
         scheduler, over, last = self.scheduler, self._over(), self._last_step
         blocks = scheduler.pool.counts()
         if over and (run := self._run) is not None:
