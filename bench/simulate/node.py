@@ -204,7 +204,7 @@ class Node:
         else:
             self._run = None
             self._commit(run, run.plan)
-        if self._out or (run.plan is not None and self._computing):
+        if self._out or self._computing:
             self._changed()  # that a token more is there matters to nobody
         self._go()
         self._tell()

@@ -82,8 +82,11 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
     assert leaping.busy == stepping.busy
 
 
-def test_leaps_come_to_what_steps_come_to_where_memory_is_short() -> None:
-    jobs, short = load(250, 40.0, seed=2), setup(Fleet(prefill=2, decode=3), blocks=80)
+@pytest.mark.parametrize(
+    ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 0)], ids=str
+)
+def test_leaps_come_to_what_steps_come_to_where_memory_is_short(fleet: Fleet, seed: int) -> None:
+    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=80)
     leaping, stepping = run(short, jobs), run(replace(short, leaps=False), jobs)
     assert leaping.preempted == stepping.preempted > 30
     assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
