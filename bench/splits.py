@@ -93,7 +93,7 @@ async def compare(name: str, workers: int, seconds: float) -> list[Record]:
     async with running(kind, pair) as fleet:
         known = await calibrated(fleet, kind, pair, *middle)
     setup = known.setup(Fleet(colocated=workers))
-    search = Search(setup, _GOAL, lambda rate: load.at(rate, 4 * seconds))
+    search = Search(setup, _GOAL, lambda rate: load.at(rate, seconds))  # the very same requests
     chosen = search.best(workers)
     found = list[Record]()
     for size in _splits(workers):
