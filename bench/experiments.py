@@ -70,9 +70,9 @@ EXPERIMENTS = {
         "prefix-aware placement",
         (
             *("bench.sweep", "placement", "least-queued", "two-choices", "affinity", "prefix"),
-            *("score", "--prefill", "6", "--decode", "2", "--requests", "2000"),
+            *("score", "--prefill", "6", "--decode", "2", "--requests", "1000"),
             *("--length-scale", "0.0625", "--output-scale", "0.0625", "--slo-ttft", "2000"),
-            *("--rates", "6", "8", "10", "12", "14"),
+            *("--rates", "3", "5", "7"),
         ),
         trace=_MOONCAKE,
     ),
