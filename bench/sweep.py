@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -39,7 +39,7 @@ def with_setting(setup: Setup, name: str, value: str) -> Setup:
 
 
 def measure(
-    setups: dict[str, Setup], loads: dict[float, Sequence[Job]], asked: argparse.Namespace
+    setups: Mapping[str, Setup], loads: Mapping[float, Sequence[Job]], asked: argparse.Namespace
 ) -> Iterator[Record]:
     """Every value at every rate."""
     for value, setup in setups.items():
