@@ -47,7 +47,7 @@ def compared(
     """A line for each number."""
     for one in estimate(real, slo, Trust(share=_WITHIN, lag=math.inf)):
         if one.name in _WANTED:
-            line: dict[str, Param] = {**params, "number": one.name}
+            line: dict[str, Param] = {**params, "number": f"{one.name}, {one.unit}"}
             value = fmean(_simulated(each, slo)[one.name] for each in simulated)
             low, high = one.interval
             if one.doubt:
@@ -116,8 +116,7 @@ def panes(found: Sequence[Record]) -> Iterator[Pane]:
             real.colour = colour
             lines += [real, Line(f"{fleet}, simulated", rates, values["simulated"])]
             lines[-1].colour, lines[-1].dashed = colour, True
-        unit = "requests/s" if number == "goodput" else "ms"
-        yield Pane(f"{number}, {unit}", "requests per second", lines)
+        yield Pane(str(number), "requests per second", lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -88,7 +88,7 @@ EXPERIMENTS = {
     ),
     "overload": Experiment(
         "more load than there is capacity",
-        ("bench.overload", "--seconds", "10"),
+        ("bench.overload",),
         panes=(
             Shown("goodput", "offered, of capacity"),
             Shown("refused", "offered, of capacity"),

@@ -70,7 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         records.write(asked.json, found)
     if asked.plot is not None:
         of = asked.trace.name if asked.trace else f"{asked.prompt} in, {asked.output} out"
-        panes = [picture.pane(found, name, "offered, 1/s", asked.setting) for name in _SHOWN[:6]]
+        panes = [
+            picture.pane(found, name, "offered, 1/s", asked.setting)
+            for name in _SHOWN
+            if any(record.value for record in found if record.name == name)
+        ]
         picture.draw(asked.plot, f"{title} ({of}), simulated", panes)
     return 0
 
