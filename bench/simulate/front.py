@@ -49,7 +49,6 @@ class Gateway:
         self.network = Network.of(costs, LAYERS)
         self._request = ps(costs.request_s)
         self._placement = Placement(rng, policies)
-        self._prefixes = policies.caches is not None
         self._trying_again = set[frozenset[str]]()
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
@@ -98,14 +97,13 @@ class Gateway:
         return self._placement.choose(self.roster, need)
 
     def need(self, job: Job, generated: int, attempts: int, last: Worker | None) -> Need:
-        known = Prefix(job.ids, b"") if self._prefixes else None
         return Need(
             model=MODEL,
             tokens=job.tokens + generated,
             longest=job.tokens + job.output,
             prefer="" if last is None else last.instance_id,
             local_prefill=attempts > 0,
-            prefix=known,
+            prefix=Prefix(job.ids, b""),
         )
 
 

@@ -83,7 +83,7 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 0)], ids=str
+    ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 1)], ids=str
 )
 def test_leaps_come_to_what_steps_come_to_where_memory_is_short(fleet: Fleet, seed: int) -> None:
     jobs, short = load(250, 40.0, seed), setup(fleet, blocks=80)
@@ -119,6 +119,13 @@ def test_prompts_that_begin_alike_are_found() -> None:
     jobs = [Job(n, 1.0 * n, 320, 4, tuple(range(320))) for n in range(10)]
     outcome = run(setup(Fleet(prefill=2, decode=2), caching=True, placement="prefix"), jobs)
     assert outcome.cached_tokens >= 8 * 304
+
+
+def test_who_is_to_go_where_others_of_its_session_went_does() -> None:
+    jobs = [Job(n, 0.3 * n, 320, 4, tuple(range(n % 4, 320 + n % 4))) for n in range(40)]
+    for placement, least, most in (("affinity", 36 * 304, 38 * 320), ("least-queued", 0, 34 * 320)):
+        made = setup(Fleet(colocated=4), caching=True, placement=placement)
+        assert least <= run(made, jobs).cached_tokens <= most
 
 
 def test_what_cannot_be_served_in_time_is_refused_by_the_gateway() -> None:
