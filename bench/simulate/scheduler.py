@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 
+from bench.simulate.counted import Counted
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
 from model.engine.events import Event, SequencePreempted
@@ -47,7 +48,7 @@ class Leaping(Scheduler):
     def __init__(
         self, settings: SchedulerSettings, blocks: int, layout: str, *, caching: bool
     ) -> None:
-        self.pool = BlockPool(blocks)
+        self.pool = BlockPool(blocks) if caching else Counted(blocks)
         kind = PrefixCache if caching else NoKeys
         prefix = kind(self.pool, settings.block_size, layout)
         super().__init__(settings, self.pool, prefix, lambda: 0.0)
