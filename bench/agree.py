@@ -24,12 +24,13 @@ from statistics import fmean
 from rich.console import Console
 
 from bench import costs, picture, records
-from bench.costs import Costs
+from bench.costs import Costs, CostsError
 from bench.load.statistics import Estimate, Measured, Slo, Trust, estimate
 from bench.load.workload import Lengths
 from bench.picture import COLOURS, Line, Pane
 from bench.real import Kind, calibrated, drawn, running, short
 from bench.records import Param, Record
+from bench.report import positive
 from bench.simulate import outcome
 from bench.simulate.fleet import Fleet, simulate
 from bench.simulate.outcome import Outcome
@@ -39,6 +40,7 @@ _MOCK = Costs(step_s=0.02, prefill_token_s=0.001, decode_s=5e-4, context_token_s
 _WANTED = ("TTFT p50", "TTFT p90", "TPOT p50", "TPOT p90", "goodput")
 _WITHIN = 0.1
 _TIMES = 7  #: that each load is simulated
+_SHORTEST = 4  #: tokens of an answer: the first two tell nothing of a step
 
 
 def compared(
@@ -121,13 +123,17 @@ def panes(found: Sequence[Record]) -> Iterator[Pane]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 where a number does not agree."""
-    asked = _parser().parse_args(argv)
-    kind = Kind(costs=costs.read(asked.costs) if asked.costs else _MOCK, engines=asked.engines)
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    if asked.output.least + asked.output.most < 2 * _SHORTEST:
+        parser.error(f"--output: of answers of fewer than {_SHORTEST} tokens no step can be timed")
+    try:
+        known = costs.read(asked.costs) if asked.costs else _MOCK
+    except (OSError, CostsError) as error:
+        parser.error(f"--costs: {error}")
     found = list[Record]()
-    for name in asked.fleets:
-        prefill, _, decode = name.partition(":")
-        size = Fleet(prefill=int(prefill), decode=int(decode))
-        found += asyncio.run(beside(asked, kind, size))
+    for size in asked.fleets:
+        found += asyncio.run(beside(asked, Kind(costs=known, engines=asked.engines), size))
     what = "engines" if asked.engines else "mock workers"
     Console().print(records.table(f"The simulator beside {what}", found))
     if asked.json is not None:
@@ -137,6 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(r.name == "agrees" and not r.value for r in found) else 0
 
 
+def _fleet(text: str) -> Fleet:
+    prefill, _, decode = text.partition(":")
+    try:
+        return Fleet(prefill=int(prefill), decode=int(decode))
+    except ValueError:
+        why = f"{text!r} is not P:D with a worker of each kind at least, as 2:1"
+        raise argparse.ArgumentTypeError(why) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.agree",
@@ -144,21 +159,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--fleets", nargs="+", default=["1:1", "2:1"], help="P:D (1:1 2:1)")
+    pairs = [Fleet(prefill=1, decode=1), Fleet(prefill=2, decode=1)]
+    add("--fleets", nargs="+", type=_fleet, default=pairs, metavar="P:D", help="(1:1 2:1)")
     add("--engines", action="store_true", help="real ones; --costs is to be of them")
     add("--costs", type=Path, metavar="FILE", help="of bench.fit; of mocks those of this file")
     add(
         "--rates",
         nargs="+",
-        type=float,
+        type=positive,
         default=[4.0, 8.0, 12.0],
         help="requests a second for each prefill worker (4 8 12)",
     )
-    add("--seconds", type=float, default=30.0, help="of each rate (default: 30)")
+    add("--seconds", type=positive, default=30.0, help="of each rate (default: 30)")
     add("--prompt", type=Lengths.parse, default="20:80", help="tokens (default: %(default)s)")
     add("--output", type=Lengths.parse, default="12:36", help="likewise (default: %(default)s)")
-    add("--slo-ttft", type=float, default=200.0, help="ms (default: %(default)s)")
-    add("--slo-tpot", type=float, default=28.0, help="ms (default: %(default)s)")
+    add("--slo-ttft", type=positive, default=200.0, help="ms (default: %(default)s)")
+    add("--slo-tpot", type=positive, default=28.0, help="ms (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="where to write the records")
     add("--plot", type=Path, metavar="FILE", help="where to draw them")
     return parser

@@ -47,11 +47,10 @@ class Kind:
 
     costs: Costs
     engines: bool = False  #: real ones; else mocks
-    local_prefill_queue: int = 0  #: tokens
 
     def setup(self, fleet: Fleet, seed: int = 0) -> Setup:
         """To be simulated."""
-        given = {"model": MODEL, "local_prefill_queue": self.local_prefill_queue}
+        given = {"model": MODEL, "local_prefill_queue": 0}
         return Setup(
             fleet=fleet,
             settings=UpSettings.model_validate(given),
@@ -65,7 +64,7 @@ class Kind:
         """Of ``baton up``; ``folder`` keeps the costs. Raises OSError."""
         flags = (
             *("--num-blocks", str(BLOCKS), "--threads", "1", "--no-prefix-cache"),
-            *("--local-prefill-queue", str(self.local_prefill_queue)),
+            *("--local-prefill-queue", "0"),
         )
         if self.engines:
             return (*flags, "--dtype", "bfloat16")

@@ -24,8 +24,10 @@ from bench.load.workload import Lengths
 from bench.plan.search import Goal, Search
 from bench.real import Kind, Running, calibrated, drawn, running, short
 from bench.records import Param, Record
+from bench.report import positive
 from bench.simulate.fleet import Fleet
 from bench.simulate.jobs import Job
+from bench.simulate.options import at_least
 from bench.simulate.outcome import Slo
 
 #: Slow, so that two cores run the processes of it.
@@ -161,9 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workers", type=int, default=4, help="(default: %(default)s)")
+    add("--workers", type=at_least(2), default=4, help="(default: %(default)s)")
     add("--loads", nargs="+", choices=[*LOADS], default=[*LOADS], help="(default: all)")
-    add("--seconds", type=float, default=12.0, help="of each rate (default: %(default)g)")
+    add("--seconds", type=positive, default=12.0, help="of each rate (default: %(default)g)")
     add("--json", type=Path, metavar="FILE", help="where to write the records")
     add("--plot", type=Path, metavar="FILE", help="where to draw them")
     return parser
