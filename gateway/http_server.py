@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.applications import Starlette
 
-from baton.head_limits import HeadLimits
+from baton.http_limits import HeadLimits
 from gateway.http_protocol import HttpConfig
 
 #: Seconds that streams get to end by themselves after the first signal; a second one ends them.

@@ -22,9 +22,11 @@ from baton.tracing import tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.body_limit import Bodies
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.hosts import known_hosts
 from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
@@ -162,6 +164,9 @@ async def running(
         settings.served_name, identity, registry, placement, waiting, admission, metrics, links
     )
     callers = Callers(keys, metrics)
+    bodies = Bodies(settings.body_limits)
+    # Whose requests need a key says so himself: a page of a stranger has none.
+    named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
     public = public_app(
         generation,
         Tokens(validator, tokenizer),
@@ -169,8 +174,8 @@ async def running(
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.host, named, callers.refused),
+        bodies,
         cors_origins=settings.cors_origin,
     )
     admin = admin_app(
@@ -179,14 +184,14 @@ async def running(
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
+        bodies,
     )
     embedded = membership if isinstance(membership, EmbeddedMembership) else None
     members = MembershipService(registry, embedded, links)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with (
-        serving(settings.host, settings.rpc_port, members, links) as rpc,
+        serving(settings.rpc_host, settings.rpc_port, members, links) as rpc,
         tasks.group() as beside,
     ):
         following = [
