@@ -45,6 +45,7 @@ from gateway.telling.account import Accounts
 from gateway.telling.broadcast import Broadcast, Figures
 from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
+from gateway.telling.paces import Paces
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
 from gateway.tokens import Tokens
@@ -132,10 +133,11 @@ async def running(
         tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
     )
     validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
-    feed = Feed()
+    feed, paces = Feed(), Paces()
     broadcast = Broadcast(
         feed,
-        Workers(lambda: registry.members, feed, time.monotonic),
+        Workers(lambda: registry.members, feed, paces, time.monotonic),
+        paces,
         Figures(
             instance_id=identity.instance_id,
             model=settings.served_name,
