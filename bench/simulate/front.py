@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from prometheus_client import Gauge
 
 from baton.errors import BatonError, CapacityError, DeadlineExceeded, DeadlineOutOfReach
+from baton.identity import Role
 from baton.settings import UpSettings
 from bench.costs import Costs
 from bench.simulate.attempt import Attempt
@@ -48,14 +49,14 @@ class Gateway:
         self.network = Network.of(costs, LAYERS)
         self._request = ps(costs.request_s)
         self._placement = Placement(rng, policies)
-        self._prefixes = policies.caches is not None
         self._trying_again = set[frozenset[str]]()
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
+        self._computing: list[Worker] = []  # prompts, and nobody changes
         self.admission = Admission(
             QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
             self.room,
-            lambda: pace(self.roster.workers),
+            lambda: pace(self._computing),
             Gauge("simulated_queue_tokens", "as the gateway's", registry=None),
             clock,
         )
@@ -64,6 +65,11 @@ class Gateway:
         """The fleet, from now on."""
         self.machines = {machine.worker: machine for machine in machines}
         self.roster = Roster(self.machines)
+        self._computing = [
+            worker
+            for worker in self.machines
+            if Role.PREFILL in worker.report.roles or worker.report.local_prefill
+        ]
 
     def arrive(self, job: Job) -> None:
         """A client sends a request now."""
@@ -91,14 +97,13 @@ class Gateway:
         return self._placement.choose(self.roster, need)
 
     def need(self, job: Job, generated: int, attempts: int, last: Worker | None) -> Need:
-        known = Prefix(job.ids, b"") if self._prefixes else None
         return Need(
             model=MODEL,
             tokens=job.tokens + generated,
             longest=job.tokens + job.output,
             prefer="" if last is None else last.instance_id,
             local_prefill=attempts > 0,
-            prefix=known,
+            prefix=Prefix(job.ids, b""),
         )
 
 
