@@ -40,7 +40,7 @@ async def serve(
         limits = settings.head_limits
         limits = replace(limits, connections=room_for(limits.connections))
         servers = {
-            HttpServer(app, limits): listening
+            HttpServer(app, limits, service.metrics.refused_connection): listening
             for app, listening in ((service.public, public), (service.admin, admin))
         }
 

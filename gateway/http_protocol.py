@@ -10,6 +10,7 @@ as HTTP/1.1 (RFC 9110, 7.8: a server may ignore the offer): it is parsed again w
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -34,9 +35,12 @@ _OFFER = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's, for servers of this protocol. ``grace``: see uvicorn's graceful shutdown."""
+    """uvicorn's, for servers of this protocol. ``grace``: see uvicorn's graceful shutdown.
+    ``refused`` is told of each connection that is closed with an error."""
 
-    def __init__(self, app: ASGIApp, head: HeadLimits, grace: int) -> None:
+    def __init__(
+        self, app: ASGIApp, head: HeadLimits, grace: int, refused: Callable[[BatonError], None]
+    ) -> None:
         super().__init__(
             app,
             http=HttpProtocol,
@@ -48,6 +52,7 @@ class HttpConfig(uvicorn.Config):
             timeout_graceful_shutdown=grace,
         )
         self.head = head
+        self.refused = refused
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -63,6 +68,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, HttpConfig)
         self._limits = config.head
+        self._refused = config.refused
         self._in_head = True
         self._head_bytes = 0  # of data that was all head, so far
         self._offered = False  # an upgrade, in the head just parsed
@@ -183,6 +189,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, error: BatonError) -> None:
         """Answer, unless an answer is under way that this would fall into, and hang up."""
         self._stop_timer()
+        self._refused(error)
         if not self._answering:
             answer = refusal(error)
             fields = [*answer.raw_headers, (b"connection", b"close")]
