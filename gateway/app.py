@@ -29,6 +29,10 @@ from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.telling.endpoint import LiveEndpoint
 from gateway.tokens import Tokens
+from gateway.turns import OneByOne, Turns
+
+#: Requests that begin in one round of the loop: each takes about a millisecond to be understood.
+_TURNS = 16
 
 
 def public_app(
@@ -120,6 +124,7 @@ def admin_app(
 def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
     """What stands before all that generates."""
     return [
+        Middleware(OneByOne, turns=Turns(_TURNS)),
         Middleware(Admitted, callers=callers),
         Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
     ]
