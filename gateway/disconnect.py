@@ -20,7 +20,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     ClientGone; nothing of it will be seen.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(receive))
+    watching = asyncio.ensure_future(disconnected(receive))
     try:
         await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -32,6 +32,7 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
+    """Returns once the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
-
-import anyio
 
 
 class Stall:
-    """``with stall:`` around each thing; all of them within ``with stall.watching():``.
+    """``with stall:`` around each thing; all of them within ``async with stall.watching():``.
 
     What is inside that is cancelled once nothing was done for ``seconds`` while something was under
-    way; then ``passed`` says so. On the event loop alone.
+    way; then ``passed`` says so. Or by ``cut``. On the event loop alone.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -23,6 +21,7 @@ class Stall:
         self._clock = asyncio.get_running_loop().time
         self._under_way = 0
         self._since = 0.0  #: the first of these began, or another was done
+        self._limit: asyncio.Timeout | None = None
 
     def __enter__(self) -> None:
         if not self._under_way:
@@ -38,26 +37,35 @@ class Stall:
         self._under_way -= 1
         self._since = self._clock()
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
         """Swallows the cancellation that it causes."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
-        with anyio.CancelScope() as scope:
 
-            def look() -> None:
-                nonlocal timer
-                now = self._clock()
-                due = (self._since if self._under_way else now) + self._seconds
-                if now < due:
-                    timer = loop.call_at(due, look)
-                else:
-                    self.passed = True
-                    scope.cancel()
+        def look() -> None:
+            nonlocal timer
+            now = self._clock()
+            due = (self._since if self._under_way else now) + self._seconds
+            if now < due:
+                timer = loop.call_at(due, look)
+            else:
+                self.passed = True
+                self.cut()
 
-            look()
-            try:
+        look()
+        try:
+            async with asyncio.timeout(None) as self._limit:
                 yield
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        except TimeoutError:
+            if self._limit is None or not self._limit.expired():
+                raise
+        finally:
+            self._limit = None
+            if timer is not None:
+                timer.cancel()
+
+    def cut(self) -> None:
+        """Cancel what is inside, if it is not over."""
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._clock())
