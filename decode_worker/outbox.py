@@ -10,7 +10,6 @@ from baton import wire
 from baton.generation import AttemptKey, Progress, TokenLogprobs
 from baton.v1 import common_pb2, decode_pb2
 
-
 #: Unsent tokens of each attempt that are never too many.
 _EACH = 32
 
