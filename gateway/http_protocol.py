@@ -47,6 +47,7 @@ class HttpConfig(uvicorn.Config):
             ws="none",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=grace,
