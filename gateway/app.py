@@ -20,7 +20,7 @@ from baton.errors import (
     RouteNotFound,
 )
 from gateway.body_limit import BodyLimit
-from gateway.callers import Admitted, Callers
+from gateway.callers import OPEN, Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
 from gateway.openapi import document
@@ -124,7 +124,7 @@ def admin_app(
 def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
     """What stands before all that generates."""
     return [
-        Middleware(OneByOne, turns=Turns(_TURNS)),
+        Middleware(OneByOne, turns=Turns(_TURNS), paths=OPEN),
         Middleware(Admitted, callers=callers),
         Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
     ]

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from gateway.callers import OPEN
 
 T = TypeVar("T")
 
@@ -50,14 +48,15 @@ class Turns:
 
 
 class OneByOne:
-    """Middleware: requests take turns to begin, but for those that ask whether we are well."""
+    """Middleware: requests take turns to begin; those for ``paths`` wait for nobody."""
 
-    def __init__(self, app: ASGIApp, turns: Turns) -> None:
+    def __init__(self, app: ASGIApp, turns: Turns, paths: Collection[str]) -> None:
         self._app = app
         self._turns = turns
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in self._paths:
             await self._turns.take()
         await self._app(scope, receive, send)
 
