@@ -37,10 +37,10 @@ def weight(waited: float, interval: float) -> float:
 
     Our own ticks are counted, not elapsed time: a process that was stopped itself wakes to one
     tick, not to thirty, and so does not take its waiting peers for dead. A tick that is late by
-    half an interval or more counts half: this event loop was busy, and what the peer has said may
-    lie unread. Not less: one that is always late must let go of the dead, too.
+    an interval or more counts half: this event loop was busy, and what the peer has said may lie
+    unread. Not less: one that is always late must let go of the dead, too.
     """
-    return 1.0 if waited < 1.5 * interval else 0.5
+    return 1.0 if waited < 2 * interval else 0.5
 
 
 class Liveness:
