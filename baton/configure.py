@@ -58,7 +58,7 @@ def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
         )
     except ValidationError as error:
         for mistake in error.errors():
-            sys.stderr.write(f"{prog}: {_explain(mistake)}\n")
+            sys.stderr.write(f"{prog}: {_explain(mistake, cls)}\n")
     except SettingsError as error:
         sys.stderr.write(f"{prog}: {error}\n")
     raise SystemExit(2)
@@ -87,13 +87,16 @@ def _required(cls: type[ProcessSettings]) -> list[str]:
     return [flag for base, flag in needed.items() if issubclass(cls, base)]
 
 
-def _explain(mistake: ErrorDetails) -> str:
-    """One line: the flag, what is wrong, and what was given."""
+def _explain(mistake: ErrorDetails, cls: type[ProcessSettings]) -> str:
+    """One line: the flag, what is wrong, and what was given, or is to be."""
     message = mistake["msg"].removeprefix("Value error, ")
     if not mistake["loc"]:
         return message
     flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
     if mistake["type"] == "extra_forbidden":
         return f"{flag}: this process has no such setting (docs/settings.md says which has)"
-    given = "" if mistake["type"] == "missing" else f" (given: {mistake['input']!r})"
-    return f"{flag}: {message}{given}"
+    if mistake["type"] == "missing":
+        name = str(mistake["loc"][0])
+        wanted = (cls.model_fields[name].description or "").removesuffix(" (required)")
+        return f"{flag} is missing: give {flag} {wanted}, or set BATON_{name.upper()}"
+    return f"{flag}: {message} (given: {mistake['input']!r})"

@@ -12,6 +12,7 @@
         BodyTimeout             408  the HTTP body did not arrive in time
         BodyTooLarge            413  the HTTP body is over the limit
         HeadTimeout             408  the HTTP head did not arrive in time
+        HostNotKnown            421  the Host header has a name that is not ours
         IdempotencyConflict     422  an Idempotency-Key that came with another request before
         KvOverflow              422  a K or V value does not fit FP16; names layer and value
         HeadTooLarge            431  the HTTP head is over the limit, in bytes or header fields
@@ -24,6 +25,7 @@
         WorkerFull              503  too few free KV blocks; another attempt may find room
         PrefillFull             503  the same, said by the prefill worker of an attempt
         TooManyConnections      503  the port has as many open as it may
+        BodiesFull              503  the HTTP bodies of requests under way take all they may
         Draining                503  a worker is leaving; place the request elsewhere
         PrefillDraining         503  the same of the prefill worker of an attempt
         Preempted               503  a sequence gave its blocks to an older one
@@ -156,6 +158,11 @@ class BodyTooLarge(RequestError):
     http_status = 413
 
 
+class HostNotKnown(RequestError):
+    code = "host_not_known"
+    http_status = 421
+
+
 class IdempotencyConflict(RequestError):
     code = "idempotency_conflict"
     http_status = 422
@@ -212,6 +219,11 @@ class RateLimited(CapacityError):
 class NoWorker(CapacityError):
     code = "no_worker"
     grpc_status = "UNAVAILABLE"
+
+
+class BodiesFull(CapacityError):
+    code = "bodies_full"
+    retryable = False
 
 
 class TooManyConnections(CapacityError):

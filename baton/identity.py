@@ -15,6 +15,9 @@ from baton.errors import IncompatiblePeer
 PROTOCOL = 2
 OLDEST_PROTOCOL = 1
 
+#: Tokens of a KV block, at most: far more than makes sense.
+MAX_BLOCK_SIZE = 65_536
+
 
 def new_instance_id() -> str:
     """128 random bits, hex. A restarted worker at its old address is a new instance."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from baton import errors, generation
 from baton.deadlines import Deadlines
-from baton.errors import BatonError, InvalidRequest, UnsupportedParameter
+from baton.errors import BatonError, IncompatiblePeer, InvalidRequest, UnsupportedParameter
 from baton.generation import (
     AttemptKey,
     FinishReason,
@@ -17,7 +17,14 @@ from baton.generation import (
     Timings,
     TokenLogprobs,
 )
-from baton.identity import PROTOCOL, CompatibilityClass, Identity, Role, require_protocol
+from baton.identity import (
+    MAX_BLOCK_SIZE,
+    PROTOCOL,
+    CompatibilityClass,
+    Identity,
+    Role,
+    require_protocol,
+)
 from baton.sampling import SamplingSpec
 from baton.v1 import common_pb2, decode_pb2, worker_pb2
 
@@ -63,11 +70,16 @@ def identity_to_wire(identity: Identity) -> common_pb2.Identity:
 
 
 def identity_from_wire(message: common_pb2.Identity) -> Identity:
-    """Raises IncompatiblePeer when the peer's protocol version is not spoken here."""
+    """Raises IncompatiblePeer when the peer's protocol version is not spoken here, or its blocks
+    are of no size."""
     require_protocol(message.protocol)
     compatibility = None
     if message.HasField("compatibility"):
         c = message.compatibility
+        if not 1 <= c.block_size <= MAX_BLOCK_SIZE:
+            raise IncompatiblePeer(
+                f"block_size {c.block_size} there, but it must be 1 to {MAX_BLOCK_SIZE}"
+            )
         compatibility = CompatibilityClass(
             model_revision=c.model_revision,
             layers=c.layers,
@@ -243,8 +255,10 @@ def logprobs_to_wire(value: TokenLogprobs) -> common_pb2.TokenLogprobs:
     )
 
 
-def logprobs_from_wire(messages: Iterable[common_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
-    """Raises ValueError for one whose two lists differ in length."""
+def logprobs_from_wire(messages: Sequence[common_pb2.TokenLogprobs]) -> list[TokenLogprobs]:
+    """Raises ValueError for one whose two lists differ in length, or that is no number."""
+    if not all(math.isfinite(x) for m in messages for x in (m.logprob, *m.top_logprobs)):
+        raise ValueError("a log probability is not finite")
     return [
         TokenLogprobs(m.logprob, tuple(zip(m.top_ids, m.top_logprobs, strict=True)))
         for m in messages

@@ -23,7 +23,7 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,11 @@ class Fleet:
 
     url: str
     admin: str
-    gateway_pid: int
+    pids: Mapping[str, int]  #: by name: "gateway", "p0", "d0"
+
+    @property
+    def gateway_pid(self) -> int:
+        return self.pids["gateway"]
 
 
 def resident(pid: int) -> int:
@@ -184,14 +188,15 @@ async def fleet(flags: Sequence[str]) -> AsyncIterator[Fleet]:
 
 async def _announced(lines: asyncio.StreamReader) -> Fleet:
     """Raises RuntimeError with what was printed when it ends before it is ready."""
-    patterns = (r"ready at (\S+)/v1", r"state: (\S+)/cluster", r"gateway ready on \S+, pid (\d+)")
+    patterns = (r"ready at (\S+)/v1", r"state: (\S+)/cluster")
     printed = ""
     while line := (await lines.readline()).decode():
         printed += line
         found = [re.search(pattern, printed) for pattern in patterns]
         if all(found):
-            url, admin, pid = (match[1] for match in found if match is not None)
-            return Fleet(url, admin, int(pid))
+            url, admin = (match[1] for match in found if match is not None)
+            pids = dict(re.findall(r"baton \| (\w+) ready on \S+, pid (\d+)", printed))
+            return Fleet(url, admin, {name: int(pid) for name, pid in pids.items()})
     raise RuntimeError(f"baton up ended before it was ready:\n{printed}")
 
 
@@ -231,25 +236,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--factors", default="0.5,0.8,1,1.25,2,4", help="of capacity, in turn")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each (default: 20)")
-    parser.add_argument(
-        "--soak", type=float, default=0.0, help="minutes at the last factor, shown one by one"
-    )
     parser.add_argument("--num-blocks", default="256", help="of KV per worker (default: 256)")
     parser.add_argument("--json", help="where to write the records", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)
     factors = [float(factor) for factor in asked.factors.split(",")]
-    flags = ("--num-blocks", asked.num_blocks)
-    if asked.soak:
-        factors, seconds = factors[-1:] * round(asked.soak), 60.0
-    else:
-        seconds = asked.seconds
-    found = asyncio.run(measure(factors, seconds, flags))
+    found = asyncio.run(measure(factors, asked.seconds, ("--num-blocks", asked.num_blocks)))
     title = f"capacity {CAPACITY:g}/s of {PROMPT} prompt tokens, {DEADLINE:g} s to a first token"
-    if asked.soak:
-        found = [
-            Record(one.name, one.value, one.unit, {"minute": index // 7 + 1, **one.params})
-            for index, one in enumerate(found)
-        ]
     Console().print(records.table(title, found))
     if asked.json is not None:
         records.write(asked.json, found)

@@ -76,7 +76,7 @@ def main() -> int:
     try:
         tokenizer = load_tokenizer(settings.model)
         public = listen(settings.host, settings.port)
-        admin = listen(settings.host, settings.admin_port)
+        admin = listen(settings.admin_host, settings.admin_port)
         uvloop.run(serve(settings, tokenizer, public, admin))
     except (
         CheckpointError,

@@ -8,18 +8,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from baton.errors import (
     BatonError,
+    ClientGone,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     RouteNotFound,
 )
-from gateway.body_limit import BodyLimit
+from gateway.body_limit import Bodies, BodyLimit
 from gateway.callers import OPEN, Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
@@ -42,9 +43,9 @@ def public_app(
     idempotency: Idempotency,
     callers: Callers,
     live: LiveEndpoint | None,
+    hosts: Sequence[Middleware],
+    bodies: Bodies,
     *,
-    max_body_bytes: int,
-    body_timeout: float,
     cors_origins: Sequence[str],
 ) -> Starlette:
     """What clients see; ``live``, if there is one, only where nobody needs a key."""
@@ -76,8 +77,9 @@ def public_app(
             *Page(key=not callers.anybody, feed=feed).routes,
         ],
         [
+            *hosts,
             *([browsers] if cors_origins else []),
-            *_guards(callers, max_body_bytes, body_timeout),
+            *_guards(callers, bodies),
         ],
     )
 
@@ -97,9 +99,8 @@ def admin_app(
     idempotency: Idempotency,
     callers: Callers,
     live: LiveEndpoint | None,
-    *,
-    max_body_bytes: int,
-    body_timeout: float,
+    hosts: Sequence[Middleware],
+    bodies: Bodies,
 ) -> Starlette:
     """What operators see, on a port of its own. The page's chat asks here as clients do there, with
     a key where they need one."""
@@ -115,18 +116,18 @@ def admin_app(
             Route("/metrics", status.metrics),
             *_live(live),
             *Page(key=not callers.anybody, feed="off" if live is None else "here").routes,
-            Mount("/v1", routes=chat, middleware=_guards(callers, max_body_bytes, body_timeout)),
+            Mount("/v1", routes=chat, middleware=_guards(callers, bodies)),
         ],
-        [],
+        hosts,
     )
 
 
-def _guards(callers: Callers, max_body_bytes: int, body_timeout: float) -> list[Middleware]:
+def _guards(callers: Callers, bodies: Bodies) -> list[Middleware]:
     """What stands before all that generates."""
     return [
         Middleware(OneByOne, turns=Turns(_TURNS), paths=OPEN),
         Middleware(Admitted, callers=callers),
-        Middleware(BodyLimit, max_bytes=max_body_bytes, timeout=body_timeout),
+        Middleware(BodyLimit, bodies=bodies),
     ]
 
 
@@ -141,6 +142,7 @@ def application(routes: Sequence[BaseRoute], middleware: Sequence[Middleware]) -
         middleware=middleware,
         exception_handlers={
             BatonError: _render,
+            ClientDisconnect: _render_gone,
             HTTPException: _render_http,
             Exception: _render_unexpected,
         },
@@ -151,6 +153,11 @@ async def _render(_: Request, error: Exception) -> Response:
     """An error of the table, before the first byte of an answer."""
     assert isinstance(error, BatonError)
     return refusal(error)
+
+
+async def _render_gone(_: Request, error: Exception) -> Response:
+    """Nobody is left to be told, and nothing is wrong with us."""
+    return refusal(ClientGone("the client closed the connection within the body"))
 
 
 async def _render_http(http: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
 from gateway import resume
+from gateway.body_limit import body_of, forget_body
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.explanation import ASK, PLACEMENT, Trail
@@ -90,25 +91,26 @@ class Generation:
         return await self._counted(http, self._validate_response)
 
     async def _validate_chat(self, http: Request) -> Asked:
-        wire = parse(ChatRequest, await http.body())
+        wire = parse(ChatRequest, body := await body_of(http))
         request = await self._validator.chat(
-            wire, self.limits(), caller_of(http.scope), _traceparent(http)
+            wire, self.limits(), caller_of(http.scope), _traceparent(http), len(body)
         )
         return Asked([request], self._openai)
 
     async def _validate_completion(self, http: Request) -> Asked:
-        wire = parse(CompletionRequest, await http.body())
+        wire = parse(CompletionRequest, await body_of(http))
         requests = await self._validator.completion(
             wire, self.limits(), caller_of(http.scope), _traceparent(http)
         )
         return Asked(requests, self._openai)
 
     async def _validate_response(self, http: Request) -> Asked:
-        wire = parse(ResponsesRequest, await http.body())
+        wire = parse(ResponsesRequest, body := await body_of(http))
         caller = caller_of(http.scope)
         with named_as_here():
+            asked = wire.as_chat()
             request = await self._validator.chat(
-                wire.as_chat(), self.limits(), caller, _traceparent(http), "response"
+                asked, self.limits(), caller, _traceparent(http), len(body), "response"
             )
         return Asked([request], ResponseAnswers(wire, self._logprobs))
 
@@ -120,6 +122,7 @@ class Generation:
             trail = _trail(http)
             with self._accounts.open(http) as account:
                 asked = _in_session(http, await validate(http))
+                forget_body(http.scope)
                 return await self._answer(http, asked, trail, account)
         except ClientDisconnect:
             self._count(ClientGone.http_status)

@@ -12,6 +12,7 @@ from baton.errors import IncompatiblePeer
 from baton.identity import CompatibilityClass, Identity, Role
 from baton.v1 import worker_pb2
 from gateway.breaker import Breaker
+from gateway.sense import require_sense
 
 #: Seconds after which a placement shows in the worker's own reports: one trip from gateway over
 #: decode to prefill worker. Until then it is counted on top of them.
@@ -143,11 +144,13 @@ class Report:
 
     @classmethod
     def from_wire(cls, status: worker_pb2.WorkerStatus) -> Report:
-        """Raises IncompatiblePeer for another protocol version, or without a class."""
+        """Raises IncompatiblePeer for another protocol version, without a class, or for what
+        cannot be true."""
         identity = wire.identity_from_wire(status.identity)
         if identity.compatibility is None:
             raise IncompatiblePeer("the status names no compatibility class: not a worker")
         load = status.load
+        require_sense(status)
         pairings = tuple(_pairing(p) for p in status.kv_pairings)
         return cls(
             identity=identity,

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from llguidance import LLMatcher, grammar_from
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from baton.errors import InvalidRequest
 from gateway import reasoning
@@ -50,24 +51,35 @@ def structured(wire: StructuredOutputs, most_bytes: int) -> Body:
             param=_FIELD,
         )
     if wire.definition is not None:
-        return json_schema(_schema(wire.definition))
+        return json_schema(_schema(wire.definition, most_bytes))
     if wire.regex is not None:
         return _only(json.loads(LLMatcher.grammar_from_regex(wire.regex)))
     if wire.choice is not None:
         if not wire.choice.root:
             raise InvalidRequest(f"'{_FIELD}.choice' is empty", param=_FIELD)
+        _bound("choice", sum(map(len, wire.choice.root)), most_bytes)
         return {"lark_grammar": grammar_from("choice", json.dumps(wire.choice.root))}
     if wire.grammar is not None:
         return {"lark_grammar": _lark(wire.grammar, most_bytes)}
     return json_object()
 
 
-def _schema(given: str | JsonObject) -> JsonObject:
+def _bound(kind: str, characters: int, most_bytes: int) -> None:
+    """What is too long anyway is not turned into a grammar first. Raises InvalidRequest."""
+    if characters > most_bytes:
+        raise InvalidRequest(
+            f"'{_FIELD}.{kind}' has {characters} characters, but {most_bytes} bytes are allowed",
+            param=_FIELD,
+        )
+
+
+def _schema(given: str | JsonObject, most_bytes: int) -> JsonObject:
     if not isinstance(given, str):
         return given
+    _bound("json", len(given), most_bytes)
     try:
-        schema = json.loads(given)
-    except (ValueError, RecursionError) as error:
+        schema = from_json(given, allow_inf_nan=False)
+    except ValueError as error:
         raise InvalidRequest(f"'{_FIELD}.json' is not JSON: {error}", param=_FIELD) from None
     if not isinstance(schema, dict):
         raise InvalidRequest(
@@ -77,12 +89,8 @@ def _schema(given: str | JsonObject) -> JsonObject:
 
 
 def _lark(text: str, most_bytes: int) -> str:
-    """GBNF becomes Lark; that is not done for what is too long anyway."""
-    if len(text) > most_bytes:
-        raise InvalidRequest(
-            f"'{_FIELD}.grammar' has {len(text)} characters, but {most_bytes} bytes are allowed",
-            param=_FIELD,
-        )
+    """GBNF becomes Lark."""
+    _bound("grammar", len(text), most_bytes)
     try:
         return grammar_from("grammar", text)
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ as HTTP/1.1 (RFC 9110, 7.8: a server may ignore the offer): it is parsed again w
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,11 @@ from baton.errors import (
     MethodNotAllowed,
     TooManyConnections,
 )
-from baton.head_limits import HeadLimits
+from baton.http_limits import HeadLimits
 from gateway.refusal import refusal
+
+#: Requests of a connection that wait for the one before to be answered; each takes some 2 KB.
+_PIPELINED = 64
 
 #: Header fields that make an offer to upgrade, and the one that names such fields.
 _OFFER = frozenset({b"upgrade", b"http2-settings", b"connection"})
@@ -72,6 +76,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._refused = config.refused
         self._in_head = True
         self._head_bytes = 0  # of data that was all head, so far
+        self._in_body = False
+        self._content = False  # came with the data just parsed
+        self._empty_bytes = 0  # of a body's framing, since its last content
         self._offered = False  # an upgrade, in the head just parsed
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -81,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
             most = self._limits.connections
             self._refuse(TooManyConnections(f"{most} connections are open of at most {most}"))
         else:
+            _bound_unread(transport, self._limits.unread)
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -92,6 +100,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         began_before = self._in_head
+        self._content = False
         try:
             self._parse(data)
         except httptools.HttpParserError as error:
@@ -103,6 +112,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.bytes:
                 self._refuse(self._too_long(self._head_bytes))
+        elif self._in_body and not self._content:
+            # Chunks' extensions and trailers tell the application nothing, so it bounds none.
+            self._empty_bytes += len(data)
+            if self._empty_bytes > self._limits.bytes:
+                self._refuse(HeadTooLarge("chunk extensions or trailers of the body are too long"))
 
     def _parse(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -137,7 +151,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
-        self._in_head = False
+        self._in_head, self._in_body = False, True
+        self._empty_bytes = 0
+        if len(self.pipeline) >= _PIPELINED:
+            raise InvalidRequest(f"{_PIPELINED} requests wait on this connection, as many as may")
         length = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if length > self._limits.bytes:
             raise self._too_long(length)
@@ -149,12 +166,22 @@ class HttpProtocol(HttpToolsProtocol):
             self._offered = True
 
     def on_body(self, body: bytes) -> None:
+        self._content, self._empty_bytes = True, 0
         if not self._offered:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_timer()
         if not self._offered:
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_body and self.cycle.response_complete and not self.transport.is_closing():
+            # Nobody waits for the rest of that body, nor has a time for it, but us.
+            self._stop_timer()
+            self._head_timer = self.loop.call_later(self._limits.seconds, self.transport.close)
 
     def _await_head(self) -> None:
         self._stop_timer()
@@ -198,3 +225,12 @@ class HttpProtocol(HttpToolsProtocol):
             head = STATUS_LINE[answer.status_code] + b"".join(lines) + b"\r\n"
             self.transport.write(head + bytes(answer.body))
         self.transport.close()
+
+
+def _bound_unread(transport: asyncio.Transport, seconds: float) -> None:
+    """Have the kernel end a connection whose peer takes nothing of what was sent for so long, also
+    while it is being closed: its window stays shut, or it is gone. Linux alone can."""
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    connection = transport.get_extra_info("socket")
+    if option is not None and connection is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, option, round(1000 * seconds))

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from baton.errors import BatonError
-from baton.head_limits import HeadLimits
+from baton.http_limits import HeadLimits
 from gateway.http_protocol import HttpConfig
 from gateway.turns import in_rounds
 

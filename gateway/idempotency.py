@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from baton.errors import BatonError, ClientGone, IdempotencyConflict, InternalError, InvalidRequest
+from gateway.body_limit import body_of
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
 from gateway.metrics import Metrics
@@ -68,6 +69,11 @@ class Recording:
         self._news = asyncio.Event()
         self._listeners = 0
         self._abandoned = asyncio.Event()
+
+    @property
+    def unheard(self) -> bool:
+        """Whether it goes on though nobody listens."""
+        return not self.over and not self._listeners
 
     async def receive(self) -> Message:
         """The request's body, then its disconnection once nobody has listened for long."""
@@ -172,6 +178,7 @@ class Idempotency:
         self._kept: OrderedDict[Name, float] = OrderedDict()
         self._of_caller = Counter[str]()
         self._bytes = 0
+        self._running = set[Recording]()
         self._tasks = set[asyncio.Task[None]]()
 
     def once(self, handle: Handler) -> Handler:
@@ -195,8 +202,11 @@ class Idempotency:
                 raise InvalidRequest(
                     f"header {HEADER} has {len(key)} characters, but must have 1 to {MAX_KEY}"
                 )
-            body = await http.body()
-            known = self._find((caller_of(http.scope).name, key), _digest(http, body))
+            body = await body_of(http)
+            caller = caller_of(http.scope)
+            known = self._find((caller.name, key), _digest(http, body))
+            if known is None:
+                caller.quota.require_room(self._unheard(caller.name))
         except ClientDisconnect:
             raise self._refused(ClientGone("the client left within the body")) from None
         except BatonError as error:
@@ -223,6 +233,9 @@ class Idempotency:
             )
         return recording
 
+    def _unheard(self, caller: str) -> int:
+        return sum(r.unheard for r in self._running if r.name[0] == caller)
+
     def _begin(self, http: Request, key: str, body: bytes, handle: Handler) -> Recording:
         name = caller_of(http.scope).name, key
         recording = Recording(name, _digest(http, body), body, self._limits.grace)
@@ -243,6 +256,7 @@ class Idempotency:
                 self._make_room(recording)
 
         well, failure = False, None
+        self._running.add(recording)
         try:
             response = await handle(Request(scope, recording.receive))
             await response(scope, recording.receive, send)
@@ -255,6 +269,7 @@ class Idempotency:
             raise
         finally:
             recording.end(failure)
+            self._running.discard(recording)
             self._ended(recording, well=well)
 
     def _ended(self, recording: Recording, *, well: bool) -> None:

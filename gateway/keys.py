@@ -151,7 +151,7 @@ async def follow(path: Path, keys: Keys) -> None:
             continue
         seen = stamp
         try:
-            keys.replace(lines := read(path))
+            keys.replace(lines := await asyncio.to_thread(read, path))
         except KeyFileError as error:
             log.error("API keys not read; those known stay", reason=str(error))
         else:

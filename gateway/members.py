@@ -28,6 +28,9 @@ DiscoverContext = grpc.aio.ServicerContext[
 ]
 Context = JoinContext | LeaveContext
 
+#: Registrations, each of which is followed; and what one takes up.
+MOST_MEMBERS, MOST_ENTRY_BYTES = 16_384, 8192
+
 
 class MembershipService(membership_pb2_grpc.MembershipServiceServicer):
     """Tells of the registry's members; takes registrations where the membership is embedded."""
@@ -46,6 +49,8 @@ class MembershipService(membership_pb2_grpc.MembershipServiceServicer):
             embedded = self._require_embedded()
             entry = _checked(request.entry)
             holder = self._holder(entry.address, entry.roles, context)
+            if embedded.holder(entry.address) is None and len(embedded) >= MOST_MEMBERS:
+                raise InvalidRequest(f"{MOST_MEMBERS} workers are registered, as many as may")
             embedded.join(entry, holder)
         except NotTheirs as error:
             await self._refuse(error, context)
@@ -125,6 +130,8 @@ class NotTheirs(Exception):
 
 def _checked(message: membership_pb2.Entry) -> Entry:
     """Raises InvalidRequest for an entry that could not be followed, and as Entry.from_wire."""
+    if (size := message.ByteSize()) > MOST_ENTRY_BYTES:
+        raise InvalidRequest(f"the entry has {size} bytes, but {MOST_ENTRY_BYTES} are allowed")
     entry = Entry.from_wire(message)
     try:
         split_address(entry.address)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from baton.errors import InvalidRequest
 from gateway.schemas import ChatMessage
 from gateway.tool_schemas import ToolCall
+
+
+def as_dicts(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    """Raises InvalidRequest, as ``as_dict``."""
+    return [as_dict(message, place) for place, message in enumerate(messages)]
 
 
 def as_dict(message: ChatMessage, place: int) -> dict[str, Any]:
@@ -48,10 +55,10 @@ def _misplaced(name: str, field: str, role: str) -> InvalidRequest:
 
 
 def parsed(arguments: str, name: str, param: str) -> Any:
-    """Of a call, as JSON. Raises InvalidRequest, which names the field."""
+    """Of a call, as JSON that can be written again. Raises InvalidRequest, naming the field."""
     try:
-        return json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
+        return from_json(arguments or "{}", allow_inf_nan=False)
+    except ValueError as error:
         raise InvalidRequest(f"'{name}' is not JSON: {error}", param=param) from None
 
 

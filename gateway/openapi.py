@@ -179,6 +179,7 @@ def _may_say(operation: Operation, *, locked: bool) -> Iterable[type[BatonError]
         if error in _UNTOLD or (error is errors.InvalidApiKey and not locked):
             continue
         limited = error is errors.RateLimited and (locked or operation.follows)
+        limited |= error is errors.BodiesFull and operation.body is not None
         if issubclass(error, _OF_WORKERS) and not (operation.generates or limited):
             continue
         yield error

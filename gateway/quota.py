@@ -103,6 +103,16 @@ class Quota:
         finally:
             self._running -= 1
 
+    def require_room(self, unheard: int) -> None:
+        """Raise RateLimited where requests that go on without their clients, so many, leave no room
+        for those that run."""
+        most = self._limits.concurrent
+        if most is not None and self._running + unheard > most:
+            raise RateLimited(
+                f"{self._running} requests are running and {unheard} go on without a client, of at "
+                f"most {most} at once"
+            )
+
     def spend(self, tokens: int) -> None:
         """A prompt of so many tokens is about to be computed. Raises RateLimited."""
         self._take(self._tokens, tokens, "prompt tokens", self._limits.tokens_per_minute)

@@ -35,6 +35,9 @@ RECONNECT_REGISTERED = 1.0
 #: Likewise of one that answers, but has no status yet: it is loading its model.
 RECONNECT_LOADING = 0.5
 
+#: Cached blocks that are known of one worker, whatever it says of its pool: about 100 bytes each.
+MOST_BLOCKS = 2**22
+
 
 @dataclass(slots=True)
 class Ended:
@@ -266,9 +269,14 @@ class Registry:
         self._resort()
 
     def _account(self, worker: Worker | None, status: worker_pb2.WorkerStatus) -> None:
-        """Take in what it tells of its cache. Raises CacheGap."""
-        if self._caches is not None and worker is not None and status.HasField("cache"):
-            self._caches.apply(worker, status.cache)
+        """Take in what it tells of its cache. Raises CacheGap; IncompatiblePeer for more than its
+        pool can hold, which the next stream may put right."""
+        if self._caches is None or worker is None or not status.HasField("cache"):
+            return
+        self._caches.apply(worker, status.cache)
+        told, most = self._caches.blocks(worker), min(2 * worker.all_blocks, MOST_BLOCKS)
+        if told > most:
+            raise IncompatiblePeer(f"it tells of {told} cached blocks of {worker.all_blocks}")
 
     def _take_in(self, worker: Worker, report: Report) -> None:
         before = worker.report

@@ -23,8 +23,8 @@ from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway import fields, resume
 from gateway.fields import MAX_CHOICES
 from gateway.keys import Caller
-from gateway.messages import as_dict
-from gateway.output import Output
+from gateway.messages import as_dicts
+from gateway.output import Offer, Output
 from gateway.reply import Reply
 from gateway.resume import Resume
 from gateway.schemas import (
@@ -151,15 +151,23 @@ class Validator:
         limits: Limits,
         caller: Caller,
         traceparent: str,
+        size: int,
         kind: Kind = "chat",
     ) -> ValidRequest:
-        """Raises a RequestError that names the field, the value and the limit."""
+        """``size``: of the request, in bytes, whatever it is that takes them.
+
+        Raises a RequestError that names the field, the value and the limit.
+        """
         self.require_model(wire.model)
         if not wire.messages:
             raise InvalidRequest("'messages' is empty", param="messages")
-        offer = self._output.offer(wire)
-        messages = [as_dict(message, place) for place, message in enumerate(wire.messages)]
-        prompt = self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+
+        def render() -> tuple[Offer, str]:
+            offer = self._output.offer(wire)
+            messages = as_dicts(wire.messages)
+            return offer, self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+
+        offer, prompt = await self._tokenizer.aside(size, render)
         prompt_ids = await self._tokenizer.encode_rendered(prompt)
         grammar, reply = self._output.plan(offer, prompt)
         if wire.max_tokens is not None and wire.max_completion_tokens is not None:

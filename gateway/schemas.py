@@ -7,6 +7,7 @@ accepted at the one value that means "off". Ranges are ``SamplingSpec``'s, limit
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Annotated, Literal, TypeVar
 
@@ -208,8 +209,14 @@ _CHOICES = frozenset({"role", "tool_choice"})
 _MOST_MISTAKES = 100
 
 
+#: Objects and arrays of a body: more messages than anybody sends, read in as long as a long text.
+_MOST_PARTS = 24_576
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
 def parse(schema: type[R], body: bytes) -> R:
     """Raises UnsupportedParameter or InvalidRequest, naming the field, for the first mistake."""
+    _bound_parts(body)
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -221,6 +228,18 @@ def parse(schema: type[R], body: bytes) -> R:
         # Of what a field may be, that was meant which could be read furthest into.
         furthest = max(alike, key=lambda mistake: len(_place(mistake)))
         raise _explain(furthest, [m for m in alike if _place(m) == _place(furthest)]) from None
+
+
+def _bound_parts(body: bytes) -> None:
+    """Parts take far longer to read than text of their length. Raises InvalidRequest."""
+    if _parts(body) > _MOST_PARTS and (count := _parts(_STRING.sub(b"", body))) > _MOST_PARTS:
+        raise InvalidRequest(
+            f"the body has {count} objects and arrays, but {_MOST_PARTS} are allowed"
+        )
+
+
+def _parts(body: bytes) -> int:
+    return body.count(b"{") + body.count(b"[")
 
 
 def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonError:
@@ -238,7 +257,8 @@ def _explain(mistake: ErrorDetails, alternatives: list[ErrorDetails]) -> BatonEr
         return UnsupportedParameter(f"'{name}' is not supported", param=name)
     if kind in _UNSUPPORTED and place[-1] not in _CHOICES:
         return UnsupportedParameter(f"'{name}' is {given}, which is not supported", param=name)
-    wanted = " or ".join(dict.fromkeys(m["msg"] for m in alternatives)) or message
+    said = (m["msg"].removeprefix("Value error, ") for m in alternatives)
+    wanted = " or ".join(dict.fromkeys(said)) or message
     return InvalidRequest(f"'{name}' is {given}: {wanted}", param=name)
 
 

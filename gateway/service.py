@@ -23,9 +23,11 @@ from baton.tracing import Tracing, tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
+from gateway.body_limit import Bodies
 from gateway.callers import Callers
 from gateway.endpoints import Generation
 from gateway.fleet_metrics import FleetMetrics, role_label
+from gateway.hosts import known_hosts
 from gateway.idempotency import Idempotency, KeepLimits
 from gateway.keys import Keys, follow, read
 from gateway.members import MembershipService, serving
@@ -84,7 +86,7 @@ async def running(
     members = MembershipService(dispatch.registry, embedded, base.links)
     # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
     async with (
-        serving(settings.host, settings.rpc_port, members, base.links) as rpc,
+        serving(settings.rpc_host, settings.rpc_port, members, base.links) as rpc,
         tasks.group() as beside,
     ):
         following = [
@@ -249,6 +251,9 @@ def _surface(base: _Base, dispatch: _Dispatch, tokenizer: ModelTokenizer) -> _Su
         base.links,
     )
     callers = Callers(base.keys, metrics)
+    bodies = Bodies(settings.body_limits)
+    # Whose requests need a key says so himself: a page of a stranger has none.
+    named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
     public = public_app(
         generation,
         Tokens(validator, tokenizer),
@@ -256,8 +261,8 @@ def _surface(base: _Base, dispatch: _Dispatch, tokenizer: ModelTokenizer) -> _Su
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.host, named, callers.refused),
+        bodies,
         cors_origins=settings.cors_origin,
     )
     admin = admin_app(
@@ -266,8 +271,8 @@ def _surface(base: _Base, dispatch: _Dispatch, tokenizer: ModelTokenizer) -> _Su
         idempotency,
         callers,
         live,
-        max_body_bytes=settings.max_body_bytes,
-        body_timeout=settings.body_timeout,
+        known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
+        bodies,
     )
     return _Surface(public, admin, broadcast, idempotency, output)
 

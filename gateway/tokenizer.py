@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Longer texts are tokenised off the event loop: about a millisecond's worth of work.
 _LONG_TEXT = 4096
 
+#: Of a longer request what is not tokenising is done off it as well.
+_LONG_BODY = 32_768
+
 #: A text of so many times the characters that its longest tokens could cover is refused unread;
 #: the factor leaves room for normalisers that shrink a text.
 _SHRINK = 8
@@ -97,6 +100,13 @@ class ModelTokenizer:
     def detokenizer(self) -> Detokenizer:
         """A fresh one, for one answer."""
         return detokenizer(self.vocabulary)
+
+    async def aside(self, characters: int, work: Callable[[], T]) -> T:
+        """Do what takes time for each of so many characters, likewise."""
+        if characters <= _LONG_BODY:
+            return work()
+        async with self._long:
+            return await asyncio.to_thread(work)
 
     async def apart(self, tokens: int, work: Callable[[], T]) -> T:
         """Do what takes time for each of so many tokens: off the event loop when they are many."""

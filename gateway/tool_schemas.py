@@ -5,13 +5,24 @@ As ``schemas``: only shapes are checked here.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, FailFast, Field, JsonValue, RootModel
+from pydantic import AfterValidator, ConfigDict, FailFast, Field, JsonValue, RootModel
 
 from gateway.wire_type import Wire
 
-JsonObject: TypeAlias = dict[str, JsonValue]
+
+def _finite(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """pydantic reads NaN and 1e999, which no answer could say again. Raises ValueError."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number in it is not finite") from None
+    return value
+
+
+JsonObject: TypeAlias = Annotated[dict[str, JsonValue], AfterValidator(_finite)]
 
 
 class FunctionCall(Wire):

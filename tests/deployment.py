@@ -32,6 +32,13 @@ EVERYTHING = {
     "autoscaling": {"enabled": True},
 }
 
+#: Those of workers that change their roles, with TLS.
+ELASTIC = {
+    "elasticRoles": True,
+    "tls": {"enabled": True},
+    "gateway": {"env": {"BATON_AUTO_ROLES": "true"}},
+}
+
 Document = dict[str, Any]
 
 

@@ -88,7 +88,9 @@ class Fleet:
     ) -> None:
         self.journal = journal
         self.etcd = etcd  #: where they meet; None when workers join the gateways themselves
-        self.lines = lines  #: before each worker's port, and where the workers join each gateway
+        self.lines = (
+            lines  #: before each worker's port, where the workers join each gateway, and etcd
+        )
         self._fronts = fronts
 
     @property
@@ -182,10 +184,11 @@ async def fleet(
         specs = _specs(settings, fronts)
         behind = {name: f"{_HOST}:{front.rpc}" for name, front in fronts.items()}
         behind |= {spec.name: spec.address for spec in specs if spec.name not in fronts}
+        behind |= {"e0": etcd.address} if etcd else {}
         for name, address in behind.items():
             line = TcpLine(lambda address=address: address)
             lines[name] = await stack.enter_async_context(line.open())
-        meeting = f"etcd:{etcd.address}" if etcd else "embedded"
+        meeting = f"etcd:{lines['e0'].address}" if etcd else "embedded"
         join = meeting if etcd else ",".join(lines[name].address for name in fronts)
         specs = [
             _with(spec, "--membership", meeting)

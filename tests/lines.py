@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import math
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -31,6 +32,7 @@ _LOOK = 0.005  # seconds between looks at a stalled line
 _KV_METHOD = b"KvService/Read"
 #: A read of so many bytes on such a connection is within the payload of a block.
 _PAYLOAD_BYTES = 4 * 2**10
+_EVENT_END = re.compile(rb"\n\n")
 
 
 def passing(_: int, data: T) -> list[T]:
@@ -42,6 +44,8 @@ class Connection:
 
     def __init__(self, close: Callable[[], None]) -> None:
         self.kv = False  #: not known before the first call
+        self.events = 0  #: server-sent ones that have passed
+        self.held = False  #: nothing more passes to who connected
         self.close = close
 
 
@@ -117,6 +121,8 @@ class TcpLine(Line):
         self.address = ""  #: where to connect to, once it is open
         #: Of the next payload that comes down, if any: what is passed on instead.
         self.damage: Callable[[bytes], bytes] | None = None
+        #: Server-sent events that each connection passes, if there is a limit; then nothing more.
+        self.events: int | None = None
         self._target = target
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -173,8 +179,21 @@ class TcpLine(Line):
                 await self._wait(connection, len(data), down)
                 if down and connection.kv and len(data) >= _PAYLOAD_BYTES and self.damage:
                     data, self.damage = self.damage(data), None
+                if down and self.events is not None:
+                    data = self._first_events(connection, data)
                 target.write(data)
                 await target.drain()
+                if connection.held:
+                    await asyncio.Event().wait()  # for the connection's end
+
+    def _first_events(self, connection: Connection, data: bytes) -> bytes:
+        """Of what comes down, what may pass."""
+        for found in _EVENT_END.finditer(data):
+            connection.events += 1
+            if connection.events == self.events:
+                connection.held = True
+                return data[: found.end()]
+        return data
 
 
 class ShmLine(Line):

@@ -39,7 +39,8 @@ _DEFAULT_QUESTION = "What is prefill?"
 
 #: Decided here for each process, so never passed on as given.
 _OWN = {
-    *("config", "host", "port", "admin_port", "rpc_port", "metrics_port"),
+    *("config", "host", "port", "metrics_port"),
+    *("admin_host", "admin_port", "rpc_host", "rpc_port"),
     *("device", "threads", "prefill", "decode"),
 }
 
@@ -92,18 +93,17 @@ class FrontPorts:
 
 def front_ports(settings: UpSettings) -> FrontPorts:
     """Those that are set, and free ones. Raises OSError naming the flag of one in use."""
-    unused = ports.free(settings.host)
     chosen: dict[int, str] = {}
-    for flag, port in (
-        ("--port", settings.port),
-        ("--admin-port", settings.admin_port),
-        ("--rpc-port", settings.rpc_port),
+    for flag, host, port in (
+        ("--port", settings.host, settings.port),
+        ("--admin-port", settings.admin_host, settings.admin_port),
+        ("--rpc-port", settings.rpc_host, settings.rpc_port),
     ):
-        if port and not ports.available(settings.host, port):
-            raise OSError(f"{flag} {port} is in use on {settings.host}; choose another")
+        if port and not ports.available(host, port):
+            raise OSError(f"{flag} {port} is in use on {host}; choose another")
         if port in chosen:
             raise OSError(f"{chosen[port]} and {flag} are both {port}")
-        chosen[port or next(unused)] = flag
+        chosen[port or next(free for free in ports.free(host) if free not in chosen)] = flag
     return FrontPorts(*chosen)
 
 
@@ -134,7 +134,7 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
     prefill, decode, colocated = settings.counts
     taken = astuple(front)
     unused = (p for p in ports.free(_WORKER_HOST) if p not in taken)
-    join = join_address(_reachable(settings.host), front.rpc)
+    join = join_address(_reachable(settings.rpc_host), front.rpc)
     parts = iter(shares(available(), prefill + decode + colocated, settings.threads))
     devices = itertools.cycle(settings.device)
     scraped = _metrics_ports(settings.metrics_port)
@@ -175,7 +175,8 @@ def plan(settings: UpSettings, front: FrontPorts, keys: Keys | None = None) -> l
         module="gateway",
         arguments=(
             *("--host", settings.host, "--port", str(front.api)),
-            *("--admin-port", str(front.admin), "--rpc-port", str(front.rpc)),
+            *("--admin-host", settings.admin_host, "--admin-port", str(front.admin)),
+            *("--rpc-host", settings.rpc_host, "--rpc-port", str(front.rpc)),
             *("--membership", "embedded", "--exit-with-parent"),
             *tls("gateway", Party.GATEWAY),
             *_passed_on(settings, GatewaySettings),
@@ -265,8 +266,8 @@ def _invite(settings: UpSettings, display: Display, front: FrontPorts, keys: Key
         "stream": True,
         "messages": [{"role": "user", "content": _DEFAULT_QUESTION}],
     }
-    display.note(f"the workers' state: {_url(settings.host, front.admin)}/cluster")
-    joining = join_address(_reachable(settings.host), front.rpc)
+    display.note(f"the workers' state: {_url(settings.admin_host, front.admin)}/cluster")
+    joining = join_address(_reachable(settings.rpc_host), front.rpc)
     display.note(f"more workers: --join {joining}; who is there: baton workers --gateway {joining}")
     if keys is not None:
         display.note(f"between processes there is TLS; commands need {' '.join(keys.own.flags)}")

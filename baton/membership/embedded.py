@@ -66,6 +66,10 @@ class EmbeddedMembership:
         self._roll = Roll(beat.missed)
         self._entries = Latest(self._roll.entries)
 
+    def __len__(self) -> int:
+        """Members."""
+        return len(self._roll.entries)
+
     @property
     def renew_after(self) -> float:
         """Seconds after which a member should join again."""

@@ -3,9 +3,13 @@
     /baton/workers/HOST:PORT -> the worker's Entry as JSON, for `etcdctl get --prefix` to show
 
 A lease that is not renewed takes its key away. A key is overwritten by a restarted worker at the
-same address, and is then under the new one's lease. Needs the package etcd3aio (extra ``etcd``),
-of which the calls are used, over our own channels; its watch is begun anew from a fresh reading
-every now and then, as an etcd that has lost its data counts revisions from the start again.
+same address, and is then under the new one's lease. Who has lost a key stays a member for some
+seconds: an etcd that comes back without its data, or once all leases have expired, must not take
+away workers who are well and about to register again. Who is not well is known from himself.
+
+Needs the package etcd3aio (extra ``etcd``), of which the calls are used, over our own channels; its
+watch is begun anew from a fresh reading every now and then, as an etcd that has lost its data
+counts revisions from the start again.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from baton.errors import IncompatiblePeer
 from baton.liveness import Beat
 from baton.membership import Entry, MembershipUnavailable
 from baton.membership.registration import PostLost
+from baton.membership.remembered import Remembered
 from baton.v1 import membership_pb2
 
 try:
@@ -45,12 +50,15 @@ PREFIX = "/baton/workers/"
 #: are gathered; between attempts to reach it.
 _ANSWER, _REREAD, _GATHER = 3.0, 5.0, 0.02
 _RETRY_FIRST, _RETRY_LONGEST = 0.2, 2.0
+#: Seconds that a worker gets to register again; more than one attempt and a pause.
+_RETURN = 7.0
 
 _FAILURES = (EtcdError, grpc.aio.AioRpcError, TimeoutError)
 
 
 class EtcdMembership:
-    """Every key below ``PREFIX``; while no server answers, those last read."""
+    """Every key below ``PREFIX``, and those that were there until some seconds ago; while no server
+    answers, those last read."""
 
     def __init__(self, endpoints: Sequence[str]) -> None:
         """``endpoints``: host:port of one cluster's servers; the first that answers is asked."""
@@ -60,12 +68,14 @@ class EtcdMembership:
         """Never ends; see ``Membership.watch``."""
         backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
         last: frozenset[Entry] | None = None
+        remembered = Remembered(_RETURN)
         while True:
             for endpoint in self._endpoints:
                 try:
                     async with channels.connect(endpoint, shared=False) as channel:
-                        async for entries in _follow(channel):
+                        async for read in _follow(channel):
                             backoff.reset()
+                            entries = remembered.take(read)
                             if entries != last:
                                 last = entries
                                 yield entries

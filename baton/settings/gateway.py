@@ -10,10 +10,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from baton.deadlines import Deadlines
 from baton.flags import Placeholder
-from baton.head_limits import HeadLimits
+from baton.http_limits import BodyLimits, HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
     GrammarSettings,
+    Host,
     Port,
     ProcessSettings,
     Seconds,
@@ -25,6 +26,7 @@ from baton.settings.process import (
 from baton.tls.names import Party
 
 Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
+Hosts = Annotated[list[str], BeforeValidator(split), Placeholder("HOST,...")]
 Origins = Annotated[list[str], BeforeValidator(split), Placeholder("ORIGIN,...")]
 
 CacheScope = Literal["key", "global"]
@@ -79,6 +81,17 @@ class HttpSettings(ProcessSettings):
         32_768, ge=1024, description="longest HTTP request line and header, bytes"
     )
     max_header_fields: int = Field(100, ge=10, description="most fields of an HTTP header")
+    allowed_hosts: Hosts = Field(
+        default_factory=list,
+        description="names in a Host header that are answered, beside addresses and names without "
+        "a dot; * for all. If unset all are, but for those of ports on 127.0.0.1 that need no key: "
+        "web pages cannot get at these by a name of theirs",
+    )
+    write_timeout: Seconds = Field(
+        30.0,
+        description="seconds for which a client may take nothing of a stream that it is sent; "
+        "twice as long of any other answer",
+    )
 
     @property
     def head_limits(self) -> HeadLimits:
@@ -87,6 +100,7 @@ class HttpSettings(ProcessSettings):
             seconds=self.head_timeout,
             bytes=self.max_head_bytes,
             fields=self.max_header_fields,
+            unread=2 * self.write_timeout,
         )
 
 
@@ -161,11 +175,16 @@ class FrontSettings(
 
     section: ClassVar[str] = "gateway"
 
-    host: Annotated[str, Placeholder("HOST")] = Field(
-        "127.0.0.1", description="address to listen on"
-    )
+    host: Host = Field("127.0.0.1", description="address that the API listens on")
     port: Port = Field(8000, description="HTTP port of the API; 0 picks a free one")
+    admin_host: Host = Field(
+        "127.0.0.1", description="address of --admin-port, where nobody needs a key"
+    )
     admin_port: Port = Field(8001, description="HTTP port of /cluster and /metrics; 0 likewise")
+    rpc_host: Host = Field(
+        "127.0.0.1",
+        description="address of --rpc-port: who reaches it may be a worker, unless there is TLS",
+    )
     rpc_port: Port = Field(
         8002, description="gRPC port where workers join and `baton workers` asks; 0 likewise"
     )
@@ -194,10 +213,15 @@ class FrontSettings(
         "without any for longer they are refused at once",
     )
     max_body_bytes: Annotated[int, Placeholder("BYTES")] = Field(
-        8 * 2**20, ge=1, description="longest HTTP body, bytes"
+        4 * 2**20, ge=1, description="longest HTTP body, bytes"
+    )
+    max_bodies_bytes: Annotated[int, Placeholder("BYTES")] = Field(
+        2**30,
+        ge=1,
+        description="HTTP bodies of all requests under way, bytes; those that would take more are "
+        "refused with 503",
     )
     body_timeout: Seconds = Field(30.0, description="seconds to receive an HTTP body")
-    write_timeout: Seconds = Field(30.0, description="seconds a client may stall its stream")
     retry_initial: Seconds = Field(0.05, description="seconds before the second attempt")
     retry_max: Seconds = Field(1.0, description="longest pause between attempts, seconds")
     retry_budget: Seconds = Field(30.0, description="seconds without a token before giving up")
@@ -220,6 +244,14 @@ class FrontSettings(
     role_hold: Seconds = Field(
         30.0, description="seconds from one change of roles to the next, with --auto-roles"
     )
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        return BodyLimits(
+            bytes=self.max_body_bytes,
+            seconds=self.body_timeout,
+            bytes_of_all=self.max_bodies_bytes,
+        )
 
     @property
     def weights(self) -> dict[str, float]:
@@ -283,7 +315,10 @@ class FleetSettings(HealthSettings, TlsSettings):
         if kind != "static" and (self.prefill or self.decode):
             raise ValueError(f"--prefill and --decode say nothing with --membership {kind}")
         if kind == "static" and not self.decode:
-            raise ValueError("--decode names no worker; at least one is needed")
+            raise ValueError(
+                "--decode names no worker: give --decode HOST:PORT,..., or say with --membership "
+                "where workers are found"
+            )
         return self
 
 
@@ -303,10 +338,9 @@ class RelaySettings(FleetSettings, HttpSettings):
     section: ClassVar[str] = "relay"
     party: ClassVar[Party] = Party.RELAY
 
-    host: Annotated[str, Placeholder("HOST")] = Field(
-        "127.0.0.1", description="address to listen on"
-    )
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(8100, description="gRPC port; 0 picks a free one")
+    admin_host: Host = Field("127.0.0.1", description="address of --admin-port")
     admin_port: Port = Field(8101, description="HTTP port of /cluster and /metrics; 0 likewise")
     max_calls: int = Field(128, ge=1, description="Prefill calls at once; more are refused")
     max_reads: int = Field(
@@ -319,5 +353,8 @@ class RelaySettings(FleetSettings, HttpSettings):
         if kind == "embedded":
             raise ValueError("--membership embedded is for gateways; a relay asks one: gateway:...")
         if kind == "static" and not self.prefill:
-            raise ValueError("--prefill names no worker; at least one is needed")
+            raise ValueError(
+                "--prefill names no worker: give --prefill HOST:PORT,..., or say with --membership "
+                "where workers are found"
+            )
         return self

@@ -14,6 +14,7 @@ from baton.grammar_limits import GrammarLimits
 from baton.liveness import Beat
 from baton.tls.names import Party
 
+Host = Annotated[str, Placeholder("HOST")]
 Port = Annotated[int, Field(ge=0, le=65535), Placeholder("PORT")]
 Seconds = Annotated[float, Field(gt=0), Placeholder("SECONDS")]
 Tokens = Annotated[int, Field(ge=1), Placeholder("TOKENS")]
@@ -124,7 +125,7 @@ class ModelSettings(ProcessSettings):
     section: ClassVar[str] = "model"
 
     model: Annotated[str, Placeholder("DIR|ID")] = Field(
-        description="Hugging Face directory or hub id (required)"
+        description="a Hugging Face directory, such as model/demo/checkpoint, or hub id (required)"
     )
     served_model_name: Annotated[str | None, Placeholder("NAME")] = Field(
         None, description="name in /v1/models; the last part of --model if unset"

@@ -14,6 +14,7 @@ from baton.membership.source import Source
 from baton.settings.process import (
     Address,
     GrammarSettings,
+    Host,
     ModelSettings,
     Port,
     TlsSettings,
@@ -187,9 +188,7 @@ class WorkerSettings(
 
     section: ClassVar[str] = "worker"
 
-    host: Annotated[str, Placeholder("HOST")] = Field(
-        "127.0.0.1", description="address to listen on"
-    )
+    host: Host = Field("127.0.0.1", description="address to listen on")
     port: Port = Field(0, description="gRPC port; 0 picks a free one")
     metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
         None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"

@@ -46,7 +46,7 @@ def main() -> int:
     if settings.exit_with_parent:
         exit_with_parent()
     try:
-        admin = listen(settings.host, settings.admin_port)
+        admin = listen(settings.admin_host, settings.admin_port)
         uvloop.run(serve(settings, admin))
     except (OSError, MembershipUnavailable, BadCertificate) as error:
         sys.stderr.write(f"relay: {error}\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -10,6 +12,7 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -39,7 +42,13 @@ class Metrics:
         )
 
 
-def admin_app(identity: Identity, registry: Registry, metrics: Metrics, links: Links) -> Starlette:
+def admin_app(
+    identity: Identity,
+    registry: Registry,
+    metrics: Metrics,
+    links: Links,
+    hosts: Sequence[Middleware],
+) -> Starlette:
     """/cluster, /health, /ready and /metrics."""
 
     async def cluster(_: Request) -> Response:
@@ -80,5 +89,5 @@ def admin_app(identity: Identity, registry: Registry, metrics: Metrics, links: L
             Route("/ready", ready),
             Route("/metrics", counts),
         ],
-        [],
+        hosts,
     )

@@ -16,6 +16,7 @@ from baton.metrics.process import process_registry
 from baton.settings import RelaySettings
 from baton.tls.links import Links
 from gateway import sources
+from gateway.hosts import known_hosts
 from gateway.registry import Registry
 from gateway.relay.admin import Metrics, admin_app
 from gateway.relay.forwarding import WINDOW, handlers
@@ -75,7 +76,8 @@ async def running(settings: RelaySettings) -> AsyncIterator[Service]:
         await answering.set("", health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         try:
-            admin = admin_app(identity, registry, metrics, links)
+            hosts = known_hosts(settings.admin_host, settings.allowed_hosts)
+            admin = admin_app(identity, registry, metrics, links, hosts)
             yield Service(address, admin, registry, relay, metrics)
         finally:
             await answering.enter_graceful_shutdown()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import grpc
 
@@ -19,6 +19,10 @@ from model.worker.runtime import Profile, Runtime
 
 #: Seconds between looks at the load: how late a change is reported, and how much is coalesced.
 LOOK = 0.05
+
+#: Status streams at once, of gateways, relays and operators: each looks as often, on the loop that
+#: serves requests.
+MOST_WATCHERS = 256
 
 #: Lets running sequences finish for so many seconds, hands back the rest; returns how many.
 Drain = Callable[[float], Awaitable[int]]
@@ -39,6 +43,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self._profile = profile
         self._roles = roles
         self._drain = drain
+        self._watchers = 0
 
     async def Watch(  # noqa: N802 - named by the contract
         self, request: worker_pb2.WatchRequest, context: WatchContext
@@ -48,8 +53,13 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             watcher = wire.identity_from_wire(request.identity)
         except BatonError as error:
             await context.abort(error.grpc_code, error.message)
+        if self._watchers >= MOST_WATCHERS:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{MOST_WATCHERS} watch it, as many as may"
+            )
         cache = CacheWatch(self._runtime.engine) if self._tells_cache(request) else None
         with ExitStack() as watching:
+            watching.enter_context(self._watched())
             if request.controls_roles:
                 watching.enter_context(self._roles.controller(watcher.instance_id))
             sequence, last, sent_at = 0, None, 0.0
@@ -63,6 +73,14 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                     sequence, last, sent_at = sequence + 1, news, now
                     yield self._status(load, sequence, changes)
                 await asyncio.sleep(LOOK)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
 
     async def CheckIntegrity(  # noqa: N802
         self, request: worker_pb2.CheckIntegrityRequest, context: CheckContext

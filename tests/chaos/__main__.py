@@ -14,8 +14,8 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,18 +23,21 @@ from baton.configure import load
 from baton.settings import UpSettings
 from tests import etcd
 from tests.cases import Case, cases
-from tests.chaos.faults import KINDS, exposed
+from tests.chaos import network
+from tests.chaos.faults import KINDS, Drop, exposed
 from tests.chaos.report import failures, render
 from tests.chaos.run import Chaos, Demand, Result
 from tests.chaos.schedule import Strike, schedule
 from tests.e2e.cluster import DEMO, MODEL
-from tests.fleets import fleet
+from tests.fleets import Fleet, fleet
 
 GATEWAYS, PREFILL, DECODE = 2, 3, 3
 CASES = 48
 #: Tokens of a prompt and of an answer; and blocks of 16 for about three of them, so that workers
 #: are full and preempt all the time.
 PROMPT, ANSWER, BLOCKS = (100, 360), (40, 150), 96
+#: Faults that need no network of the run's own.
+ANYWHERE = tuple(kind for kind in KINDS if kind != Drop.kind)
 
 
 def settings(model: Path, *, mock: bool, deterministic: bool, transport: str) -> UpSettings:
@@ -62,9 +65,7 @@ def requests(seed: int) -> list[Case]:
     return [replace(case, choices=2) if case.number % 6 == 5 else case for case in work]
 
 
-def strikes(
-    seed: int, count: int, seconds: float, kinds: Iterable[str] = tuple(KINDS)
-) -> list[Strike]:
+def strikes(seed: int, count: int, seconds: float, kinds: Iterable[str] = ANYWHERE) -> list[Strike]:
     """``count`` faults, spread over ``seconds`` where that is longer than they take anyway."""
     sizes = {"p": PREFILL, "d": DECODE, "g": GATEWAYS, "e": int(etcd.BINARY is not None)}
     planned = schedule(seed, count, sizes, kinds=kinds)
@@ -72,29 +73,41 @@ def strikes(
     return [replace(strike, at=strike.at * stretch) for strike in planned]
 
 
-async def play(asked: argparse.Namespace, planned: list[Strike], folder: Path) -> Result:
+@asynccontextmanager
+async def exposed_fleet(up: UpSettings, folder: Path) -> AsyncIterator[Fleet]:
+    """Its processes meet by etcd where there is one, and otherwise by themselves."""
     with ExitStack() as stack:
         server = stack.enter_context(etcd.etcd(folder)) if etcd.BINARY else None
-        up = settings(
-            asked.model, mock=asked.mock, deterministic=asked.deterministic, transport=asked.kv
-        )
-        given = load(UpSettings, ["--model", str(asked.model), *asked.flags], "baton up")
-        up = up.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
         log = folder / "fleet.log"
         async with fleet(up, log, gateways=GATEWAYS, etcd=server, launch=exposed) as running:
-            demand = Demand(asked.streams, asked.clients, 60.0 * asked.minutes)
-            chaos = Chaos(running, PREFILL + DECODE, planned)
-            exact = asked.deterministic or asked.mock
-            return await chaos.run(requests(asked.seed), demand, asked.seed, exact=exact)
+            yield running
+
+
+async def play(asked: argparse.Namespace, planned: list[Strike], folder: Path) -> Result:
+    up = settings(
+        asked.model, mock=asked.mock, deterministic=asked.deterministic, transport=asked.kv
+    )
+    given = load(UpSettings, ["--model", str(asked.model), *asked.flags], "baton up")
+    up = up.model_copy(update={name: getattr(given, name) for name in given.model_fields_set})
+    async with exposed_fleet(up, folder) as running:
+        demand = Demand(asked.streams, asked.clients, 60.0 * asked.minutes)
+        chaos = Chaos(running, PREFILL + DECODE, planned)
+        exact = asked.deterministic or asked.mock
+        return await chaos.run(requests(asked.seed), demand, asked.seed, exact=exact)
 
 
 def main() -> int:
     asked = arguments()
-    planned = strikes(asked.seed, asked.faults, 60.0 * asked.minutes, asked.kinds)
+    if asked.own_network and not asked.entered and network.permitted():
+        network.enter(["tests.chaos", "--entered", *sys.argv[1:]])
+    kinds = [kind for kind in asked.kinds if kind != Drop.kind or asked.entered]
+    planned = strikes(asked.seed, asked.faults, 60.0 * asked.minutes, kinds)
     print(f"seed {asked.seed}: {len(planned)} faults (at, what, who, how long)")
     print(*planned, sep="\n")
     if etcd.BINARY is None:
-        print("without restarts of etcd: there is no etcd on PATH")
+        print("nothing befalls etcd: there is none on PATH")
+    if not asked.entered:
+        print("no packets are dropped: without a network of its own (unshare, ip, iptables)")
     if asked.plan:
         return 0
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -116,6 +129,13 @@ def arguments() -> argparse.Namespace:
     add("--model", type=Path, default=DEMO, help="another checkpoint")
     add("--kv", choices=["grpc", "shm"], default="grpc", help="how KV travels")
     add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="only these faults")
+    add(
+        "--own-network",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run in a network namespace, where permitted, whose packets the kernel can drop",
+    )
+    add("--entered", action="store_true", help=argparse.SUPPRESS)
     add("--plan", action="store_true", help="print the schedule and do nothing")
     add(
         "--deterministic",

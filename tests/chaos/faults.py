@@ -11,7 +11,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP, Signals
 from typing import ClassVar
 
 from baton.cli.processes import Spec
-from tests.chaos import launch
+from tests.chaos import launch, network
 from tests.e2e.cluster import ROOT
 from tests.fleets import Fleet
 from tests.lines import TcpLine
@@ -36,7 +36,7 @@ class Fault(ABC):
     kind: ClassVar[str]
     #: Whom it may befall: first letters of their names.
     roles: ClassVar[str] = "pd"
-    #: Its victim may do no work while it lasts, so another of its kind must be well.
+    #: Its victim may do no work while it lasts, so another of its kind must be well, if it has any.
     disturbs: ClassVar[bool] = True
 
     def __init__(self, fleet: Fleet, target: str) -> None:
@@ -117,6 +117,21 @@ class Partition(_OnLine):
 
     def state(self, line: TcpLine) -> AbstractContextManager[None]:
         return line.slow(0.0)
+
+
+class Drop(Fault):
+    """A partition whose packets the kernel drops: connections are not even accepted, and what was
+    sent is sent again when it is over. Only within a network of the run's own."""
+
+    kind = "drop"
+    roles = "pdg"
+
+    async def apply(self) -> None:
+        self._port = int(self.fleet.lines[self.target].address.rpartition(":")[2])
+        await network.drop(self._port)
+
+    async def undo(self) -> None:
+        await network.pass_again(self._port)
 
 
 class Deaf(_OnLine):
@@ -201,7 +216,8 @@ class EtcdRestart(Fault):
 
     kind = "restart etcd"
     roles = "e"
-    disturbs = False
+    #: Whether it has lost its data: all keys, all leases.
+    empty: ClassVar[bool] = False
 
     async def apply(self) -> None:
         assert self.fleet.etcd is not None
@@ -209,8 +225,21 @@ class EtcdRestart(Fault):
 
     async def undo(self) -> None:
         assert self.fleet.etcd is not None
-        await asyncio.to_thread(self.fleet.etcd.start)
+        await asyncio.to_thread(self.fleet.etcd.start, empty=self.empty)
 
 
-_ALL = (Kill, Stop, Reset, Partition, Deaf, Mute, SlowLink, LateLink, LogsFull, ClockJump)
-KINDS: dict[str, type[Fault]] = {kind.kind: kind for kind in (*_ALL, EtcdRestart)}
+class EtcdForgets(EtcdRestart):
+    kind = "etcd anew"
+    empty = True
+
+
+class EtcdCutOff(Partition):
+    """Nobody reaches it, and nobody is told."""
+
+    kind = "etcd cut off"
+    roles = "e"
+
+
+_PROCESS = (Kill, Stop, Reset, Partition, Drop, Deaf, Mute, SlowLink, LateLink, LogsFull, ClockJump)
+_ETCD = (EtcdRestart, EtcdForgets, EtcdCutOff)
+KINDS: dict[str, type[Fault]] = {kind.kind: kind for kind in (*_PROCESS, *_ETCD)}

@@ -112,10 +112,11 @@ class Chaos:
                 striking.create_task(self._strike(strike, fault))
 
     def _may(self, strike: Strike) -> bool:
-        """Whether the target is there to be struck, and another of its kind is well then."""
+        """Whether the target is there to be struck, and another of its kind is well then; of
+        etcd there is one."""
         letter = strike.target[0]
         if letter == "e":
-            return True
+            return strike.target not in self._disturbed
         ready = {name for name in self._fleet.ready if name[0] == letter} - self._disturbed
         return strike.target in ready and (len(ready) > 1 or not strike.disturbs)
 
@@ -129,7 +130,8 @@ class Chaos:
         await fault.undo()
         self._result.struck.append(Struck(strike, began, time.monotonic()))
         if strike.disturbs:
-            await self._fleet.until_well(strike.target, HEAL_SECONDS)
+            if strike.target[0] != "e":  # etcd is well once it is started
+                await self._fleet.until_well(strike.target, HEAL_SECONDS)
             self._disturbed.discard(strike.target)
         self._fleet.journal.log("chaos", f"over: {note}")
 

@@ -45,7 +45,7 @@ def schedule(
 
     ``sizes``: how many processes there are of each kind, by letter. Each fault of each letter
     comes as often as the others. The first process of each letter is never killed, so that what it
-    leaks adds up; and one of each letter is always left undisturbed.
+    leaks adds up; and of several of a letter one is always left undisturbed.
     """
     return list(islice(_endless(random.Random(seed), sizes, list(kinds), mean_pause), count))
 
@@ -64,7 +64,7 @@ def _endless(
         names = [f"{letter}{i}" for i in range(sizes[letter])]
         if KINDS[kind].disturbs:
             ends = sorted(disturbed.get(name, 0.0) for name in names)
-            at = max(at, ends[1])  # so that all but one are well
+            at = max(at, ends[min(1, len(ends) - 1)])  # so that one more than this is well
         victims = [
             name
             for name in (names[1:] if kind == "kill" else names)

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.__main__ import DECODE, GATEWAYS, PREFILL, requests, settings, strikes
-from tests.chaos.faults import exposed
+from tests.chaos.__main__ import DECODE, PREFILL, exposed_fleet, requests, settings, strikes
 from tests.chaos.report import failures, render
 from tests.chaos.run import Chaos, Demand
-from tests.fleets import fleet
 
 FAULTS, STREAMS, CLIENTS = 24, 100, 12
 
@@ -21,10 +19,11 @@ FAULTS, STREAMS, CLIENTS = 24, 100, 12
 @pytest.mark.timeout(400)
 async def test_every_stream_is_exact_and_nothing_leaks(tiny_llama: Path, tmp_path: Path) -> None:
     seed = random.randrange(10**6)
-    print(f"make chaos ARGS='--mock --seed {seed} --faults {FAULTS} --streams {STREAMS}'")
+    sizes = f"--faults {FAULTS} --streams {STREAMS} --clients {CLIENTS}"
+    print(f"make chaos ARGS='--mock --no-own-network --seed {seed} {sizes}'")
     up = settings(tiny_llama, mock=True, deterministic=True, transport="grpc")
     planned = strikes(seed, FAULTS, seconds=0.0)
-    async with fleet(up, tmp_path / "fleet.log", gateways=GATEWAYS, launch=exposed) as running:
+    async with exposed_fleet(up, tmp_path) as running:
         chaos = Chaos(running, PREFILL + DECODE, planned)
         result = await chaos.run(requests(seed), Demand(STREAMS, CLIENTS), seed)
     print(render(result))

@@ -8,9 +8,8 @@ import os
 import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,18 +21,35 @@ from baton.cli import ports
 from baton.client import AsyncStream, Chunk, GenerateOptions
 from tests.e2e import client
 from tests.e2e.cluster import DEMO, MODEL, ROOT, START_SECONDS, Cluster, cluster, until
+from tests.lines import TcpLine
 
-#: So many that none has ended when the gateway is killed.
 TOKENS = 300
+#: What passes of each answer before the gateway is killed: some tokens, and never all of them.
+FEW_EVENTS = 6
 LONG: GenerateOptions = {"max_new_tokens": TOKENS, "ignore_eos": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A gateway that is to be killed."""
+    """A gateway that is to be killed. Its clients get only the beginnings of their answers, so none
+    has all of it, however slow the others are."""
 
-    url: str
-    kill: Callable[[], None]
+    line: TcpLine
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.line.address}"
+
+    async def until_begun(self, streams: int) -> None:
+        """Wait until so many clients have the beginnings of their answers."""
+        async with asyncio.timeout(60.0):
+            while sum(connection.held for connection in self.line.connections) < streams:
+                await asyncio.sleep(0.01)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.line.cut()
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +59,8 @@ def running() -> Iterator[Cluster]:
 
 
 @contextmanager
-def another_gateway(running: Cluster) -> Iterator[Victim]:
-    """It has the same workers, as a list."""
+def another_gateway(running: Cluster) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Its API's address. It has the same workers, as a list."""
     unused = ports.free("127.0.0.1")
     api, admin, rpc = str(next(unused)), str(next(unused)), str(next(unused))
     by_kind = {
@@ -63,20 +79,29 @@ def another_gateway(running: Cluster) -> Iterator[Victim]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    url = f"http://127.0.0.1:{api}"
+    address = f"127.0.0.1:{api}"
 
     def ready() -> bool:
         try:
-            return httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+            return httpx.get(f"http://{address}/ready", trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
     try:
         until(ready, START_SECONDS, "the other gateway is ready")
-        yield Victim(url, child.kill)
+        yield address, child
     finally:
         child.kill()
         child.wait()
+
+
+@asynccontextmanager
+async def a_victim(running: Cluster) -> AsyncIterator[Victim]:
+    with another_gateway(running) as (address, process):
+        line = TcpLine(lambda: address)
+        line.events = FEW_EVENTS
+        async with line.open():
+            yield Victim(line, process)
 
 
 @dataclass(slots=True)
@@ -115,15 +140,14 @@ def bodies() -> list[dict[str, Any]]:
 async def test_clients_of_a_killed_gateway_resume_on_another(running: Cluster) -> None:
     work = bodies()
     cuts = [Cut(client.Answer()) for _ in work]
-    with another_gateway(running) as victim:
-        async with client.connect(victim.url) as http:
-            following = [
-                asyncio.create_task(until_cut(http, cut, body))
-                for cut, body in zip(cuts, work, strict=True)
-            ]
-            await until_begun(lambda: [len(cut.answer.token_ids) for cut in cuts])
-            victim.kill()
-            await asyncio.gather(*following)
+    async with a_victim(running) as victim, client.connect(victim.url) as http:
+        following = [
+            asyncio.create_task(until_cut(http, cut, body))
+            for cut, body in zip(cuts, work, strict=True)
+        ]
+        await victim.until_begun(len(work))
+        victim.kill()
+        await asyncio.gather(*following)
     async with client.connect(running.url) as http:
         resumed = await asyncio.gather(
             *(
@@ -156,7 +180,7 @@ async def test_batons_client_resumes_by_itself(running: Cluster) -> None:
         ([rng.randrange(256) for _ in range(80 + 40 * i)], ASKED[i // 2] | LONG)
         for i in range(2 * len(ASKED))
     ]
-    with another_gateway(running) as victim:
+    async with a_victim(running) as victim:
         urls = [victim.url, running.url]
         async with AsyncClient(urls) as client, AsyncClient(running.url) as calm:
             with Client(urls) as blocking:
@@ -167,7 +191,7 @@ async def test_batons_client_resumes_by_itself(running: Cluster) -> None:
                     *(asyncio.create_task(asyncio.to_thread(list, stream)) for stream in more),
                 ]
                 answers = [stream.answer for stream in (*streams, *more)]
-                await until_begun(lambda: [len(answer.tokens) for answer in answers])
+                await victim.until_begun(len(answers) // 2)
                 victim.kill()
                 chunks = await asyncio.gather(*following)
             calls += [(calls[0][0], LONG)] * 2
@@ -186,11 +210,3 @@ async def test_batons_client_resumes_by_itself(running: Cluster) -> None:
 async def followed(stream: AsyncStream) -> list[Chunk]:
     async with stream:
         return [chunk async for chunk in stream]
-
-
-async def until_begun(tokens: Callable[[], list[int]]) -> None:
-    """Wait until every stream has some."""
-    deadline = time.monotonic() + 60.0
-    while min(tokens()) < 5:
-        assert time.monotonic() < deadline, tokens()
-        await asyncio.sleep(0.01)

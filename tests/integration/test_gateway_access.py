@@ -211,3 +211,42 @@ async def test_an_answer_that_streams_is_running(checkpoint: Path, tmp_path: Pat
         worker.script = answering("hello")
         await eventually(lambda: gateway.metric("baton_open_streams") == 0)
         assert (await ask(gateway, ALICE)).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8001", "127.0.0.1.evil.example"])
+async def test_a_strangers_page_gets_nothing_by_a_name_of_its_own(
+    checkpoint: Path, tmp_path: Path, host: str
+) -> None:
+    """It may have its name lead to 127.0.0.1, and a browser there tells it what it gets."""
+    file = put(tmp_path / "keys", line("alice", ALICE))
+    named = {"host": host}
+    for settings in ({}, {"api_keys": file}, {"api_keys": file, "allowed_hosts": ["api.example"]}):
+        async with serving(checkpoint, [colocated()], **settings) as gateway:
+            for url in (gateway.url, gateway.admin_url):
+                answer = await gateway.client.get(f"{url}/", headers=named)
+                # Who needs a key is not asked by strangers; a proxy may pass its own name on.
+                open_to_names = url == gateway.url and list(settings) == ["api_keys"]
+                assert answer.status_code == (200 if open_to_names else 421)
+                if not open_to_names:
+                    assert answer.json()["error"]["code"] == "host_not_known"
+            refused = gateway.metric("baton_refusals_total", reason="host_not_known")
+            assert refused == (1 if list(settings) == ["api_keys"] else 2)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:8001", "[::1]:8001", "10.0.0.7", "gateway", "a.localhost", "API.example:80"]
+)
+async def test_names_that_nobody_can_take_are_answered(checkpoint: Path, host: str) -> None:
+    async with serving(checkpoint, [], allowed_hosts=["api.example"]) as gateway:
+        for url in (gateway.url, gateway.admin_url):
+            answer = await gateway.client.get(f"{url}/health", headers={"host": host})
+            assert answer.status_code == 200
+
+
+async def test_elsewhere_than_on_loopback_any_name_is_answered(checkpoint: Path) -> None:
+    named = {"host": "api.example"}
+    everywhere = {"host": "0.0.0.0", "admin_host": "0.0.0.0"}
+    for settings in (everywhere, {"allowed_hosts": ["*"]}):
+        async with serving(checkpoint, [], **settings) as gateway:
+            for url in (gateway.url, gateway.admin_url):
+                assert (await gateway.client.get(f"{url}/health", headers=named)).status_code == 200

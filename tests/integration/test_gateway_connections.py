@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fakes import MODEL, FakeWorker, answering, write_checkpoint
+from tests.fakes import MODEL, FakeWorker, answering, eventually, write_checkpoint
 from tests.gateways import Gateway, serving
 
 BODY = json.dumps({"model": MODEL, "prompt": "hi"}).encode()
@@ -205,3 +206,87 @@ async def test_what_is_no_request_is_refused(
         assert answered == status
         assert body["error"]["type"] == "invalid_request_error"
         assert (await served.complete()).status_code == 200
+
+
+@asynccontextmanager
+async def dripping(raw: Connection, data: bytes) -> AsyncIterator[None]:
+    """So much now and then, while the block runs or until the connection ends."""
+
+    async def drip() -> None:
+        with suppress(ConnectionError):
+            while True:
+                await raw.send(data)
+                await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(drip())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+CHUNKED = b"POST /tokenize HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begin", [b"1\r\n{\r\n0\r\nx-trailer: ", b"1;", b"1\r\n{\r\n5;x="])
+async def test_a_body_of_nothing_but_framing_ends(checkpoint: Path, begin: bytes) -> None:
+    """A trailer, and chunks' extensions: no application sees them, and none would end."""
+    async with gateway(checkpoint) as served, connected(served) as raw:
+        await raw.send(CHUNKED + begin)
+        async with dripping(raw, b"a" * 10_000):
+            with suppress(ConnectionError):
+                assert b"431" in await raw.until_closed()
+        assert (await served.complete()).status_code == 200
+
+
+async def test_a_body_in_many_small_chunks_is_read(checkpoint: Path) -> None:
+    chunks = b"".join(b"1;name=%s\r\n%c\r\n" % (b"a" * 2000, byte) for byte in BODY)
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with gateway(checkpoint) as served, connected(served) as raw:
+        await raw.send(head + chunks + b"0\r\n\r\n")
+        assert (await raw.answer())[0] == 200
+
+
+async def test_the_rest_of_a_body_after_its_answer_ends_soon(checkpoint: Path) -> None:
+    async with gateway(checkpoint, head_timeout=0.3) as served, connected(served) as raw:
+        await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 999999\r\n\r\n")
+        assert (await raw.answer())[0] == 200
+        async with dripping(raw, b"a"):
+            with suppress(ConnectionError):
+                assert await raw.until_closed() == b""
+
+
+async def test_who_sends_a_body_late_is_answered_as_before(checkpoint: Path) -> None:
+    async with gateway(checkpoint) as served, connected(served) as raw:
+        await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n")
+        assert (await raw.answer())[0] == 200
+        await raw.send(b"abc" + ASK + b"\r\n" + BODY)
+        assert (await raw.answer())[0] == 200
+
+
+async def test_requests_in_a_row_are_bounded(checkpoint: Path) -> None:
+    many = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 20
+    async with gateway(checkpoint) as served:
+        async with connected(served) as raw:
+            await raw.send(ASK + b"\r\n" + BODY + many)
+            for _ in range(21):
+                assert (await raw.answer())[0] == 200
+        async with connected(served) as raw:
+            await raw.send(ASK + b"\r\n" + BODY + many * 10)
+            assert await raw.until_closed() == b""
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone can")
+async def test_who_takes_no_answer_is_let_go(checkpoint: Path) -> None:
+    """Also where the answer is whole, and only its last bytes have not gone out."""
+    async with gateway(checkpoint, write_timeout=0.2) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((host, int(port)))
+            deaf.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            ours = f":{int(port):04X} 0100007F:{deaf.getsockname()[1]:04X} "
+            connections = Path("/proc/net/tcp")
+            await eventually(lambda: ours in connections.read_text())
+            await eventually(lambda: ours not in connections.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from baton.generation import FinishReason
 from baton.keys import ApiKey
 from tests.fakes import (
     MODEL,
@@ -164,3 +166,35 @@ async def test_keys_of_two_callers_have_nothing_in_common(checkpoint: Path, tmp_
             answer = await ask(gateway, "k", headers=headers)
             assert answer.status_code == 200 and "idempotent-replayed" not in answer.headers
     assert len(worker.submits) == 2
+
+
+async def test_what_goes_on_without_its_client_counts_for_its_key(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Or a key for one request at once would get any number: each left, and going on."""
+    alice = ApiKey.new()
+    file = tmp_path / "keys"
+    line = {"name": "alice", "id": alice.id, "hash": alice.hash, "concurrent": 1}
+    file.write_text(json.dumps(line) + "\n")
+    go_on = asyncio.Event()
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        session.tokens(submitted.key, 0, [70])
+        await go_on.wait()
+        session.finish(submitted.key, FinishReason.LENGTH)
+
+    worker = colocated(script=script)
+    async with serving(checkpoint, [worker], api_keys=file) as gateway:
+        gateway.client.headers["Authorization"] = f"Bearer {alice.text}"
+
+        first = asyncio.create_task(ask(gateway, "one", stream=True))
+        await worker.submitted(1)
+        first.cancel()
+        async with asyncio.timeout(10):
+            while "go on without" not in (refused := await ask(gateway, "two")).text:
+                assert refused.status_code == 429
+        again = asyncio.create_task(ask(gateway, "one", stream=True))  # who comes back is let in
+        await eventually(lambda: gateway.metric("baton_repeated_total") == 1)
+        go_on.set()
+        assert (await again).status_code == 200
+        assert len(worker.submits) == 1

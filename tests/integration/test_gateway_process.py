@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from baton.head_limits import HeadLimits
+from baton.http_limits import HeadLimits
 from gateway.http_server import HttpServer, listen
 from tests.fakes import MODEL, FakeWorker, answering, eventually, write_checkpoint
 
@@ -90,7 +90,7 @@ async def test_streams_that_do_not_end_are_ended(
         return EventSourceResponse(ticks(len(ended)))
 
     listening = listen("127.0.0.1", 0)
-    limits = HeadLimits(connections=10, seconds=10.0, bytes=1000, fields=10)
+    limits = HeadLimits(connections=10, seconds=10.0, bytes=1000, fields=10, unread=10.0)
     server = HttpServer(Starlette(routes=[Route("/", endless)]), limits)
     host, port = listening.getsockname()
     serving = asyncio.create_task(server.serve([listening]))

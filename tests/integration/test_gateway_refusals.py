@@ -178,7 +178,7 @@ async def test_a_long_body(gateway: Gateway) -> None:
     for content in (long, unannounced()):
         response = await gateway.client.post(CHAT, content=content)
         assert response.status_code == 413
-        assert str(8 * 2**20) in response.json()["error"]["message"]
+        assert str(4 * 2**20) in response.json()["error"]["message"]
     assert (await gateway.chat()).status_code == 200
 
 
@@ -277,7 +277,7 @@ async def test_a_protocol_too_old_is_refused(checkpoint: Path) -> None:
         ({"logit_bias": {"9" * 5000: 1}}, "0 to 259"),
         ({"logit_bias": {"01": 1}}, "0 to 259"),
         ({"model": "m" * 100_000}, "is not served here"),
-        ({"prompt": "x" * 5_000_000}, "5000000 characters"),
+        ({"prompt": "x" * 4_000_000}, "4000000 characters"),
     ],
 )
 async def test_absurd_values_get_short_answers(
@@ -287,3 +287,85 @@ async def test_absurd_values_get_short_answers(
     assert response.status_code in (400, 404)
     assert says in response.json()["error"]["message"]
     assert len(response.text) < 1000
+
+
+DEEP = "[" * 960 + "]" * 960
+CALLED = [*HELLO, {"role": "tool", "tool_call_id": "c", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"a": "\\ud800"}', DEEP, "NaN"], ids=["surrogate", "deep", "nan"]
+)
+async def test_arguments_that_could_not_be_written_again(gateway: Gateway, arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    told = [CALLED[0], {"role": "assistant", "tool_calls": [call]}, CALLED[1]]
+    refused = await gateway.chat(messages=told)
+    assert refused.status_code == 400
+    assert "messages.1.tool_calls.0.function.arguments" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
+async def test_a_schema_that_no_answer_could_repeat(gateway: Gateway, number: str) -> None:
+    tool = f'{{"type": "function", "name": "f", "parameters": {{"maximum": {number}}}}}'
+    body = f'{{"model": "{MODEL}", "input": "hi", "tools": [{tool}], "tool_choice": "none"}}'
+    refused = await gateway.client.post("/v1/responses", content=body)
+    assert refused.status_code == 400
+    assert "tools.0.parameters" in refused.json()["error"]["message"]
+
+
+async def test_parts_of_a_body_are_bounded_and_text_is_not(gateway: Gateway) -> None:
+    """A list of a hundred thousand messages takes longer to read than text of its length."""
+    refused = await gateway.chat(messages=HELLO * 30_000)
+    assert refused.status_code == 400
+    assert "30002 objects and arrays, but 24576" in refused.json()["error"]["message"]
+    code = await gateway.chat('{["\\"]}' * 10_000)
+    assert "context length" in code.json()["error"]["message"]
+
+
+async def test_long_lists_of_ids_come_in_parts(gateway: Gateway) -> None:
+    text = "ab\u20ac" * 3000
+    body = {"prompt": text, "return_token_strs": True}
+    told = (await gateway.client.post("/tokenize", json=body)).json()
+    assert told["count"] == len(told["tokens"]) == len(told["token_strs"]) == 15_000
+    assert told["token_strs"][:2] == ["a", "b"]
+    back = await gateway.client.post("/detokenize", json={"tokens": told["tokens"]})
+    assert back.json()["prompt"] == text
+
+
+async def test_who_leaves_within_a_body_is_no_error_of_ours(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = gateway.url.removeprefix("http://").split(":")
+    for path in (b"/tokenize", b"/v1/completions"):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST " + path + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+    await eventually(lambda: gateway.metric("baton_requests_total", code="499") == 1)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_all_bodies_together_are_bounded(checkpoint: Path) -> None:
+    """Those that arrive and those that wait; one that was understood is counted no more."""
+    worker = colocated(script=answering("hello", stop_after=1))
+    async with serving(checkpoint, [worker], max_bodies_bytes=20_000) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        asked = {"metadata": {"a": "x" * 9000}}
+        running = [asyncio.create_task(gateway.chat(**asked)) for _ in range(3)]
+        await worker.submitted(3)
+        _, slow = await asyncio.open_connection(host, int(port))
+        slow.write(b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 15000\r\n\r\n")
+        slow.write(b" " * 14_000)
+        async with asyncio.timeout(10):
+            while (refused := await gateway.chat(max_tokens=0, **asked)).status_code == 400:
+                pass
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "bodies_full")
+        assert "retry-after" in refused.headers
+        slow.close()
+        async with asyncio.timeout(10):
+            while (await gateway.chat(max_tokens=0, **asked)).status_code == 503:
+                pass
+        for task in running:
+            task.cancel()
+        await worker.cancelled(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from baton.errors import HandoffFailed, PrefillLost
 from baton.membership.registration import GatewayPost, Registration
 from baton.settings import RelaySettings
 from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2
+from gateway import members
 from gateway.breaker import FAILURES
 from gateway.fleet import Health
 from gateway.relay.server import running as relay_running
@@ -38,6 +40,7 @@ from tests.gateways import Gateway, serving
 OTHER_CLASS = replace(CLASS, model_revision="toy-2")
 BEAT = 0.2  # as tests.gateways has it
 PREFILL = (worker_pb2.ROLE_PREFILL,)
+DIGESTS = [number.to_bytes(8, "little") for number in range(5000)]  #: of cached blocks
 
 
 @pytest.fixture(scope="session")
@@ -347,3 +350,45 @@ async def test_who_is_there_is_listed(checkpoint: Path) -> None:
         assert listed.status.identity.instance_id == worker.instance_id
         assert (listed.status.load.queued_tokens, listed.status.draining) == (3, True)
         assert (listed.health, listed.status.model) == ("healthy", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        ({"compatibility": replace(CLASS, block_size=0)}, "block_size 0"),
+        ({"prefill_us_per_token": math.nan}, "prefill_us_per_token nan"),
+        ({"prefill_us_per_token": -1.0}, "prefill_us_per_token -1.0"),
+        ({"kv_pairings": [worker_pb2.KvPairing(bytes_per_s=math.inf)]}, "bytes_per_s inf"),
+        ({"kv_pairings": [worker_pb2.KvPairing()] * 5000}, "5000 kv_pairings, but 4096"),
+        (
+            {"cache": [worker_pb2.CacheChanges(whole=True, entered=b"".join(DIGESTS))]},
+            "cached blocks of 1000",
+        ),
+    ],
+)
+async def test_a_worker_that_lies_spoils_nothing(
+    checkpoint: Path, lie: dict[str, Any], why: str
+) -> None:
+    liar, honest = FakeWorker(local_prefill=True, **lie), FakeWorker(local_prefill=True)
+    async with serving(checkpoint, [liar, honest], healthy=1, placement="prefix") as gateway:
+        seen = {m.address: m for m in gateway.service.registry.members}
+        await eventually(lambda: why in seen[liar.address].reason)
+        assert seen[liar.address].health is Health.REFUSED
+        for _ in range(4):
+            assert (await gateway.complete()).status_code == 200
+        assert (await gateway.client.get(f"{gateway.admin_url}/cluster")).status_code == 200
+    assert not liar.submits
+
+
+async def test_registrations_are_bounded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(members, "MOST_MEMBERS", 1)
+    worker = FakeWorker(local_prefill=True)
+    async with embedded(checkpoint) as gateway, worker:
+        await join(gateway, worker.entry.to_wire())
+        await join(gateway, worker.entry.to_wire())  # again, as with every beat
+        with pytest.raises(grpc.aio.AioRpcError, match="1 workers are registered, as many as may"):
+            await join(gateway, FakeWorker(port=1).entry.to_wire())
+        long = worker.entry.to_wire()
+        long.model = "m" * 10_000
+        with pytest.raises(grpc.aio.AioRpcError, match="bytes, but 8192 are allowed"):
+            await join(gateway, long)

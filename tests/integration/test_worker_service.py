@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from baton import channels, wire
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.mock_runner import CostModel
+from model.worker import service
 from tests.workers import (
     CONTEXT,
     VOCAB,
@@ -84,6 +86,25 @@ async def test_a_watcher_of_another_version_is_refused() -> None:
         watch = worker_pb2_grpc.WorkerServiceStub(channel).Watch(watch_request(protocol=0))
         with pytest.raises(grpc.aio.AioRpcError, match="version 0 there"):
             await watch.read()
+
+
+async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands took the loop for themselves, so that gateways gave the worker up."""
+    monkeypatch.setattr(service, "MOST_WATCHERS", 1)
+    async with cluster(decode=0) as c, channels.connect(c.prefill[0].address) as channel:
+        stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        first = stub.Watch(watch_request())
+        await first.read()
+        with pytest.raises(grpc.aio.AioRpcError, match="1 watch it, as many as may"):
+            await stub.Watch(watch_request()).read()
+        first.cancel()
+        async with asyncio.timeout(10):
+            while True:
+                again = stub.Watch(watch_request())
+                with suppress(grpc.aio.AioRpcError):
+                    if await again.read():
+                        again.cancel()
+                        return
 
 
 async def test_the_books_over_the_wire() -> None:

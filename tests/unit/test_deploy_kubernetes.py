@@ -14,7 +14,7 @@ from baton.tls.gate import RULES
 from baton.tls.names import DOMAIN, PARTIES, Party
 from baton.tls.names import name as tls_name
 from tests import deployment
-from tests.deployment import EVERYTHING, Document, charted, gpu_values, kustomized
+from tests.deployment import ELASTIC, EVERYTHING, Document, charted, gpu_values, kustomized
 
 #: Of operators that a cluster may have; their schemas are not Kubernetes' own.
 OTHERS = {"Certificate", "Issuer", "ScaledObject", "ServiceMonitor"}
@@ -31,6 +31,7 @@ CHARTS: dict[str, Callable[[], list[Document]]] = {
     "cpu": charted,
     "gpu": lambda: charted(gpu_values()),
     "production": lambda: charted(gpu_values(), EVERYTHING),
+    "elastic": lambda: charted(ELASTIC),
 }
 overlays = pytest.mark.parametrize("overlay", CHARTS)
 
@@ -110,7 +111,7 @@ def test_a_gpu_for_each_worker(overlay: str) -> None:
         name: pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
         for name, pod in pods.items()
     }
-    wanted = None if overlay == "cpu" else "1"
+    wanted = None if overlay in ("cpu", "elastic") else "1"
     assert gpus == {"gateway": None, "prefill": wanted, "decode": wanted}
 
 
@@ -184,6 +185,25 @@ def test_the_admin_port_is_for_operators() -> None:
     assert operators["from"][0]["namespaceSelector"]["matchLabels"] == {
         "kubernetes.io/metadata.name": "baton-operators"
     }
+
+
+def test_workers_that_change_roles_may_be_either() -> None:
+    """By their certificates, as `baton up --tls` makes them, and by who reaches them."""
+    documents = charted(ELASTIC)
+    for own in (Party.PREFILL, Party.DECODE):
+        spec = of_kind(documents, "Certificate")[f"baton-{own.value}"]["spec"]
+        names = [tls_name(DOMAIN, party, own.value) for party in (Party.PREFILL, Party.DECODE)]
+        assert spec["uris"] == [name.uri for name in names]
+        assert set(spec["dnsNames"]) == {host for name in names for host in name.hosts}
+        policy = of_kind(documents, "NetworkPolicy")[f"baton-{own.value}"]["spec"]
+        (incoming,), (outgoing,) = policy["ingress"], policy["egress"]
+        assert components(incoming["from"][0]["podSelector"]) == {"gateway", "prefill", "decode"}
+        assert components(outgoing["to"][0]["podSelector"]) == {"prefill", "decode"}
+    told = {made.name: made for made in deployment.pod_containers(documents)}
+    assert told["gateway"].environment["BATON_AUTO_ROLES"] == "true"
+    for side in ("prefill", "decode"):
+        assert told[side].module == "decode_worker"
+        assert told[side].environment["BATON_ROLE"] == side
 
 
 def test_certificates_name_what_is_read_in_them() -> None:

@@ -37,6 +37,7 @@ def containers() -> Iterator[tuple[str, Container]]:
         ("chart", []),
         ("chart on GPUs", [gpu]),
         ("chart, all of it", [gpu, deployment.EVERYTHING]),
+        ("chart, roles that change", [deployment.ELASTIC]),
     ):
         for made in deployment.pod_containers(deployment.charted(*values)):
             yield where, made
@@ -63,6 +64,8 @@ def test_told_what_it_knows(made: Container, monkeypatch: pytest.MonkeyPatch) ->
         assert settings.device == ("cuda:0" if settings.dtype == "bfloat16" else "cpu")
     else:
         assert isinstance(settings, GatewaySettings)
+        if made.environment.keys() & {"BATON_MEMBERSHIP", "BATON_ADMIN_HOST"}:  # not the bare image
+            assert settings.admin_host == settings.rpc_host == "0.0.0.0"
         fields = FrontSettings.model_fields
         given = (settings.port, settings.admin_port, settings.rpc_port)
         assert given == tuple(fields[n].default for n in ("port", "admin_port", "rpc_port"))

@@ -15,6 +15,7 @@ from baton.liveness import Beat
 from baton.membership import Entry
 from baton.membership.dns import DnsMembership
 from baton.membership.embedded import EmbeddedMembership, Roll
+from baton.membership.remembered import Remembered
 from baton.membership.source import Source, join_address, split_address
 from baton.settings import DecodeSettings, GatewaySettings, RelaySettings
 
@@ -210,3 +211,20 @@ async def test_a_failing_lookup_keeps_the_last_answer_of_that_name() -> None:
 
 async def test_the_systems_resolver_is_asked() -> None:
     assert Entry("127.0.0.1:7") in await anext(DnsMembership(["127.0.0.1:7"], 1.0).watch())
+
+
+def test_who_is_missing_is_remembered_for_a_while() -> None:
+    now = 0.0
+    remembered = Remembered(7.0, clock=lambda: now)
+    one, two = entry("a:1"), entry("b:2")
+    assert remembered.take(frozenset({one, two})) == {one, two}
+    now = 100.0  # there was no reading for long: it is the first that counts
+    assert remembered.take(frozenset()) == {one, two}
+    now = 106.0
+    assert remembered.take(frozenset({two})) == {one, two}
+    now = 108.0
+    assert remembered.take(frozenset({two})) == {two}
+    again = entry("b:2", "another instance")
+    assert remembered.take(frozenset({again})) == {again}
+    now = 110.0
+    assert remembered.take(frozenset()) == {again}, "counted afresh since it came back"

@@ -38,7 +38,7 @@ def test_lists_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
     [
         (["--model", "m", "--port", "99999"], "--port: .*65535.*99999"),
         (["--model", "m", "--block-size", "0"], "--block-size: .*greater than or equal to 1"),
-        (["--port", "1"], "--model: Field required"),
+        (["--port", "1"], "--model is missing: give --model a Hugging Face directory, such as"),
         (["--model", "m", "--dtype", "int3"], "--dtype: .*float32"),
         (["--model", "m", "--mock-costs", "f"], "--mock-costs needs --mock"),
         (

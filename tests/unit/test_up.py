@@ -174,3 +174,17 @@ def test_a_fleet_without_a_role_is_refused(capsys: pytest.CaptureFixture[str]) -
         with pytest.raises(SystemExit):
             planned(*flags)
         assert said in capsys.readouterr().err
+
+
+def test_only_the_api_is_opened_with_it() -> None:
+    """The admin port needs no key, and whoever reaches the gRPC port may be a worker."""
+    gateway = told(planned("--host", "0.0.0.0")["gateway"])
+    assert isinstance(gateway, GatewaySettings)
+    assert (gateway.host, gateway.admin_host, gateway.rpc_host) == (
+        *("0.0.0.0", "127.0.0.1", "127.0.0.1"),
+    )
+    specs = planned("--admin-host", "0.0.0.0", "--rpc-host", "10.0.0.1")
+    gateway, worker = told(specs["gateway"]), told(specs["p0"])
+    assert isinstance(gateway, GatewaySettings) and isinstance(worker, DecodeSettings)
+    assert (gateway.admin_host, gateway.rpc_host) == ("0.0.0.0", "10.0.0.1")
+    assert worker.join == "10.0.0.1:9002"

@@ -1,4 +1,4 @@
-"""How much a connection may take up before it has asked for anything."""
+"""How much HTTP connections and bodies may take up."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ class HeadLimits:
     seconds: float  #: from the connection, or from the head's first byte, to its end
     bytes: int
     fields: int
+    unread: float  #: seconds for which a client may take nothing of what it is sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyLimits:
+    """How much bodies may take up."""
+
+    bytes: int  #: of one
+    seconds: float  #: from the head's end to its own
+    bytes_of_all: int  #: of requests under way
