@@ -18,7 +18,7 @@ RUN python -m venv /opt/baton
 
 FROM builder AS gateway-builder
 COPY . .
-RUN pip install -c constraints.txt '.[gateway,otel,etcd]' \
+RUN pip install -c constraints.txt '.[gateway,otel,etcd,tui]' \
     && pip uninstall -y setuptools pip
 
 

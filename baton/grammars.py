@@ -9,6 +9,7 @@ in its grammar follows from its generated ids alone, so a replay needs no other 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ _MOST_WORDS = 400
 
 
 class Constraint:
-    """What one answer may go on with. For one thread at a time.
+    """What one answer may go on with. Any thread may ask; one at a time is answered.
 
     ``allowed`` is a function of the generated ids; those it was asked about are remembered, so that
     each token is looked at once.
@@ -36,11 +37,13 @@ class Constraint:
         self._matcher = matcher
         self._consumed = 0
         self._mask: bytes | None = None  # after what was consumed
+        self._lock = threading.Lock()
 
     def fork(self) -> Constraint:
         """One that goes on from here by itself. Microseconds."""
-        twin = Constraint(self._matcher.deep_copy())
-        twin._consumed, twin._mask = self._consumed, self._mask
+        with self._lock:
+            twin = Constraint(self._matcher.deep_copy())
+            twin._consumed, twin._mask = self._consumed, self._mask
         return twin
 
     def allowed(self, generated_ids: Sequence[int]) -> bytes:
@@ -50,13 +53,16 @@ class Constraint:
         those of the last call. Raises InvalidRequest when they break the grammar, or when that
         grows too complex.
         """
-        if self._mask is None or len(generated_ids) > self._consumed:
-            for token_id in generated_ids[self._consumed :]:
-                self._consume(token_id)
-            self._mask = self._matcher.compute_bitmask()
-            if self._matcher.is_error():
-                raise _broken(self._matcher, "the grammar has no way to go on")
-        return self._mask
+        with self._lock:
+            if self._mask is None or len(generated_ids) > self._consumed:
+                self._mask = None  # whoever asks again after an error is told the same
+                for token_id in generated_ids[self._consumed :]:
+                    self._consume(token_id)
+                mask = self._matcher.compute_bitmask()
+                if self._matcher.is_error():
+                    raise _broken(self._matcher, "the grammar has no way to go on")
+                self._mask = mask
+            return self._mask
 
     def _consume(self, token_id: int) -> None:
         if not self._matcher.consume_token(token_id):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-E = TypeVar("E", bound="Event | Blocks | Request")
+E = TypeVar("E", bound="Event | Blocks | Request | Verdict")
 
 #: How many digits of an instance id name a worker.
 NAME_LENGTH = 8
@@ -59,6 +59,15 @@ class Blocks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a worker stands out from the others of its side."""
+
+    kind: str
+    times: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Worker(Event):
     """A worker as it is now."""
 
@@ -86,6 +95,7 @@ class Worker(Event):
     tokens_per_s: float = 0.0
     prompt_tokens_per_s: float = 0.0
     last_step_ms: float = 0.0
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,11 +297,12 @@ EVENTS: Mapping[str, type[Event]] = {
 
 _JSON = json.JSONEncoder(separators=(",", ":"), default=vars)
 #: Fields that hold other messages.
-_PARTS: Mapping[str, type[Event | Blocks | Request]] = {
+_PARTS: Mapping[str, type[Event | Blocks | Request | Verdict]] = {
     "gateway": Gateway,
     "workers": Worker,
     "requests": Request,
     "blocks": Blocks,
+    "verdict": Verdict,
 }
 
 
@@ -321,7 +332,7 @@ def _made(kind: type[E], given: Mapping[str, Any]) -> E:
 
 def _part(name: str, value: Any) -> Any:
     kind = _PARTS.get(name)
-    if kind is None:
+    if kind is None or value is None:
         return value
     if isinstance(value, list):
         return [_made(kind, one) for one in value]

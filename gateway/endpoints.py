@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from baton.errors import BatonError, ClientGone, InternalError, InvalidRequest
-from gateway import resume
+from gateway import echo, resume
 from gateway.body_limit import body_of, forget_body
 from gateway.callers import caller_of
 from gateway.disconnect import unless_gone
@@ -31,7 +32,7 @@ from gateway.streams import AnswerStream, Chunks
 from gateway.telling.account import Account, Accounts
 from gateway.telling.tale import Tale
 from gateway.tokenizer import ModelTokenizer
-from gateway.transcript import Piece, Transcript, transcribe
+from gateway.transcript import Piece, Scored, Transcript, transcribe
 
 log = structlog.get_logger(__name__)
 
@@ -147,7 +148,7 @@ class Generation:
         trails = [trail, *[None] * (len(requests) - 1)]
         tales = [account.tale(request) for request in requests]
         each = zip(requests, trails, tales, strict=True)
-        pieces = merge([await self._pieces(*one) for one in each])
+        pieces = merge([await self._pieces(*one, account) for one in each])
 
         def count(status: int) -> None:
             self._count(status)
@@ -174,9 +175,15 @@ class Generation:
         )
 
     async def _pieces(
-        self, request: ValidRequest, trail: Trail | None, tale: Tale
+        self, request: ValidRequest, trail: Trail | None, tale: Tale, account: Account
     ) -> AsyncGenerator[Piece, None]:
         """The answers to one prompt. Nothing is admitted before the first is asked for."""
+        answers = await self._answers(request, trail, tale)
+        return self._echoed(request, answers, account) if request.scores_echo else answers
+
+    async def _answers(
+        self, request: ValidRequest, trail: Trail | None, tale: Tale
+    ) -> AsyncGenerator[Piece, None]:
         if not request.generates:
             return _nothing(request)
         transcripts = await self._transcripts(request)
@@ -187,6 +194,26 @@ class Generation:
             return transcribe(deltas, transcripts[choice])
 
         return self._orchestrator.generate(request, render, trail, tale)
+
+    async def _echoed(
+        self, request: ValidRequest, answers: AsyncGenerator[Piece, None], account: Account
+    ) -> AsyncGenerator[Piece, None]:
+        """The prompt's log probabilities before all else; see ``echo``."""
+        vocabulary, scored = self._tokenizer.vocabulary, list[Scored]()
+
+        def render(_: int, deltas: Deltas) -> AsyncGenerator[Scored, None]:
+            return echo.scored(deltas, request, self._tokenizer.detokenizer(), vocabulary)
+
+        async with aclosing(answers):
+            if request.echo_grammar:
+                asked = echo.scoring(request)
+                told = self._orchestrator.generate(asked, render, None, account.tale(asked))
+                async with aclosing(told):
+                    scored = [one async for one in told]
+            yield Piece("", [], echo=scored, choice=request.choices[0])
+            async for piece in answers:
+                piece.cached_tokens = None  # they were computed for this very request
+                yield piece
 
     async def _transcripts(self, request: ValidRequest) -> dict[int, Transcript]:
         """Of each choice. Raises AnswerFinished: see Transcript."""

@@ -25,6 +25,7 @@ Body: TypeAlias = Mapping[str, JsonValue]
 #: could write white space up to max_tokens.
 _GUIDANCE: JsonObject = {"whitespace_pattern": " ?"}
 _FIELD = "structured_outputs"
+_ID = "<[{}]>".format  #: a token by its id
 
 
 def held(schema: JsonObject) -> JsonObject:
@@ -38,6 +39,11 @@ def json_schema(schema: JsonObject) -> Body:
 
 def json_object() -> Body:
     return json_schema({"type": "object"})
+
+
+def exactly(ids: Sequence[int]) -> str:
+    """Of an answer that is these token ids and nothing else."""
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {' '.join(map(_ID, ids))}"}]})
 
 
 def structured(wire: StructuredOutputs, most_bytes: int) -> Body:

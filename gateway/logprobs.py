@@ -37,6 +37,16 @@ class Logprobs:
             "text_offset": [before + one.offset for one in all_],
         }
 
+    def echo(self, first: int, scored: Iterable[Scored]) -> CompletionLogprobs:
+        """Likewise, of a prompt: nothing says how likely its ``first`` token is."""
+        others = self.completion(scored, 0)
+        return {
+            "tokens": [self._name(first), *others["tokens"]],
+            "token_logprobs": [None, *others["token_logprobs"]],
+            "top_logprobs": [None, *others["top_logprobs"]],
+            "text_offset": [0, *others["text_offset"]],
+        }
+
     def _token(self, token_id: int, logprob: float) -> LikelyToken:
         data = self._vocabulary.bytes_of(token_id)
         return {

@@ -123,7 +123,11 @@ class OpenAiAnswers:
             "object": "text_completion",
             "created": requests[0].created,
             "model": requests[0].model,
-            "choices": [self._text_choice(r, i, by_choice[i]) for r in requests for i in r.choices],
+            "choices": [
+                self._text_choice(r, i, by_choice[i], by_choice[r.choices[0]][0].echo)
+                for r in requests
+                for i in r.choices
+            ],
             "usage": usage.rendered(),
             "baton": origins[0]["baton"],
         }
@@ -149,7 +153,11 @@ class OpenAiAnswers:
         return choice
 
     def _text_choice(
-        self, request: ValidRequest, index: int, pieces: list[Piece]
+        self,
+        request: ValidRequest,
+        index: int,
+        pieces: list[Piece],
+        echo: list[Scored] | None,
     ) -> CompletionChoice:
         text = "".join(piece.text for piece in pieces)
         asked, scored = request.sampling.logprobs is not None, _scored(pieces)
@@ -161,6 +169,9 @@ class OpenAiAnswers:
             "logprobs": self.logprobs.completion(scored, before) if asked else None,
             "text": request.echo + text,
         }
+        if echo is not None and choice["logprobs"] is not None:
+            prompt = self.logprobs.echo(request.prompt_ids[0], echo)
+            choice["logprobs"] = _joined(prompt, choice["logprobs"])
         if request.return_token_ids:
             choice["token_ids"] = _token_ids(pieces)
         return choice
@@ -196,7 +207,7 @@ class Chunks:
         opening = b""
         if request.choices[0] in self._unopened:
             self._unopened.remove(request.choices[0])
-            opening = self._open(request, piece.workers)
+            opening = self._open(request, piece)
         ids = ""
         if self._return_token_ids and piece.token_ids:
             ids = f'"token_ids":{piece.token_ids},'
@@ -238,15 +249,17 @@ class Chunks:
             return _chat_logprobs(self._logprobs, scored)
         return self._logprobs.completion(scored, len(request.echo))
 
-    def _open(self, request: ValidRequest, workers: str) -> bytes:
+    def _open(self, request: ValidRequest, first: Piece) -> bytes:
         """Each choice's role or echo, and what the client needs to resume elsewhere."""
-        events = b""
-        origin: Mapping[str, object] = _origin(request, workers)
+        events, logprobs = b"", None
+        if first.echo is not None:
+            logprobs = self._logprobs.echo(request.prompt_ids[0], first.echo)
+        origin: Mapping[str, object] = _origin(request, first.workers)
         for index in request.choices:
             opening: dict[str, Any] = {"text": request.echo}
             if self._chat:
                 opening = {"delta": {"role": "assistant", "content": ""}}
-            choice = {"index": index, "logprobs": None, "finish_reason": None, **opening}
+            choice = {"index": index, "logprobs": logprobs, "finish_reason": None, **opening}
             events += _event({**self._head, "choices": [choice], **origin})
             origin = {}
         return events
@@ -264,6 +277,15 @@ def _scored(pieces: Sequence[Piece]) -> list[Scored]:
 
 def _token_ids(pieces: Sequence[Piece]) -> list[int]:
     return [token_id for piece in pieces for token_id in piece.token_ids]
+
+
+def _joined(one: CompletionLogprobs, other: CompletionLogprobs) -> CompletionLogprobs:
+    return {
+        "tokens": one["tokens"] + other["tokens"],
+        "token_logprobs": one["token_logprobs"] + other["token_logprobs"],
+        "top_logprobs": one["top_logprobs"] + other["top_logprobs"],
+        "text_offset": one["text_offset"] + other["text_offset"],
+    }
 
 
 def _chat_logprobs(logprobs: Logprobs, scored: Sequence[Scored]) -> ChatLogprobs:

@@ -126,6 +126,17 @@ class Output:
         body = None if wire.structured_outputs is None else self._structured(wire)
         return Plan(body=body).text()
 
+    def exactly(self, ids: Sequence[int]) -> str:
+        """The grammar of an answer that is these ids. Raises InvalidRequest for too many."""
+        text = grammar.exactly(ids)
+        if len(text) > self._limits.bytes:
+            raise InvalidRequest(
+                f"'echo' with 'logprobs' of {len(ids) + 1} tokens would take a grammar of "
+                f"{len(text)} bytes, but {self._limits.bytes} are allowed (--max-grammar-bytes)",
+                param="echo",
+            )
+        return text
+
     async def check(
         self, spec: SamplingSpec, generated_ids: Sequence[int], wire: GenerationRequest
     ) -> None:

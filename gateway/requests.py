@@ -17,7 +17,6 @@ from baton.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     ModelNotFound,
-    UnsupportedParameter,
 )
 from baton.sampling import MAX_TOKENS, SamplingSpec
 from gateway import fields, resume
@@ -60,6 +59,7 @@ class ValidRequest:
     n: int = 1  #: choices: answers to the one prompt, drawn independently
     first_choice: int = 0  #: index of the first: other prompts of its HTTP request have others
     echo: str = ""  #: shown before each answer
+    echo_grammar: str = ""  #: holds an answer to the prompt but for its first token, to score it
     generates: bool = True  #: else it ends before its first token
     resume: Resume | None = None  #: of an answer that another gateway began
     stream: bool = False
@@ -74,6 +74,11 @@ class ValidRequest:
         """Of a tool call, the same at every gateway that goes on with the answer."""
         drawn = f"{self.sampling.seed} {self.prompt_digest} {choice} {call}".encode()
         return "call_" + hashlib.blake2b(drawn, digest_size=12).hexdigest()
+
+    @property
+    def scores_echo(self) -> bool:
+        """Whether the prompt's log probabilities are shown with it."""
+        return bool(self.echo) and self.sampling.logprobs is not None
 
     @property
     def prompt_digest(self) -> str:
@@ -159,16 +164,7 @@ class Validator:
         Raises a RequestError that names the field, the value and the limit.
         """
         self.require_model(wire.model)
-        if not wire.messages:
-            raise InvalidRequest("'messages' is empty", param="messages")
-
-        def render() -> tuple[Offer, str]:
-            offer = self._output.offer(wire)
-            messages = as_dicts(wire.messages)
-            return offer, self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
-
-        offer, prompt = await self._tokenizer.aside(size, render)
-        prompt_ids = await self._tokenizer.encode_rendered(prompt)
+        offer, prompt, prompt_ids = await self.conversation(wire, size)
         grammar, reply = self._output.plan(offer, prompt)
         if wire.max_tokens is not None and wire.max_completion_tokens is not None:
             raise InvalidRequest(
@@ -178,6 +174,25 @@ class Validator:
         asked = wire.max_completion_tokens if wire.max_tokens is None else wire.max_tokens
         valid = self._finish(kind, wire, prompt_ids, asked, limits, caller, traceparent)
         return await self._held(replace(valid, reply=reply), grammar, wire)
+
+    async def conversation(
+        self, wire: ChatRequest, size: int
+    ) -> tuple[Offer, str, tuple[int, ...]]:
+        """What its answer may be; and it as the model reads it, as text and as ids. ``size``: see
+        ``chat``.
+
+        Raises a RequestError that names the field.
+        """
+        if not wire.messages:
+            raise InvalidRequest("'messages' is empty", param="messages")
+
+        def render() -> tuple[Offer, str]:
+            offer = self._output.offer(wire)
+            messages = as_dicts(wire.messages)
+            return offer, self._tokenizer.render_chat(messages, offer.tools, offer.arguments)
+
+        offer, prompt = await self._tokenizer.aside(size, render)
+        return offer, prompt, await self._tokenizer.encode_rendered(prompt)
 
     async def completion(
         self, wire: CompletionRequest, limits: Limits, caller: Caller, traceparent: str
@@ -190,12 +205,6 @@ class Validator:
         if wire.best_of is not None and wire.n is not None and wire.n > wire.best_of:
             raise InvalidRequest(
                 f"'best_of' is {wire.best_of}, below 'n', {reprlib.repr(wire.n)}", param="best_of"
-            )
-        if wire.echo and wire.logprobs is not None:
-            raise UnsupportedParameter(
-                "'echo' with 'logprobs' is not supported: log probabilities are of generated "
-                "tokens, none are computed for the prompt's",
-                param="echo",
             )
         prompts = fields.prompts(wire)
         ids = []
@@ -221,7 +230,16 @@ class Validator:
         if not wire.echo or wire.baton_resume is not None:
             return requests
         echoes = [p if isinstance(p, str) else await self._tokenizer.decode(p) for p in prompts]
-        return [replace(r, echo=echo) for r, echo in zip(requests, echoes, strict=True)]
+        for place, echo in enumerate(echoes):
+            requests[place] = self._echoing(requests[place], echo)
+            await asyncio.sleep(0)
+        return requests
+
+    def _echoing(self, valid: ValidRequest, echo: str) -> ValidRequest:
+        grammar = ""
+        if valid.sampling.logprobs is not None and len(valid.prompt_ids) > 1:
+            grammar = self._output.exactly(valid.prompt_ids[1:])
+        return replace(valid, echo=echo, echo_grammar=grammar)
 
     async def _held(
         self, valid: ValidRequest, grammar: str, wire: GenerationRequest

@@ -181,15 +181,25 @@ class CompletionRequest(GenerationRequest):
 
 
 class TokenizeRequest(Wire):
-    """Body of POST /tokenize: a text, or a conversation as the chat template renders it."""
+    """Body of POST /tokenize: a text, or a conversation as a chat with the same fields has it."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: Tools | None = None
+    chat_template_kwargs: JsonObject | None = None
     #: The template says where they go: nothing is added to a conversation.
     add_special_tokens: bool | None = None
     add_generation_prompt: Literal[True] | None = None
     return_token_strs: bool | None = None
+
+    def as_chat(self) -> ChatRequest:
+        return ChatRequest(
+            model=self.model or "",
+            messages=[] if self.messages is None else self.messages.root,
+            tools=self.tools,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
 
 class DetokenizeRequest(Wire):

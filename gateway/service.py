@@ -47,6 +47,7 @@ from gateway.telling.account import Accounts
 from gateway.telling.broadcast import Broadcast, Figures
 from gateway.telling.endpoint import LiveEndpoint
 from gateway.telling.feed import Feed
+from gateway.telling.paces import Paces
 from gateway.telling.workers import Workers
 from gateway.tokenizer import ModelTokenizer
 from gateway.tokens import Tokens
@@ -278,10 +279,11 @@ def _surface(base: _Base, dispatch: _Dispatch, tokenizer: ModelTokenizer) -> _Su
 
 
 def _broadcast(base: _Base, dispatch: _Dispatch) -> Broadcast:
-    feed = Feed()
+    feed, paces = Feed(), Paces()
     return Broadcast(
         feed,
-        Workers(lambda: dispatch.registry.members, feed, time.monotonic),
+        Workers(lambda: dispatch.registry.members, feed, paces, time.monotonic),
+        paces,
         Figures(
             instance_id=base.identity.instance_id,
             model=base.settings.served_name,

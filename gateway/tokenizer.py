@@ -61,15 +61,9 @@ class ModelTokenizer:
         """Ids of a plain text; ``special``: with whatever the tokenizer itself puts around it."""
         return (*(self.prepend if special else ()), *await self._encode(text, special=special))
 
-    async def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Ids of a conversation; the template says where special tokens go, nothing is added.
-
-        Raises what ``render_chat`` raises.
-        """
-        return await self.encode_rendered(self.render_chat(messages))
-
     async def encode_rendered(self, prompt: str) -> tuple[int, ...]:
-        """Ids of what ``render_chat`` gave."""
+        """Ids of what ``render_chat`` gave: the template says where special tokens go, nothing is
+        added."""
         return await self._encode(prompt, special=False)
 
     def render_chat(

@@ -12,7 +12,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from baton.errors import InvalidRequest, UnsupportedParameter
 from gateway.answers import Detokenized
 from gateway.body_limit import body_of
-from gateway.messages import as_dicts
 from gateway.requests import Validator
 from gateway.schemas import DetokenizeRequest, TokenizeRequest, parse
 from gateway.tokenizer import ModelTokenizer
@@ -62,6 +61,9 @@ class Tokens:
         if (wire.prompt is None) == (wire.messages is None):
             raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
         if wire.messages is None:
+            for name in ("tools", "chat_template_kwargs"):
+                if getattr(wire, name) is not None:
+                    raise InvalidRequest(f"'{name}' needs 'messages'", param=name)
             special = wire.add_special_tokens is not False
             return await self._tokenizer.encode(wire.prompt or "", special=special)
         if wire.add_special_tokens:
@@ -69,12 +71,8 @@ class Tokens:
                 "'add_special_tokens' is not supported with 'messages': the chat template has them",
                 param="add_special_tokens",
             )
-        messages = wire.messages.root
-
-        def render() -> str:
-            return self._tokenizer.render_chat(as_dicts(messages))
-
-        return await self._tokenizer.encode_rendered(await self._tokenizer.aside(size, render))
+        _, _, ids = await self._validator.conversation(wire.as_chat(), size)
+        return ids
 
     def _require_model(self, name: str | None) -> None:
         if name is not None:

@@ -47,6 +47,8 @@ class Piece:
     calls: tuple[CallDelta, ...] = ()  #: pieces of tool calls
     #: Of its tokens, but for an end of sequence that is not shown; where they are asked for.
     scored: list[Scored] = field(default_factory=list)
+    #: Of the prompt's tokens but for the first; in a request's first piece, where it has them.
+    echo: list[Scored] | None = None
 
 
 class Transcript:

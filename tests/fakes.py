@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -191,6 +192,21 @@ def answering(
                 return
 
     return script
+
+
+def echoing(script: Script) -> Script:
+    """Where a grammar is of token ids alone it writes these, else it does as ``script``."""
+
+    async def echo(session: FakeSession, submitted: Submitted) -> None:
+        spec = submitted.generation.sampling
+        written = [int(token_id) for token_id in re.findall(r"<\[(\d+)\]>", spec.grammar)]
+        if not written:
+            return await script(session, submitted)
+        told = [] if spec.logprobs is None else [scored(i, spec.logprobs) for i in written]
+        session.tokens(submitted.key, 0, written, logprobs=told)
+        return session.finish(submitted.key, FinishReason.LENGTH)
+
+    return echo
 
 
 def failing(error: BatonError) -> Script:

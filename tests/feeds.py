@@ -109,12 +109,9 @@ def ended(request: str, status: int = 200, reason: str = "stop") -> live.Ended:
     )
 
 
-def computing(said: live.Worker, step_ms: float, *, times: int = 10) -> list[live.Worker]:
-    """What a worker says while it computes, step by step."""
-    return [
-        replace(said, generated_tokens=said.generated_tokens + 8 * step, last_step_ms=step_ms)
-        for step in range(1, times + 1)
-    ]
+def slow(said: live.Worker, text: str = "step 66 ms, others 22 ms") -> live.Worker:
+    """The same, judged to be three times as slow as the others."""
+    return replace(said, verdict=live.Verdict(kind="slow", times=3.0, text=text), last_step_ms=66.0)
 
 
 class FakeFeed:

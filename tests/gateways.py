@@ -87,6 +87,10 @@ async def serving(
     finally:
         for worker in workers:
             await worker.kill()
+        # sse-starlette's own, one for each loop, for ever.
+        for task in asyncio.all_tasks():
+            if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
+                task.cancel()
 
 
 @asynccontextmanager

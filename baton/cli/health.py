@@ -12,6 +12,9 @@ from baton.cli.display import Phase
 from baton.membership.source import split_address
 from baton.tls.files import BadCertificate
 
+#: Of a process that nobody can tell from one that is not there.
+_NOT_YET = "does not answer, or is not ready yet"
+
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 0 when the process is ready (with --alive: when it answers), else 1."""
@@ -33,7 +36,8 @@ def main(argv: Sequence[str]) -> int:
     except (BadCertificate, ValueError, OSError) as error:
         print(f"baton health: {error}", file=sys.stderr)
         return 1
-    print(f"{options.process}: {phase.value}")
+    said = _NOT_YET if phase is Phase.STARTING else phase.value
+    print(f"{options.process}: {said}")
     well = {Phase.READY, Phase.LOADING} if options.alive else {Phase.READY}
     return 0 if phase in well else 1
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from baton.cli import tls
 from baton.client import rpc
 from baton.identity import ROLES
+from baton.membership.source import split_address
 from baton.settings import FrontSettings, RoleSettings, WorkerSettings
 from baton.tls.files import BadCertificate
 from baton.tls.names import Party
@@ -22,6 +23,11 @@ from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2
 
 _PATIENCE = 5.0  # seconds that a process gets to answer
 _STYLES = {"healthy": "green", "suspect": "yellow", "connecting": "yellow"}
+#: Said where nobody answers.
+_HINTS = {
+    Party.GATEWAY: "\nThe address is that of the gateway's --rpc-port, not of its HTTP ports.",
+    Party.WORKER: "\n`baton workers` lists the addresses.",
+}
 _ROLES = {worker_pb2.ROLE_PREFILL: "prefill", worker_pb2.ROLE_DECODE: "decode"}
 
 
@@ -32,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--gateway",
         metavar="HOST:PORT",
+        type=_address,
         default=f"127.0.0.1:{port}",
         help="the gateway's --rpc-port (default: %(default)s)",
     )
@@ -56,7 +63,7 @@ def drain(argv: Sequence[str]) -> int:
         description="Have a worker take no new work, hand back what runs, and leave its gateways. "
         "Its process stays, to be stopped.",
     )
-    parser.add_argument("worker", metavar="HOST:PORT", help="the worker's address")
+    parser.add_argument("worker", metavar="HOST:PORT", type=_address, help="the worker's address")
     parser.add_argument(
         "--grace",
         metavar="SECONDS",
@@ -82,7 +89,7 @@ def role(argv: Sequence[str]) -> int:
         description="Have a worker prefill, decode or do both from now on. Its process and weights "
         "stay; what decodes there and may no longer goes on elsewhere.",
     )
-    parser.add_argument("worker", metavar="HOST:PORT", help="the worker's address")
+    parser.add_argument("worker", metavar="HOST:PORT", type=_address, help="the worker's address")
     parser.add_argument("role", choices=ROLES, help="what it is to do")
     parser.add_argument(
         "--grace",
@@ -103,6 +110,14 @@ def role(argv: Sequence[str]) -> int:
         return 0
 
     return _call("baton role", options.worker, Party.WORKER, options, ask)
+
+
+def _address(text: str) -> str:
+    try:
+        split_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -131,8 +146,9 @@ def _call(
             return ask(channel)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
+            lost = error.code() is grpc.StatusCode.UNAVAILABLE
             why = f"{error.code().name.lower()}: {error.details()}"
-            print(f"{prog}: {address}: {why}", file=sys.stderr)
+            print(f"{prog}: {address}: {why}{_HINTS.get(to, '') if lost else ''}", file=sys.stderr)
             return 1
 
 

@@ -2,7 +2,7 @@
 
     feed.py      a gateway's GET /live, followed for ever             -> what it says
     window.py    percentiles of the last minute, in bounded memory    (pure)
-    fleet.py     workers as all gateways see them, and who is slow    (pure)
+    fleet.py     workers as all gateways see them                     (pure)
     streams.py   the open requests, and how quick they are            (pure)
     scene.py     all of it put together: figures, alarms, notes       (pure)
     palette.py   what means what in which colour

@@ -104,7 +104,9 @@ def state(view: View, palette: Palette) -> Text:
     if worker.breaker != "closed":
         return _text("tripped", palette.warn)
     if view.slow:
-        return _text(f"SLOW x{view.times:.1f}", palette.badge)
+        return _text(f"SLOW x{view.slow.times:.1f}", palette.badge)
+    if view.verdict is not None:
+        return _text(view.verdict.kind, palette.warn)
     return _text(view.state, palette.good if view.state == "healthy" else palette.warn)
 
 
@@ -138,8 +140,8 @@ def _role(view: View, palette: Palette) -> Text:
 
 
 def _step(view: View, palette: Palette) -> Text:
-    took = view.step_ms if view.step_ms is not None else view.worker.last_step_ms
-    style = palette.badge if view.slow else palette.faint if view.step_ms is None else ""
+    took, idle = view.worker.last_step_ms, not view.worker.running + view.worker.waiting
+    style = palette.badge if view.slow else palette.faint if idle else ""
     return _text(f"{took:,.1f}" if took else "-", style)
 
 
@@ -187,7 +189,7 @@ WORKERS: Sequence[Column[View]] = (
     _number("running", 7, lambda v: v.worker.running, lambda v, p: _running(v)),
     Column("KV in use", 10, lambda v, p: bar(v.worker.blocks, p), lambda v: (-_used(v), "")),
     _number("tok/s", 6, _rate, lambda v, p: short(_rate(v))),
-    _number("step ms", 7, lambda v: v.step_ms or 0.0, _step),
+    _number("step ms", 7, lambda v: v.worker.last_step_ms, _step),
     _number("hits", 5, lambda v: _hits(v) or 0.0, lambda v, p: _percent(_hits(v)), from_width=92),
     _number("waiting", 7, lambda v: v.worker.waiting, lambda v, p: short(v.worker.waiting), 102),
     Column(

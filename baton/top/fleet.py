@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from statistics import median
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from baton import live
 
 #: From good to bad. What one gateway finds wrong with a worker counts, whatever the others say.
 STATES = ("healthy", "connecting", "suspect", "refused", "out")
 
-#: Seconds of an engine's steps that tell how long they take now, and the fewest of them that do.
-_LATELY, _FEWEST = 10.0, 8
-#: Seconds that tell how long they may take: prompts are long and short, and so are their steps.
-_RANGE, _LONG = 30.0, 0.9
-_STEPS = 128  #: that are remembered of a worker
-#: A worker is slow when its steps take so many times as long as long steps of its like, and so many
-#: milliseconds more; until they take less than ``_BACK`` times as long.
-SLOW, _BACK, _MARGIN_MS = 2.0, 1.6, 2.0
+#: How a worker stands out that is much slower than the others; ``gateway.telling.paces`` judges.
+_SLOW = "slow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +21,7 @@ class View:
     worker: live.Worker
     state: str  #: the worst that a gateway says
     heard: bool  #: False: by no gateway that can be heard now
-    step_ms: float | None = None  #: what its steps take now; None while it computes nothing
-    others_ms: float | None = None  #: what they take at the others of its roles
-    long_ms: float | None = None  #: what long ones take there
-    slow: bool = False
+    verdict: live.Verdict | None = None  #: how it stands out; the worst that a gateway says
 
     @property
     def name(self) -> str:
@@ -53,9 +39,9 @@ class View:
         return self.worker.local_prefill and self.role == "decode"
 
     @property
-    def times(self) -> float:
-        """How many times as long as the others' its steps take."""
-        return self.step_ms / self.others_ms if self.step_ms and self.others_ms else 1.0
+    def slow(self) -> live.Verdict | None:
+        """Its verdict, where that is what it says."""
+        return self.verdict if self.verdict is not None and self.verdict.kind == _SLOW else None
 
     @property
     def trouble(self) -> int:
@@ -67,147 +53,67 @@ class View:
         return 1 if self.slow or self.worker.draining or self.worker.breaker != "closed" else 0
 
 
-class _Takes(NamedTuple):
-    """What steps take, in milliseconds."""
-
-    usual: float
-    long: float
-
-
-@dataclass(slots=True)
-class _Seen:
-    said: dict[str, live.Worker] = field(default_factory=dict)  #: by gateway, the latest last
-    steps: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_STEPS))
-    slow: bool = False
-
-    def takes(self, now: float) -> _Takes | None:
-        lately = [took for at, took in self.steps if at > now - _LATELY]
-        if len(lately) < _FEWEST:
-            return None
-        some = sorted(took for at, took in self.steps if at > now - _RANGE)
-        return _Takes(median(lately), some[int(_LONG * (len(some) - 1))])
-
-
 class Fleet:
-    """Takes what gateways say of workers. ``now`` is seconds of a clock that never goes back."""
+    """Takes what gateways say of workers."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, _Seen] = {}
+        self._said: dict[str, dict[str, live.Worker]] = {}  # by gateway, the latest last
         self._silent: set[str] = set()
 
-    def snapshot(self, gateway: str, workers: list[live.Worker], now: float) -> None:
+    def snapshot(self, gateway: str, workers: list[live.Worker]) -> None:
         """All that this gateway knows."""
         self._silent.discard(gateway)
         there = {_key(worker.id, worker.address) for worker in workers}
-        for key in [key for key, seen in self._seen.items() if gateway in seen.said]:
+        for key in [key for key, said in self._said.items() if gateway in said]:
             if key not in there:
                 self._forget(gateway, key)
         for worker in workers:
-            self.hear(gateway, worker, now)
+            self.hear(gateway, worker)
 
-    def hear(self, gateway: str, worker: live.Worker, now: float) -> tuple[View | None, View]:
+    def hear(self, gateway: str, worker: live.Worker) -> tuple[View | None, View]:
         """It before and now."""
         key = _key(worker.id, worker.address)
-        before = self._view(key)
-        seen = self._seen.setdefault(key, _Seen())
-        if before is not None and _computed(worker) > _computed(before.worker):
-            seen.steps.append((now, worker.last_step_ms))
-        seen.said.pop(gateway, None)
-        seen.said[gateway] = worker
-        after = self._view(key)
-        assert after is not None
-        return before, after
+        before = self._view(key) if key in self._said else None
+        said = self._said.setdefault(key, {})
+        said.pop(gateway, None)
+        said[gateway] = worker
+        return before, self._view(key)
 
     def gone(self, gateway: str, said: live.WorkerGone) -> View | None:
         """It as it was, when no other gateway has it any more."""
         key = _key(said.id, said.address)
-        before = self._view(key)
+        before = self._view(key) if key in self._said else None
         self._forget(gateway, key)
-        return None if key in self._seen else before
+        return None if key in self._said else before
 
     def silence(self, gateway: str) -> None:
         """What this gateway says counts no more, until it is heard again."""
         self._silent.add(gateway)
 
-    def judge(self, now: float) -> Iterator[View]:
-        """Tell slow workers from others anew; those of which that has changed."""
-        for view in self.views(now):
-            seen = self._seen[view.key]
-            slow = _is_slow(view, _BACK if seen.slow else SLOW)
-            if slow != seen.slow:
-                seen.slow = slow
-                yield replace(view, slow=slow)
-
-    def views(self, now: float) -> list[View]:
+    def views(self) -> list[View]:
         """All, in no order."""
-        takes = {key: seen.takes(now) for key, seen in self._seen.items()}
-        found = [view for key in self._seen if (view := self._view(key)) is not None]
-        by_role: dict[str, list[_Takes]] = {}
-        for view in found:
-            if (took := takes[view.key]) is not None:
-                by_role.setdefault(view.role, []).append(took)
-        others = {role: _Others(of_role) for role, of_role in by_role.items()}
-        return [
-            view if (took := takes[view.key]) is None else others[view.role].beside(view, took)
-            for view in found
-        ]
+        return [self._view(key) for key in self._said]
 
-    def _view(self, key: str) -> View | None:
-        seen = self._seen.get(key)
-        if seen is None:
-            return None
-        heard = [said for gateway, said in seen.said.items() if gateway not in self._silent]
-        states = [said.state for said in heard or seen.said.values()]
+    def _view(self, key: str) -> View:
+        by_gateway = self._said[key]
+        heard = [said for gateway, said in by_gateway.items() if gateway not in self._silent]
+        states = [said.state for said in heard or by_gateway.values()]
+        verdicts = [said.verdict for said in heard if said.verdict is not None]
         return View(
             key=key,
-            worker=(heard or list(seen.said.values()))[-1],
+            worker=(heard or list(by_gateway.values()))[-1],
             state=max(states, key=lambda s: STATES.index(s) if s in STATES else len(STATES)),
             heard=bool(heard),
-            slow=seen.slow,
+            verdict=max(verdicts, key=lambda v: (v.kind == _SLOW, v.times), default=None),
         )
 
     def _forget(self, gateway: str, key: str) -> None:
-        seen = self._seen.get(key)
-        if seen is not None:
-            seen.said.pop(gateway, None)
-            if not seen.said:
-                del self._seen[key]
-
-
-class _Others:
-    """What steps take at all workers of a role, to set one beside the others."""
-
-    def __init__(self, takes: Sequence[_Takes]) -> None:
-        self._usual = sorted(took.usual for took in takes)
-        self._long = sorted(took.long for took in takes)
-
-    def beside(self, view: View, took: _Takes) -> View:
-        return replace(
-            view,
-            step_ms=took.usual,
-            others_ms=_median_without(self._usual, took.usual),
-            long_ms=_median_without(self._long, took.long),
-        )
-
-
-def _is_slow(view: View, times: float) -> bool:
-    if view.step_ms is None or view.long_ms is None:
-        return False
-    return view.step_ms >= max(times * view.long_ms, view.long_ms + _MARGIN_MS)
-
-
-def _median_without(values: Sequence[float], one: float) -> float | None:
-    """The median of ordered ``values`` less ``one`` of them; None when that leaves nothing."""
-    left, out = len(values) - 1, bisect_left(values, one)
-    if left == 0:
-        return None
-    middle = ((left - 1) // 2, left // 2)
-    return sum(values[at if at < out else at + 1] for at in middle) / 2
+        said = self._said.get(key)
+        if said is not None:
+            said.pop(gateway, None)
+            if not said:
+                del self._said[key]
 
 
 def _key(id: str | None, address: str) -> str:
     return id or f"@{address}"
-
-
-def _computed(worker: live.Worker) -> int:
-    return worker.prompt_tokens + worker.generated_tokens

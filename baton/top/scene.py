@@ -98,7 +98,7 @@ class Scene:
             case live.Gateway():
                 gateway.said, gateway.ahead = said, said.at - now
             case live.Worker():
-                self._compare(*self._fleet.hear(name, said, now))
+                self._compare(*self._fleet.hear(name, said))
             case live.WorkerGone():
                 view = self._fleet.gone(name, said)
                 if view is not None and said.id is not None:
@@ -110,17 +110,12 @@ class Scene:
                 self._streams.hear(name, said, now)
 
     def tick(self) -> None:
-        """Keep the history, tell slow workers from others, and say what has added up."""
+        """Keep the history, and say what has added up."""
         now = self._clock()
         if now - self._ticked < 1:
             return
         self._ticked = now
         self.history.append(sum(g.said.tokens_per_s for g in self._heard if g.said))
-        for view in self._fleet.judge(now):
-            if view.slow:
-                self.note(Tone.BAD, f"{_called(view)} is slow: {_steps(view)}")
-            else:
-                self.note(Tone.GOOD, f"{_called(view)} is no longer slow: {_steps(view)}")
         for (worker, reason), count in self._streams.broken.items():
             text = f"{_counted(count, 'stream')} left {worker}: {reason}; going on elsewhere"
             self.note(Tone.WARN, text)
@@ -141,7 +136,7 @@ class Scene:
 
     def workers(self) -> list[View]:
         """In no order."""
-        return self._fleet.views(self._clock())
+        return self._fleet.views()
 
     def streams(self) -> list[Stream]:
         """The open requests that are known, in no order."""
@@ -183,7 +178,7 @@ class Scene:
                 why = f": {view.worker.reason}" if view.worker.reason else ""
                 found.append(Note(0.0, Tone.BAD, f"{_called(view)} is {view.state}{why}"))
             elif view.heard and view.slow:
-                found.append(Note(0.0, Tone.WARN, f"{_called(view)} is slow: {_steps(view)}"))
+                found.append(Note(0.0, Tone.WARN, f"{_called(view)} is slow: {view.slow.text}"))
         return found
 
     # -- gateways and workers --------------------------------------------------------------------
@@ -198,7 +193,7 @@ class Scene:
             count = _counted(len(said.workers), "worker")
             self.note(Tone.GOOD, f"{gateway.name} is {'back' if back else 'there'}, with {count}")
         gateway.said, gateway.why, gateway.ahead = said.gateway, None, said.at - now
-        self._fleet.snapshot(gateway.name, said.workers, now)
+        self._fleet.snapshot(gateway.name, said.workers)
         self._streams.snapshot(gateway.name, said.requests)
 
     def _lose(self, gateway: Gateway, why: str) -> None:
@@ -227,18 +222,15 @@ class Scene:
         if after.worker.breaker != before.worker.breaker:
             tone = Tone.GOOD if after.worker.breaker == "closed" else Tone.WARN
             self.note(tone, f"{called}: its breaker is {after.worker.breaker}")
+        if after.slow and not before.slow:
+            self.note(Tone.BAD, f"{called} is slow: {after.slow.text}")
+        elif before.slow and not after.slow:
+            self.note(Tone.GOOD, f"{called} is no longer slow")
 
 
 def _called(view: View) -> str:
     name = f"{view.worker.id} at " if view.worker.id else ""
     return f"{view.role or 'worker'} {name}{view.worker.address}"
-
-
-def _steps(view: View) -> str:
-    if view.step_ms is None:
-        return "it computes nothing now"
-    others = "" if view.others_ms is None else f", others {view.others_ms:.0f} ms"
-    return f"{view.step_ms:.0f} ms a step{others}"
 
 
 def _counted(count: int, thing: str) -> str:

@@ -38,7 +38,7 @@ class Fleet:
         if min(self.prefill, self.decode, self.colocated) < 0:
             raise ValueError(f"{self}: there are no fewer than 0 workers of a kind")
         if not self.colocated and not (self.prefill and self.decode):
-            raise ValueError(f"{self}: needs a prefill and a decode worker, or colocated ones")
+            raise ValueError(f"{self}: it takes --prefill and --decode, or --colocated")
 
     def __str__(self) -> str:
         parts = ((self.prefill, "P"), (self.decode, "D"), (self.colocated, "colocated"))

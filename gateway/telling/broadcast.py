@@ -11,6 +11,7 @@ from itertools import islice
 from baton import live
 from gateway.telling.feed import Feed, Listener
 from gateway.telling.live import Clock, Counting, Live, standing
+from gateway.telling.paces import Paces
 from gateway.telling.tale import Tale
 from gateway.telling.workers import Workers
 
@@ -35,8 +36,10 @@ class Broadcast:
     """Knows the requests that are open. While somebody listens it hears of each, and looks at the
     workers; otherwise it does nothing."""
 
-    def __init__(self, feed: Feed, workers: Workers, figures: Figures) -> None:
+    def __init__(self, feed: Feed, workers: Workers, paces: Paces, figures: Figures) -> None:
+        """``paces``: those that ``workers`` are judged by."""
         self._feed = feed
+        self._paces = paces
         self._workers = workers
         self._figures = figures
         self._clock = Clock(time.time() - time.monotonic())
@@ -59,7 +62,7 @@ class Broadcast:
         self._hearing.pop(tale, None)
 
     def _hear(self, tale: Tale) -> None:
-        hearer = Live(tale, self._feed, self._clock, self._count)
+        hearer = Live(tale, self._feed, self._paces, self._clock, self._count)
         self._hearing[tale] = hearer
         tale.hearers = (*tale.hearers, hearer)
 

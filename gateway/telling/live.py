@@ -9,6 +9,7 @@ from baton.errors import BatonError
 from baton.generation import Progress
 from gateway.telling.feed import Feed
 from gateway.telling.gaps import Gaps, milliseconds
+from gateway.telling.paces import Paces
 from gateway.telling.tale import Ending, Leaving, Placing, Tale
 
 #: Seconds between two ``decode`` events of a choice.
@@ -38,6 +39,7 @@ class _Choice:
     said_at: float = 0.0  #: of the last event
     said_tokens: int = 0  #: by then
     begun: bool = False
+    decode: str = ""  #: worker that has it
 
 
 class Live:
@@ -45,14 +47,17 @@ class Live:
 
     curious = True
 
-    def __init__(self, tale: Tale, feed: Feed, clock: Clock, count: Counting) -> None:
+    def __init__(self, tale: Tale, feed: Feed, paces: Paces, clock: Clock, count: Counting) -> None:
         self._tale = tale
         self._feed = feed
+        self._paces = paces
         self._clock = clock
         self._count = count
         self._id = tale.request.request_id
         begun = tale.first_token_at is not None
-        self._choices = {c: _Choice(begun=begun) for c in tale.request.choices}
+        place = tale.place
+        decode = "" if place is None else live.short(place.decode.instance_id)
+        self._choices = {c: _Choice(begun=begun, decode=decode) for c in tale.request.choices}
         self._gaps = Gaps()
 
     def queued(self, at: float) -> None:
@@ -70,6 +75,8 @@ class Live:
 
     def placed(self, placing: Placing) -> None:
         place = placing.place
+        for choice in placing.choices:
+            self._choices[choice].decode = live.short(place.decode.instance_id)
         self._feed.say(
             live.Placed(
                 request=self._id,
@@ -86,16 +93,18 @@ class Live:
         )
 
     def progressed(self, attempt: int, progress: Progress, at: float) -> None:
-        unix = self._clock.unix(at)
+        unix, worker = self._clock.unix(at), live.short(progress.prefill_instance_id)
+        computed, total = progress.computed_tokens, progress.total_tokens
+        self._paces.computed(worker, (self._id, attempt), at, computed, total)
         self._feed.say(
             live.Prefill(
                 request=self._id,
                 at=unix,
                 attempt=attempt,
-                worker=live.short(progress.prefill_instance_id),
-                computed=progress.computed_tokens,
+                worker=worker,
+                computed=computed,
                 cached=progress.cached_tokens,
-                total=progress.total_tokens,
+                total=total,
             )
         )
         if progress.kv_total_bytes:
@@ -125,6 +134,7 @@ class Live:
             self._go_on(choice, attempt, mine, at)
 
     def left(self, leaving: Leaving) -> None:
+        self._paces.left((self._id, leaving.attempt))
         message = leaving.how.message if isinstance(leaving.how, BatonError) else None
         self._feed.say(
             live.AttemptEnded(
@@ -173,6 +183,7 @@ class Live:
         known = bool(mine.said_at)
         rate = (tokens - mine.said_tokens) / (at - mine.said_at) if known else 0.0
         mine.said_at, mine.said_tokens = at, tokens
+        self._paces.streamed(mine.decode, at, rate)
         self._feed.say(
             live.Decode(
                 request=self._id,

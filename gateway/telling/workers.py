@@ -10,6 +10,7 @@ from gateway.fleet import Load, Report
 from gateway.registry import Member
 from gateway.telling.feed import Feed
 from gateway.telling.gaps import milliseconds
+from gateway.telling.paces import Paces
 
 #: Seconds between two looks at the workers, and how many of them are told of a second at most.
 _EVERY, _A_SECOND = 0.25, 400
@@ -33,13 +34,20 @@ class Workers:
     """Looks at the members of a registry while somebody listens."""
 
     def __init__(
-        self, members: Callable[[], Iterable[Member]], feed: Feed, clock: Callable[[], float]
+        self,
+        members: Callable[[], Iterable[Member]],
+        feed: Feed,
+        paces: Paces,
+        clock: Callable[[], float],
     ) -> None:
         """``clock``: monotonic seconds."""
         self._members = members
         self._feed = feed
+        self._paces = paces
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
+        self._verdicts: dict[str, live.Verdict] = {}
+        self._judged_at = 0.0
 
     @property
     def pause(self) -> float:
@@ -58,6 +66,7 @@ class Workers:
         for key in self._seen.keys() - members.keys():
             gone = self._seen.pop(key).said
             self._feed.say(live.WorkerGone(at=at, id=gone.id, address=gone.address))
+        verdicts = self._judge(now)
         for key, member in members.items():
             seen = self._seen.get(key)
             report = None if member.worker is None else member.worker.report
@@ -66,17 +75,33 @@ class Workers:
                 self._rate(seen, report, now)
                 self._feed.say(seen.said)
                 continue
-            moved = self._rate(seen, report, now)
-            if moved or report is not seen.report or _stands(member) != _stood(seen.said):
-                described = _described(member, at, seen)
+            moved, verdict = self._rate(seen, report, now), verdicts.get(seen.said.id or "")
+            news = moved or report is not seen.report or verdict != seen.said.verdict
+            if news or _stands(member) != _stood(seen.said):
+                described = replace(_described(member, at, seen), verdict=verdict)
                 if replace(described, at=seen.said.at) != seen.said:
                     seen.said = described
                     self._feed.say(described)
+            if report is not None and report is not seen.report:
+                self._paces.stepped(
+                    seen.said.id or "", now, seen.said.last_step_ms, seen.said.running
+                )
             seen.report = report
+
+    def _judge(self, now: float) -> dict[str, live.Verdict]:
+        """By what is known so far, at most once a second: it takes a while with many."""
+        if now - self._judged_at >= _RATE:
+            self._judged_at = now
+            told = [seen.said for seen in self._seen.values()]
+            self._paces.keep(said.id for said in told if said.id is not None)
+            self._verdicts = self._paces.verdicts(told, now)
+        return self._verdicts
 
     def forget(self) -> None:
         """Nobody listens: what was last said is of no use."""
         self._seen.clear()
+        self._paces.forget()
+        self._verdicts = {}
 
     def _rate(self, seen: _Seen, report: Report | None, now: float) -> bool:
         """Take the rates anew where it is time; returns whether they have changed."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from baton.errors import BatonError, InternalError
@@ -26,6 +27,7 @@ from model.cache.journal import Changes
 from model.cache.prefix import PrefixCache
 from model.engine.costs import Costs
 from model.engine.events import Event, LayerReady
+from model.engine.masks import MasksAhead
 from model.engine.plan import StepPlan, StepResult
 from model.engine.runner import Runner
 from model.engine.scheduler import Scheduler
@@ -80,8 +82,12 @@ class Engine:
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
         on_step: OnStep = lambda seconds, prompt_tokens, decodes: None,
+        masks: MasksAhead | None = None,
     ) -> None:
-        """Raises ValueError when ``settings.block_size`` is not the runner's."""
+        """``masks``: none makes them in series with the step; it is closed with the engine.
+
+        Raises ValueError when ``settings.block_size`` is not the runner's.
+        """
         if settings.block_size != runner.compatibility.block_size:
             raise ValueError(
                 f"block_size is {settings.block_size}, "
@@ -91,6 +97,7 @@ class Engine:
         self.settings = settings
         self._emit = emit
         self._on_step = on_step
+        self._masks = masks
         self._clock = clock
         self._pool = BlockPool(runner.num_blocks)
         prefix = PrefixCache(self._pool, settings.block_size, runner.compatibility.layout)
@@ -275,6 +282,8 @@ class Engine:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 raise TimeoutError(f"the engine's step did not end within {timeout_s} s")
+        if self._masks is not None:
+            self._masks.close()
 
     def step(self) -> bool:
         """Plan, compute, commit and emit once. False when there was nothing to do."""
@@ -313,7 +322,8 @@ class Engine:
                 self._emit([LayerReady(seq_id, layer, end, at) for seq_id, end in exports])
 
         try:
-            return self.runner.run(plan, on_layer)
+            with nullcontext() if self._masks is None else self._masks.beside(plan):
+                return self.runner.run(plan, on_layer)
         except BatonError as error:
             return error
         except Exception as error:  # noqa: BLE001 - whatever a device raises ends only this step

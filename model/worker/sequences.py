@@ -20,6 +20,7 @@ from model.engine.events import (
     SequencePreempted,
     TokenSampled,
 )
+from model.engine.masks import MasksAhead
 from model.engine.runner import Runner
 from model.engine.sequence import Reservation, SequenceRequest
 from model.engine.settings import SchedulerSettings
@@ -130,7 +131,7 @@ class Sequences:
     def __init__(self, runner: Runner, settings: SchedulerSettings, on_step: OnStep) -> None:
         self._loop = asyncio.get_running_loop()
         self._live: dict[int, LiveSequence] = {}
-        self.engine = Engine(runner, settings, self._emit, on_step=on_step)
+        self.engine = Engine(runner, settings, self._emit, on_step=on_step, masks=MasksAhead())
 
     @contextmanager
     def open(self, request: SequenceRequest) -> Iterator[LiveSequence]:

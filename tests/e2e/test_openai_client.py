@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
@@ -67,6 +68,31 @@ async def test_log_probabilities_from_prefill_and_decode_worker(openai: AsyncOpe
         assert one.top_logprobs[0].token == one.token
         assert one.top_logprobs[0].logprob == one.logprob
         assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-6
+
+
+async def test_an_echo_has_the_log_probabilities_that_it_was_written_with(
+    openai: AsyncOpenAI,
+) -> None:
+    """Those of the prompt's own first tokens are of decode steps too: each given those before."""
+    common: dict[str, Any] = {"model": MODEL, "temperature": 0, "logprobs": 2}
+    more = {"return_token_ids": True, "ignore_eos": True}
+    written = await openai.completions.create(
+        prompt=PROMPT, max_tokens=16, extra_body=more, **common
+    )
+    assert written.model_extra is not None and written.choices[0].model_extra is not None
+    tokens = [
+        *written.model_extra["prompt_token_ids"],
+        *written.choices[0].model_extra["token_ids"],
+    ]
+    echo = await openai.completions.create(prompt=tokens, max_tokens=0, echo=True, **common)
+    scored, before = echo.choices[0].logprobs, written.choices[0].logprobs
+    assert scored is not None and before is not None
+    assert scored.tokens is not None and "".join(scored.tokens) == echo.choices[0].text
+    assert scored.token_logprobs is not None and scored.token_logprobs[0] is None
+    count = len(before.tokens or [])
+    assert count == 16 and scored.tokens[-count:] == before.tokens
+    assert scored.token_logprobs[-count:] == pytest.approx(before.token_logprobs, abs=1e-4)
+    assert all(score is not None and score < 0 for score in scored.token_logprobs[1:])
 
 
 async def test_responses_streamed(openai: AsyncOpenAI) -> None:

@@ -12,8 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from httpx_sse import connect_sse
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
 
+from baton import live
+from baton.top.fleet import Fleet
 from tests.e2e.browser import DESKTOP, PATIENCE, PHONE, chromium, needs_chromium, visit
 from tests.e2e.cluster import DEMO, MODEL, ROOT, Cluster, Process, cluster, until
 
@@ -124,6 +127,21 @@ def slow_decode_worker(running: Cluster) -> Iterator[None]:
         assert child.wait(PATIENCE / 1000) == 0
 
 
+def slow_in_top(running: Cluster) -> str:
+    """The address of the first that `baton top` takes for slow."""
+    fleet = Fleet()
+    with httpx.Client(timeout=10) as http, connect_sse(http, "GET", f"{running.url}/live") as feed:
+        for event in feed.iter_sse():
+            match live.parse(event.event, event.data):
+                case live.Snapshot() as said:
+                    fleet.snapshot("gw", said.workers)
+                case live.Worker() as said:
+                    fleet.hear("gw", said)
+            if slow := [view.worker.address for view in fleet.views() if view.slow]:
+                return slow[0]
+    raise AssertionError("the feed has ended")
+
+
 def test_a_slow_worker_is_named_within_ten_seconds(running: Cluster, browser: Browser) -> None:
     with visit(browser, running.url) as page, slow_decode_worker(running):
         expect(page.locator("#decode .card .state", has_text="healthy")).to_have_count(3)
@@ -132,9 +150,28 @@ def test_a_slow_worker_is_named_within_ten_seconds(running: Cluster, browser: Br
             re.compile(r"D3 is slow: step 2\d\d ms, others \d+ ms"), timeout=10_000
         )
         expect(page.locator(".badge.slow")).to_have_count(1)
-        assert page.locator('.card[data-verdict="slow"]').get_attribute("data-worker") == "D3"
+        card = page.locator('.card[data-verdict="slow"]')
+        assert card.get_attribute("data-worker") == "D3"
+        assert slow_in_top(running) == card.locator(".where").inner_text()
         page.get_by_role("button", name="Stop these").click()
     until(lambda: len(running.loads()) == 4, 30.0, "it has left")
+
+
+#: Addresses that are left when one of two members that never reported has gone.
+LEFT = """async () => {
+    const { Fleet } = await import("/page/fleet.js");
+    const fleet = new Fleet();
+    const member = (address) => ({ at: 1, id: null, address, roles: [], state: "connecting" });
+    const workers = ["a:1", "b:1"].map(member);
+    fleet.hear("snapshot", { at: 1, gateway: {}, workers, requests: [] });
+    fleet.hear("worker_gone", { at: 2, id: null, address: "a:1" });
+    return [...fleet.workers.keys()];
+}"""
+
+
+def test_a_member_that_never_reported_can_go(running: Cluster, browser: Browser) -> None:
+    with visit(browser, running.url) as page:
+        assert page.evaluate(LEFT) == ["b:1"]
 
 
 def test_the_page_works_by_keyboard_alone(running: Cluster, browser: Browser) -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from baton.errors import DecodeLost
 from baton.generation import FinishReason
-from tests.fakes import EOS, FakeSession, FakeWorker, Submitted, answering, ids, write_checkpoint
+from tests.fakes import (
+    EOS,
+    FakeSession,
+    FakeWorker,
+    Submitted,
+    answering,
+    echoing,
+    ids,
+    write_checkpoint,
+)
 from tests.fakes import scored as told
 from tests.gateways import Gateway, events, serving
 
@@ -115,7 +124,7 @@ async def test_a_worker_that_does_not_tell_is_left(checkpoint: Path) -> None:
     [
         ({"logprobs": 6}, "logprobs is 6, but must be at least 0 and at most 5"),
         ({"logprobs": True}, "'logprobs' is True"),
-        ({"logprobs": 1, "echo": True}, "'echo' with 'logprobs' is not supported"),
+        ({"logprobs": 1, "echo": True, "prompt": "x" * 2000}, "2000 tokens would take a grammar"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"max_tokens": -1, "echo": True}, "max_tokens is -1, but must be at least 0"),
         ({"prompt": ["a"] * 65, "n": 2}, "65 prompts and n is 2, together 130 answers, but 128"),
@@ -124,7 +133,7 @@ async def test_a_worker_that_does_not_tell_is_left(checkpoint: Path) -> None:
     ],
 )
 async def test_what_is_refused(checkpoint: Path, fields: dict[str, Any], says: str) -> None:
-    async with serving(checkpoint, [colocated()]) as gateway:
+    async with serving(checkpoint, [colocated()], max_grammar_bytes=10_000) as gateway:
         response = await gateway.complete(**fields)
         assert response.status_code == 400
         assert says in response.json()["error"]["message"]
@@ -178,3 +187,41 @@ async def test_echo(checkpoint: Path) -> None:
     assert alone["choices"][0]["finish_reason"] == "length"
     assert "".join(choice["text"] for choice in silent) == "hé"
     assert len(worker.submits) == before, "no worker is asked for nothing"
+
+
+async def test_an_echo_is_scored_before_it_is_answered(checkpoint: Path) -> None:
+    prompt = ids("h\u20ac y")
+    worker = colocated(script=echoing(answering(TEXT)))
+    asked: dict[str, Any] = {"prompt": "h\u20ac y", "echo": True, "logprobs": 1, "n": 2}
+    async with serving(checkpoint, [worker]) as gateway:
+        body = (await gateway.complete(**asked)).json()
+        streamed = await chunks(gateway, **asked)
+        alone = (await gateway.complete(**asked | {"max_tokens": 0})).json()
+        one = (await gateway.complete(**asked | {"prompt": "h", "max_tokens": 0})).json()
+    scoring = worker.submits[0].generation
+    assert (scoring.prompt_ids, scoring.sampling.max_tokens) == (tuple(prompt[:1]), 5)
+    assert worker.submits[1].generation.prompt_ids == tuple(prompt)
+    assert len(worker.submits) == 2 * 2 + 1, "the choices of a prompt share what it scores"
+    for choice in body["choices"]:
+        found = choice["logprobs"]
+        assert choice["text"] == "h\u20ac y" + TEXT
+        assert found["tokens"][:5] == ["h", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", " "]
+        assert found["text_offset"] == [0, 1, 1, 1, 2, 3, 4, 5, 5, 5, 6, 7]
+        scores = [-token_id / 64 for token_id in (*prompt[1:], *ids(TEXT))]
+        assert found["token_logprobs"] == [None, *scores]
+        assert found["top_logprobs"][0] is None and found["top_logprobs"][4] == {
+            "!": 0.0,
+            " ": scores[3],
+        }
+        parts = [c["logprobs"] for c in streamed if c["index"] == choice["index"] and c["logprobs"]]
+        assert {key: [one for part in parts for one in part[key]] for key in found} == found
+    assert alone["choices"][1]["logprobs"]["token_logprobs"] == [None, *scores[:5]]
+    assert alone["usage"]["completion_tokens"] == 0
+    assert one["choices"][0]["logprobs"]["token_logprobs"] == [None]
+
+
+async def test_a_worker_that_writes_another_prompt_is_found_out(checkpoint: Path) -> None:
+    async with serving(checkpoint, [colocated(script=answering("ey"))]) as gateway:
+        answer = await gateway.complete("hex", echo=True, logprobs=0)
+    assert answer.status_code == 500
+    assert f"token 2 of the prompt came back as {ids('y')[0]}" in answer.text

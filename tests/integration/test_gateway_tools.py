@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,13 @@ from tests.fakes import (
     write_checkpoint,
 )
 from tests.gateways import Gateway, events, serving
-from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpoint
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_talking_checkpoint(tmp_path_factory.mktemp("qwen"))
+from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP
 
 
 @pytest.fixture(scope="session")
 def plain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its template knows neither tools nor thoughts."""
     return write_checkpoint(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-async def worker() -> FakeWorker:
-    return FakeWorker(script=answering(CALLS), local_prefill=True)
-
-
-@pytest.fixture
-async def gateway(checkpoint: Path, worker: FakeWorker) -> AsyncIterator[Gateway]:
-    async with serving(checkpoint, [worker]) as served:
-        yield served
 
 
 def message(answer: Any) -> dict[str, Any]:
@@ -243,6 +226,21 @@ async def test_a_conversation_with_calls_can_be_counted(gateway: Gateway) -> Non
     messages[1]["role"] = "user"
     refused = await gateway.client.post("/tokenize", json={"messages": messages})
     assert refused.status_code == 400 and "'messages.1.tool_call_id'" in refused.text
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tools": [ADD, STOP]}, {"chat_template_kwargs": {"enable_thinking": False}}, {}]
+)
+async def test_tokens_are_counted_as_a_chat_has_them(
+    gateway: Gateway, worker: FakeWorker, fields: dict[str, Any]
+) -> None:
+    asked = {"messages": [{"role": "user", "content": "hi"}], **fields}
+    found = (await gateway.client.post("/tokenize", json=asked)).json()
+    await gateway.chat(**fields)
+    assert tuple(found["tokens"]) == worker.submits[0].generation.prompt_ids
+    refused = await gateway.client.post("/tokenize", json={"prompt": "hi", **fields})
+    assert refused.status_code == (400 if fields else 200)
+    assert all(f"'{name}' needs 'messages'" in refused.text for name in fields)
 
 
 def named(name: str, **more: Any) -> dict[str, Any]:

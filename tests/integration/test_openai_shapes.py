@@ -203,6 +203,8 @@ async def test_to_tokens_and_back(gateway: Gateway) -> None:
     for path, body in (
         ("/tokenize", {}),
         ("/tokenize", {"prompt": "a", "messages": HELLO}),
+        ("/tokenize", {"messages": []}),
+        ("/tokenize", {"messages": HELLO, "chat_template_kwargs": {"x": 1}}),
         ("/tokenize", {"prompt": "a", "model": "other"}),
         ("/tokenize", {"messages": HELLO, "add_generation_prompt": False}),
         ("/detokenize", {"tokens": [260]}),

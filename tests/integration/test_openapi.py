@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from gateway.openapi import OPERATIONS
 from gateway.telling.timings import ASK, ASKED, FIELD
-from tests.fakes import MODEL, FakeWorker, answering
+from tests.fakes import MODEL, FakeWorker, answering, echoing
 from tests.gateways import Gateway, serving
 from tests.tool_talk import ADD, CALLS, JSON_SCHEMA, STOP, write_talking_checkpoint
 
@@ -35,7 +35,7 @@ TOOL = {"type": "function", **ADD["function"]}
 
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[Gateway]:
-    worker = FakeWorker(local_prefill=True, script=answering(CALLS))
+    worker = FakeWorker(local_prefill=True, script=echoing(answering(CALLS)))
     # The one who sends shares this process: what it holds up is not the gateway's silence.
     model = write_talking_checkpoint(tmp_path)
     async with serving(model, [worker], heartbeat_interval=10) as served:
@@ -79,6 +79,7 @@ async def test_answers_are_as_it_says(gateway: Gateway) -> None:
     holds("ChatCompletion", (await gateway.chat(response_format=JSON_SCHEMA)).json())
     texts = await gateway.complete(["a", "b"], logprobs=1, return_token_ids=True)
     holds("Completion", texts.json())
+    holds("Completion", (await gateway.complete("ab", logprobs=1, echo=True)).json())
     body = {"model": MODEL, "input": "hi", "include": ["message.output_text.logprobs"]}
     holds("ResponseBody", (await gateway.client.post("/v1/responses", json=body)).json())
     schema = {"type": "json_schema", **JSON_SCHEMA["json_schema"]}
@@ -175,4 +176,4 @@ async def test_tools_formats_and_items_of_every_kind(gateway: Gateway) -> None:
 @pytest.mark.timeout(1200)
 async def test_much_of_whatever_is_sent(gateway: Gateway) -> None:
     statuses = await asyncio.to_thread(fuzz, gateway.url, 300)
-    assert statuses[200] > 200 and statuses[400] > 1000, statuses
+    assert statuses[200] > 150 and statuses[400] > 1000, statuses

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from tests.fakes import MODEL, FakeWorker, answering, ids
 from tests.gateways import Gateway, serving
-from tests.tool_talk import ADD, CALLS, SCHEMA, STOP, write_talking_checkpoint
+from tests.tool_talk import ADD, CALLS, SCHEMA, STOP
 
 TOOLS: Any = [{"type": "function", "strict": False, **tool["function"]} for tool in (ADD, STOP)]
 TOOLS[1]["parameters"] = None
@@ -24,22 +24,6 @@ ARGUMENTS = '{"a": 1, "b": 2}'
 
 class Count(BaseModel):
     n: int
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_talking_checkpoint(tmp_path_factory.mktemp("qwen"))
-
-
-@pytest.fixture
-async def worker() -> FakeWorker:
-    return FakeWorker(script=answering(CALLS), local_prefill=True)
-
-
-@pytest.fixture
-async def gateway(checkpoint: Path, worker: FakeWorker) -> AsyncIterator[Gateway]:
-    async with serving(checkpoint, [worker]) as served:
-        yield served
 
 
 @pytest.fixture

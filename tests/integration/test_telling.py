@@ -46,8 +46,9 @@ async def whole(
     """A gateway in front of a prefill worker and decode workers."""
     traced: dict[str, Any] = {"otlp_endpoint": otlp} if otlp else {}
     where: dict[str, Any] = {"local_prefill": True} if local else {"local_prefill_queue": 0}
-    async with cluster(0 if local else 1, decode, cost=COST, **where, **traced) as c:
-        async with serving(
+    async with (
+        cluster(0 if local else 1, decode, cost=COST, **where, **traced) as c,
+        serving(
             checkpoint,
             [],
             healthy=len(c.workers),
@@ -55,12 +56,9 @@ async def whole(
             decode=[w.address for w in c.decode],
             prefill=[w.address for w in c.prefill],
             **traced,
-        ) as gateway:
-            yield gateway, c
-        # sse-starlette's own, one for each loop, for ever: not a worker's.
-        for task in asyncio.all_tasks():
-            if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
-                task.cancel()
+        ) as gateway,
+    ):
+        yield gateway, c
 
 
 def body(**fields: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,13 +16,15 @@ from baton.top.app import Looks, Top
 from baton.top.feed import LiveFeed
 from baton.top.orders import FleetOrders, OrderFailed
 from model.engine.mock_runner import CostModel
-from tests.fakes import eventually, write_checkpoint
+from tests.fakes import FakeWorker, answering, eventually, write_checkpoint
 from tests.gateways import Gateway, serving
 from tests.workers import Cluster, cluster
 
 #: Slow enough that an answer is seen on its way.
 COST = CostModel(step_s=0.005, prefill_token_s=1e-4)
 LOOKS = Looks(refresh=0.1, tube=None, motion=False)
+#: A stream that has three of its nine tokens: where it is, its prompt, its answer.
+SHOWN = ["decode", "2", "3/9"]
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +43,9 @@ def noted(top: Top, text: str) -> bool:
 
 @asynccontextmanager
 async def fleet(checkpoint: Path) -> AsyncIterator[tuple[Gateway, Cluster]]:
-    async with cluster(1, 2, cost=COST, local_prefill_queue=0) as c:
-        async with serving(
+    async with (
+        cluster(1, 2, cost=COST, local_prefill_queue=0) as c,
+        serving(
             checkpoint,
             [],
             healthy=3,
@@ -51,12 +53,9 @@ async def fleet(checkpoint: Path) -> AsyncIterator[tuple[Gateway, Cluster]]:
             heartbeat_interval=0.5,  # more than the workers' own, less than their patience
             decode=[w.address for w in c.decode],
             prefill=[w.address for w in c.prefill],
-        ) as gateway:
-            yield gateway, c
-        # sse-starlette's own, one for each loop, for ever: not a worker's.
-        for task in asyncio.all_tasks():
-            if getattr(task.get_coro(), "__name__", "") == "_shutdown_watcher":
-                task.cancel()
+        ) as gateway,
+    ):
+        yield gateway, c
 
 
 async def test_a_fleet_is_watched_and_steered(checkpoint: Path) -> None:
@@ -94,6 +93,23 @@ async def test_a_fleet_is_watched_and_steered(checkpoint: Path) -> None:
             await eventually(lambda: noted(top, "is back, with"))
             await pilot.press("q")
         assert top.return_code == 0
+
+
+async def test_a_stream_is_shown_while_it_runs(checkpoint: Path) -> None:
+    worker = FakeWorker(script=answering("hello", pause=0.3, stop_after=3), local_prefill=True)
+    async with (
+        serving(checkpoint, [worker]) as gateway,
+        httpx.AsyncClient() as http,
+        AsyncClient(gateway.url) as client,
+    ):
+        orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
+        top = Top([LiveFeed(gateway.admin_url, http)], orders, LOOKS)
+        async with top.run_test(size=(100, 30)):
+            await eventually(lambda: len(rows(top, "workers")) == 1)
+            async with client.generate("hi", stream=True, max_new_tokens=9) as stream:
+                await anext(stream)
+                await eventually(lambda: [row[1:4] for row in rows(top, "streams")] == [SHOWN])
+            await eventually(lambda: rows(top, "streams") == [])
 
 
 def choose(top: Top, role: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from baton.errors import InvalidRequest
-from gateway.tokenizer import CheckpointError, load
+from gateway.tokenizer import CheckpointError, ModelTokenizer, load
 from tests.fakes import ASSISTANT, CONTEXT, EOS, SYSTEM, USER, VOCAB_SIZE, ids, write_checkpoint
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -21,12 +21,16 @@ def rewrite(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**value, **fields}), encoding="utf-8")
 
 
+async def chat(tokenizer: ModelTokenizer) -> tuple[int, ...]:
+    return await tokenizer.encode_rendered(tokenizer.render_chat(HELLO))
+
+
 async def test_a_whole_checkpoint(tmp_path: Path) -> None:
     tokenizer = load(str(write_checkpoint(tmp_path)))
     assert tokenizer.eos_ids == (EOS,)
     assert (tokenizer.context_length, tokenizer.vocab_size) == (CONTEXT, VOCAB_SIZE)
     assert await tokenizer.encode("hé") == tuple(ids("hé"))
-    assert await tokenizer.encode_chat(HELLO) == (USER, *ids("hi"), ASSISTANT)
+    assert await chat(tokenizer) == (USER, *ids("hi"), ASSISTANT)
     long = "x" * 100_000
     assert await tokenizer.encode(long) == tuple(ids(long))
 
@@ -43,7 +47,7 @@ async def test_beginning_of_sequence_is_put_once(tmp_path: Path) -> None:
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     assert await load(str(folder)).encode("a") == (SYSTEM, *ids("a"))
-    assert await load(str(folder)).encode_chat(HELLO) == (USER, *ids("hi"), ASSISTANT)
+    assert await chat(load(str(folder))) == (USER, *ids("hi"), ASSISTANT)
 
 
 async def test_the_template_of_a_file_wins_and_has_what_templates_use(tmp_path: Path) -> None:
@@ -53,7 +57,7 @@ async def test_the_template_of_a_file_wins_and_has_what_templates_use(tmp_path: 
         "{{ strftime_now('') }}{{ eos_token }}",
         encoding="utf-8",
     )
-    encoded = await load(str(folder)).encode_chat(HELLO)
+    encoded = await chat(load(str(folder)))
     assert encoded == (*ids('{"role": "user", "content": "hi"}'), EOS)
 
 
@@ -62,13 +66,13 @@ async def test_templates_are_boxed_in_and_refuse_clearly(tmp_path: Path) -> None
     path = folder / "chat_template.jinja"
     path.write_text("{{ messages.append(1) }}", encoding="utf-8")
     with pytest.raises(InvalidRequest, match="chat template refuses"):
-        await load(str(folder)).encode_chat(HELLO)
+        await chat(load(str(folder)))
     path.write_text("{{ raise_exception('no such role') }}", encoding="utf-8")
     with pytest.raises(InvalidRequest, match="no such role"):
-        await load(str(folder)).encode_chat(HELLO)
+        await chat(load(str(folder)))
     path.write_text("{{ messages[7].content.x }}", encoding="utf-8")
     with pytest.raises(InvalidRequest, match="chat template refuses"):
-        await load(str(folder)).encode_chat(HELLO)
+        await chat(load(str(folder)))
     path.write_text("{% for", encoding="utf-8")
     with pytest.raises(CheckpointError, match="line 1"):
         load(str(folder))
@@ -78,7 +82,7 @@ async def test_without_a_template_chat_is_refused(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path)
     rewrite(folder / "tokenizer_config.json", chat_template=None)
     with pytest.raises(InvalidRequest, match="no chat template"):
-        await load(str(folder)).encode_chat(HELLO)
+        await chat(load(str(folder)))
 
 
 def test_ends_of_sequence(tmp_path: Path) -> None:

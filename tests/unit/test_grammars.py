@@ -14,7 +14,7 @@ from baton.errors import InternalError, InvalidRequest, UnsupportedParameter
 from baton.grammar_limits import GrammarLimits
 from baton.grammars import Constraint, Grammars
 from baton.sampling import SamplingSpec
-from gateway.grammar import json_schema
+from gateway.grammar import exactly, json_schema
 from model.engine.mock_runner import Answers
 from model.engine.plan import Sample
 from model.sampling.allowed import allowed_ids
@@ -69,6 +69,16 @@ async def test_ends_wait_for_min_tokens_where_there_is_another_way(grammars: Gra
     spec = SamplingSpec(eos_ids=(EOS,), min_tokens=3)
     assert may_come(constraint, "a", spec) == ["b"]
     assert may_come(constraint, "ab", spec) == ["<|eos|>"]
+
+
+async def test_given_ids_may_come_and_no_others(grammars: Grammars) -> None:
+    """Whatever they are: bytes of no character, special tokens, ends in the middle."""
+    written = [*ids("a"), 0x80, 0xFF, EOS, EOS, *range(256, VOCAB_SIZE), 0]
+    constraint = await grammars.begin(exactly(written), (EOS,))
+    spec = SamplingSpec(eos_ids=(EOS,))
+    for place, token_id in enumerate(written):
+        asked = Sample(spec, (1,), written[:place], constraint=constraint)
+        assert allowed_ids(asked, VOCAB_SIZE) == [token_id]
 
 
 @pytest.mark.parametrize(

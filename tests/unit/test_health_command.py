@@ -39,7 +39,7 @@ async def test_a_worker_loads_serves_and_is_gone(capsys: pytest.CaptureFixture[s
     assert await ask(server.address, "--alive") == 1
     said = capsys.readouterr().out.splitlines()
     assert [line.removeprefix(f"{server.address}: ") for line in said] == [
-        *("loading weights", "loading weights", "ready", "starting")
+        *("loading weights", "loading weights", "ready", "does not answer, or is not ready yet")
     ]
 
 

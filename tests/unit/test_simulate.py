@@ -233,6 +233,6 @@ def test_a_load_that_lasts_comes_again() -> None:
 
 def test_the_command_says_what_it_cannot_simulate(capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate_main(["--prefill", "1", "--rates", "1"]) == 2
-    assert "needs a prefill and a decode worker" in capsys.readouterr().err
+    assert "it takes --prefill and --decode" in capsys.readouterr().err
     assert simulate_main(["--colocated", "1", "--requests", "5"]) == 2
     assert "--rates" in capsys.readouterr().err

@@ -27,7 +27,6 @@ from baton.top.streams import LATELY, MOST
 from baton.top.window import Window
 from tests.feeds import (
     BEGAN,
-    computing,
     decoded,
     ended,
     first_token,
@@ -35,6 +34,7 @@ from tests.feeds import (
     left,
     placed,
     queued,
+    slow,
     snapshot,
     worker,
 )
@@ -92,96 +92,56 @@ def test_percentiles_are_of_the_last_seconds_only() -> None:
 # -- workers --------------------------------------------------------------------------------------
 
 
-def computes(fleet: Fleet, said: live.Worker, step_ms: float, now: float) -> None:
-    fleet.hear("gw", said, now)
-    for each in computing(said, step_ms):
-        fleet.hear("gw", each, now)
+def test_who_is_slow_comes_first_and_is_noted_once(clock: Clock) -> None:
+    view = scene(clock)
+    one, other = worker("01aaaaaa"), worker("02bbbbbb")
+    view.hear("gw", snapshot(one, other))
+    for said in (slow(other), slow(other, "step 70 ms, others 22 ms"), other):
+        view.hear("gw", said)
+        [first, _] = sorted(view.workers(), key=columns.by_trouble)
+        assert first.name == ("02bbbbbb" if said.verdict else "01aaaaaa")
+    assert [note.text.partition(":9001 ")[2] for note in view.notes if "slow" in note.text] == [
+        "is slow: step 66 ms, others 22 ms",
+        "is no longer slow",
+    ]
 
 
-def test_the_slow_one_is_found_and_is_slow_until_it_is_not() -> None:
-    fleet = Fleet()
-    for id, step_ms in (("01aaaaaa", 20.0), ("02bbbbbb", 70.0), ("03cccccc", 24.0)):
-        computes(fleet, worker(id), step_ms, 100.0)
-    computes(fleet, worker("04dddddd", "prefill"), 200.0, 100.0)  # another role: others' times
-    [slow] = fleet.judge(101.0)
-    assert (slow.name, slow.slow, slow.step_ms, slow.others_ms) == ("02bbbbbb", True, 70.0, 22.0)
-    assert list(fleet.judge(101.0)) == []
-    assert min(fleet.views(101.0), key=columns.by_trouble).name == slow.name
-
-    for each in computing(worker("02bbbbbb", generated_tokens=1000), 21.0, times=20):
-        fleet.hear("gw", each, 102.0)
-    [well] = fleet.judge(102.0)
-    assert (well.name, well.slow) == ("02bbbbbb", False)
-
-
-def test_of_two_workers_one_is_slow_by_the_other() -> None:
-    fleet = Fleet()
-    computes(fleet, worker("01aaaaaa"), 20.0, 100.0)
-    computes(fleet, worker("02bbbbbb"), 50.0, 100.0)
-    assert [view.name for view in fleet.judge(101.0)] == ["02bbbbbb"]
-
-
-@pytest.mark.parametrize(
-    "steps",
-    [
-        {"01aaaaaa": 20.0, "02bbbbbb": 39.0},  # less than twice as long
-        {"01aaaaaa": 0.5, "02bbbbbb": 1.5},  # a millisecond is nothing
-        {"01aaaaaa": 80.0},  # with nobody to compare it with
-    ],
-)
-def test_who_is_not_slow(steps: dict[str, float]) -> None:
-    fleet = Fleet()
-    for id, step_ms in steps.items():
-        computes(fleet, worker(id), step_ms, 100.0)
-    assert list(fleet.judge(101.0)) == []
-
-
-def test_long_prompts_at_one_worker_do_not_make_it_slow() -> None:
-    fleet = Fleet()
-    one, other = worker("01aaaaaa", "prefill"), worker("02bbbbbb", "prefill")
-    for said, steps in ((one, [30, 30, 210] * 5), (other, [210, 30, 210] * 5)):
-        fleet.hear("gw", said, 100.0)
-        for number, step_ms in enumerate(steps, 1):
-            told = replace(said, prompt_tokens=100 * number, last_step_ms=float(step_ms))
-            fleet.hear("gw", told, 100.0)
-    assert list(fleet.judge(101.0)) == []
-    assert max(view.times for view in fleet.views(101.0)) == 7
-
-
-def test_steps_of_long_ago_say_nothing() -> None:
-    fleet = Fleet()
-    computes(fleet, worker("01aaaaaa"), 20.0, 100.0)
-    computes(fleet, worker("02bbbbbb"), 70.0, 100.0)
-    assert [view.slow for view in fleet.judge(101.0)] == [True]
-    [idle] = fleet.judge(120.0)
-    assert (idle.slow, idle.step_ms) == (False, None)
+def test_of_two_gateways_one_that_finds_it_slow_is_enough() -> None:
+    fleet, mine = Fleet(), worker("01aaaaaa")
+    fleet.snapshot("a", [slow(mine)])
+    fleet.snapshot("b", [replace(mine, verdict=live.Verdict(kind="busy", times=9.0, text="x"))])
+    assert [view.slow for view in fleet.views()] == [slow(mine).verdict]
+    fleet.silence("a")
+    assert [(view.slow, view.verdict and view.verdict.kind) for view in fleet.views()] == [
+        (None, "busy")
+    ]
 
 
 def test_what_one_gateway_finds_wrong_counts_until_it_is_silent() -> None:
     fleet = Fleet()
     mine = worker("01aaaaaa")
-    fleet.snapshot("a", [mine], 100.0)
-    fleet.snapshot("b", [replace(mine, state="out", reason="no beat")], 100.0)
-    assert [view.state for view in fleet.views(100.0)] == ["out"]
+    fleet.snapshot("a", [mine])
+    fleet.snapshot("b", [replace(mine, state="out", reason="no beat")])
+    assert [view.state for view in fleet.views()] == ["out"]
     fleet.silence("b")
-    assert [view.state for view in fleet.views(100.0)] == ["healthy"]
+    assert [view.state for view in fleet.views()] == ["healthy"]
     fleet.silence("a")
-    [view] = fleet.views(100.0)
+    [view] = fleet.views()
     assert not view.heard
     # Each comes back, and neither knows the worker any more.
-    fleet.snapshot("a", [], 101.0)
-    assert len(fleet.views(101.0)) == 1
-    fleet.snapshot("b", [], 101.0)
-    assert fleet.views(101.0) == []
+    fleet.snapshot("a", [])
+    assert len(fleet.views()) == 1
+    fleet.snapshot("b", [])
+    assert fleet.views() == []
 
 
 def test_a_worker_that_connects_and_then_reports_is_one() -> None:
     fleet = Fleet()
     connecting = live.Worker(id=None, at=0.0, address="a:1", state="connecting", reason="")
-    fleet.hear("gw", connecting, 100.0)
+    fleet.hear("gw", connecting)
     fleet.gone("gw", live.WorkerGone(at=0.0, id=None, address="a:1"))
-    fleet.hear("gw", worker("01aaaaaa", address="a:1"), 100.0)
-    assert [view.name for view in fleet.views(100.0)] == ["01aaaaaa"]
+    fleet.hear("gw", worker("01aaaaaa", address="a:1"))
+    assert [view.name for view in fleet.views()] == ["01aaaaaa"]
 
 
 # -- streams --------------------------------------------------------------------------------------

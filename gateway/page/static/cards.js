@@ -22,7 +22,7 @@ export class Cards {
     return worker && this.#cards.get(worker.address)?.root;
   }
 
-  draw(verdicts) {
+  draw() {
     const sides = { prefill: [], decode: [] };
     for (const worker of this.#fleet.workers.values()) {
       sides[sideOf(worker) === "prefill" ? "prefill" : "decode"].push(worker);
@@ -32,11 +32,11 @@ export class Cards {
       byId("fleet").style.setProperty(`--${side}`, `${Math.min(2, Math.max(1, Math.ceil(workers.length / 2)))}fr`);
       const named = workers.map((worker) => [worker, this.#fleet.nameOf(worker)]);
       named.sort(([, a], [, b]) => a.localeCompare(b, "en", { numeric: true }));
-      const trouble = ([worker]) => badges(worker, verdicts.get(worker.address)).length > 0;
+      const trouble = ([worker]) => badges(worker).length > 0;
       const shown = [...named.filter(trouble), ...named.filter((one) => !trouble(one))].slice(0, SHOWN);
       const kept = named.length > SHOWN ? shown : named;
       arrange(byId(side), [
-        ...kept.map(([worker, name]) => this.#card(worker, name, verdicts.get(worker.address))),
+        ...kept.map(([worker, name]) => this.#card(worker, name)),
         ...notes(side, named.length, this.#cards),
       ]);
     }
@@ -45,11 +45,11 @@ export class Cards {
     }
   }
 
-  #card(worker, name, verdict) {
+  #card(worker, name) {
     const side = sideOf(worker);
     let card = this.#cards.get(worker.address);
     if (card?.side !== side) this.#cards.set(worker.address, (card = made(side)));
-    fill(card, worker, name, verdict);
+    fill(card, worker, name);
     return card.root;
   }
 }
@@ -100,14 +100,14 @@ function made(side) {
   return card;
 }
 
-function fill(card, worker, name, verdict) {
+function fill(card, worker, name) {
   say(card.name, name);
   say(card.where, worker.address);
   mark(card.where, "title", worker.id ? `instance ${worker.id}` : null);
   const state = worker.draining ? "draining" : worker.state;
   say(card.state, state);
   mark(card.state, "data-state", state);
-  const told = badges(worker, verdict);
+  const told = badges(worker);
   arrange(card.badges, told.map(({ kind, text }, index) => {
     const badge = card.badges.children[index] ?? el("span");
     mark(badge, "class", `badge ${kind}`);
@@ -141,14 +141,15 @@ function blocks(card, states) {
   mark(card.bar, "aria-label", `KV blocks, ${count(total)} in all: ${card.kv.textContent}`);
 }
 
-function badges(worker, verdict) {
+function badges(worker) {
   const found = [];
   if (worker.state !== "healthy") {
     found.push({ kind: "out", text: worker.reason ? `${worker.state}: ${worker.reason}` : worker.state });
   }
   if (worker.draining) found.push({ kind: "out", text: "draining: takes nothing new" });
   if (worker.breaker !== "closed") found.push({ kind: "out", text: BREAKER[worker.breaker] ?? worker.breaker });
-  if (verdict) found.push(verdict);
+  const { verdict } = worker;
+  if (verdict) found.push({ kind: verdict.kind, text: `${verdict.kind}: ${verdict.text}` });
   return found;
 }
 

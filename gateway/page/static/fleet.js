@@ -1,6 +1,5 @@
 /** What the feed has told so far: the gateway, its workers, the newest requests. */
 
-import { Pace } from "./pace.js";
 import { Request } from "./request.js";
 
 /** Requests that are kept; of more, the oldest are let go. */
@@ -11,7 +10,6 @@ const NAMES = 256;
 export class Fleet {
   gateway = null;
   workers = new Map(); // by address
-  paces = new Map(); // likewise
   requests = new Map(); // by id, the oldest first
   #mine = new Set(); // ids of requests asked from here
   #ids = new Map(); // workers by the ids that requests call them
@@ -29,7 +27,7 @@ export class Fleet {
     if (type === "snapshot") this.#begin(told);
     else if (type === "gateway") this.gateway = told;
     else if (type === "worker") this.#worker(told);
-    else if (type === "worker_gone") this.#gone(told.id);
+    else if (type === "worker_gone") this.#gone(told);
     else if (told.request) this.#request(type, told);
   }
 
@@ -101,25 +99,15 @@ export class Fleet {
       this.#ids.set(told.id, worker);
       this.#named.set(told.id, this.nameOf(worker));
     }
-    if (before?.id !== told.id) this.paces.delete(told.address);
-    this.#pace(told.address).stepped(told);
   }
 
-  #gone(id) {
-    const worker = this.#ids.get(id);
+  #gone({ id, address }) {
     this.#ids.delete(id);
     for (const old of this.#named.keys()) {
       if (this.#named.size > NAMES && !this.#ids.has(old)) this.#named.delete(old);
     }
-    if (worker && this.workers.get(worker.address)?.id === id) {
-      this.workers.delete(worker.address);
-      this.paces.delete(worker.address);
-    }
-  }
-
-  #pace(address) {
-    if (!this.paces.has(address)) this.paces.set(address, new Pace());
-    return this.paces.get(address);
+    // One that never reported has no id.
+    if (this.workers.get(address)?.id === id) this.workers.delete(address);
   }
 
   #request(type, told) {
@@ -129,20 +117,9 @@ export class Fleet {
       return;
     }
     const request = this.requests.get(told.request);
-    if (type === "prefill") this.#computed(told);
-    if (type === "attempt_ended" || type === "ended") for (const pace of this.paces.values()) pace.left(told.request);
     if (!request) return; // let go
-    if (type === "decode") {
-      const worker = this.#ids.get(request.decoder(told.attempt, told.choice));
-      if (worker) this.#pace(worker.address).streamed(told);
-    }
     if (type === "ended") request.end(told);
     else request[type]?.(told);
-  }
-
-  #computed(told) {
-    const worker = this.#ids.get(told.worker);
-    if (worker) this.#pace(worker.address).computed(told);
   }
 
   #keep(request) {

@@ -11,7 +11,6 @@ import { rate } from "./format.js";
 import { Options } from "./options.js";
 import { theme } from "./theme.js";
 import { Timeline } from "./timeline.js";
-import { verdicts } from "./verdict.js";
 
 /** Milliseconds between two drawings of everything but the batons. */
 const EVERY = 100;
@@ -52,10 +51,9 @@ function watch() {
     if (time - drawnAt >= EVERY && (fresh || moving)) {
       drawnAt = time;
       fresh = false;
-      const found = verdicts(fleet);
-      cards.draw(found);
+      cards.draw();
       totals();
-      judge(found);
+      judge();
       moving = timeline.draw();
     }
     const passing = batons.draw(time);
@@ -93,13 +91,13 @@ function totals() {
 }
 
 /** Who is not as the others, in one sentence. */
-function judge(found) {
+function judge() {
   const workers = [...fleet.workers.values()];
   const name = (worker) => fleet.nameOf(worker);
   const lost = workers.filter((worker) => worker.state !== "healthy");
-  const slow = workers.filter((worker) => found.get(worker.address)?.kind === "slow");
+  const slow = workers.filter((worker) => worker.verdict?.kind === "slow");
   const sentences = [
-    ...slow.map((worker) => `${name(worker)} is ${found.get(worker.address).text}.`),
+    ...slow.map((worker) => `${name(worker)} is slow: ${worker.verdict.text}.`),
     ...lost.map((worker) => `${name(worker)} is ${worker.state}.`),
   ];
   const well = workers.length ? "All workers are well, and none is slower than the others." : "No worker is there.";

@@ -142,11 +142,6 @@ export class Request {
     leg.lastTokens = this.tokenCount;
   }
 
-  /** Who has a choice, as the feed calls it. */
-  decoder(attempt, choice) {
-    return this.#of(attempt, choice)?.decode;
-  }
-
   #of(attempt, choice) {
     return this.legs.findLast(
       (leg) => leg.attempt === attempt && (choice === undefined || leg.choices.has(choice)),
