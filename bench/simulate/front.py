@@ -20,10 +20,11 @@ from bench.simulate.machine import LAYERS, MODEL, Machine
 from bench.simulate.network import Network
 from bench.simulate.outcome import Outcome
 from gateway.admission import Admission, QueueLimits, Ticket, pace
+from gateway.booking import Booking
 from gateway.caches import Prefix
-from gateway.fleet import Booking, Worker
-from gateway.orchestrator import MOMENT
+from gateway.fleet import Worker
 from gateway.placement import Need, Place, Placement
+from gateway.placing import MOMENT
 from gateway.policies import Policies
 from gateway.roster import Roster
 from gateway.waiting import Turn, Waiter, WaitingRoom
