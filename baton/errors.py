@@ -31,6 +31,7 @@
         Preempted               503  a sequence gave its blocks to an older one
       PeerError               a process or the network between failed
         PrefillLost             502  the prefill worker died, stalled or refused
+        PrefillSilent           502  the prefill worker says nothing: do not ask it again
         DecodeLost              502  the decode worker or the session with it is gone
         DecodeSilent            502  the decode worker says or hears nothing: do not ask it again
         RelayRefused            502  a relay does not know the worker, or has no room
@@ -263,6 +264,11 @@ class PeerError(BatonError):
 
 class PrefillLost(PeerError):
     code = "prefill_lost"
+
+
+class PrefillSilent(PrefillLost):
+    code = "prefill_silent"
+    older_code = "prefill_lost"
 
 
 class DecodeLost(PeerError):

@@ -32,12 +32,19 @@ class Beat:
         return self.interval * self.missed
 
 
-class Liveness:
-    """Watches one stream's peer.
+def weight(waited: float, interval: float) -> float:
+    """What a silent interval counts that took ``waited`` seconds instead of ``interval``.
 
-    Silence is counted in our own ticks, not in elapsed time: a process that was stopped itself
-    wakes to one tick, not to thirty, and so does not take its waiting peers for dead.
+    Our own ticks are counted, not elapsed time: a process that was stopped itself wakes to one
+    tick, not to thirty, and so does not take its waiting peers for dead. A tick that is late by
+    an interval or more counts half: this event loop was busy, and what the peer has said may lie
+    unread. Not less: one that is always late must let go of the dead, too.
     """
+    return 1.0 if waited < 2 * interval else 0.5
+
+
+class Liveness:
+    """Watches one stream's peer. Silence is counted in our own ticks: see ``weight``."""
 
     def __init__(
         self,
@@ -49,13 +56,13 @@ class Liveness:
         self._beat = beat
         self._sleep = sleep
         self._clock = clock
-        self._silent = 0
+        self._silent = 0.0
         self._sent = 0
         self._sent_at = deque[float](maxlen=beat.missed)
 
     @property
-    def silent(self) -> int:
-        """Intervals in which nothing was heard, so far."""
+    def silent(self) -> float:
+        """Intervals in which nothing was heard, so far, by ``weight``."""
         return self._silent
 
     @property
@@ -68,7 +75,7 @@ class Liveness:
 
     def heard(self) -> None:
         """Any message from the peer is a sign of life."""
-        self._silent = 0
+        self._silent = 0.0
 
     async def run(self, send: Callable[[int], None]) -> None:
         """Call ``send(sequence)`` every interval, without waiting, until the peer is silent.
@@ -77,9 +84,10 @@ class Liveness:
         """
         while True:
             self._sent += 1
-            self._sent_at.append(self._clock())
+            began = self._clock()
+            self._sent_at.append(began)
             send(self._sent)
             await self._sleep(self._beat.interval)
-            self._silent += 1
+            self._silent += weight(self._clock() - began, self._beat.interval)
             if self._silent >= self._beat.missed:
                 raise PeerSilent(f"nothing heard for {self._beat.patience:g} s")

@@ -13,18 +13,22 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from baton.settings import WorkerSettings
 from bench import costs, records
 from bench.costs import Costs
 from bench.job import MIB
 from bench.records import Param, Record
 from bench.shapes import SHAPES
+
+#: Of a prompt, in one step: bench.engine runs with a worker's defaults.
+_STEP_TOKENS: int = WorkerSettings.model_fields["max_step_tokens"].default
 
 
 class NothingMeasured(ValueError):
@@ -50,9 +54,7 @@ def of_engine(found: Sequence[Record], side: str, threads: int) -> Costs:
     step, decode, context = costs.fit_decode(
         (int(one.params["batch"]), int(one.params["context"]), one.value / 1e3) for one in decodes
     )
-    token, pair = costs.fit_prefill(
-        (int(one.params["tokens"]), one.value / 1e3) for one in prefills
-    )
+    token, pair = costs.fit_prefill(_beyond_steps(prefills, step))
     return Costs(
         step_s=step,
         decode_s=decode,
@@ -60,6 +62,25 @@ def of_engine(found: Sequence[Record], side: str, threads: int) -> Costs:
         prefill_token_s=token,
         prefill_pair_s=pair,
     )
+
+
+def _beyond_steps(prefills: Iterable[Record], step_s: float) -> Iterator[tuple[int, float]]:
+    """Tokens of each prompt, and what it takes beside its steps. Raises ValueError where that is
+    nothing."""
+    for one in prefills:
+        tokens, seconds = int(one.params["tokens"]), one.value / 1e3
+        beyond = seconds - step_s * _steps(tokens)
+        if beyond <= 0:
+            raise ValueError(
+                f"a prompt of {tokens} tokens takes {seconds:.3g} s, no longer than the steps that "
+                f"it is computed in: {_steps(tokens)} of {step_s:.3g} s"
+            )
+        yield tokens, beyond
+
+
+def _steps(tokens: int) -> int:
+    """That a prompt is computed in, alone."""
+    return -(-tokens // _STEP_TOKENS)
 
 
 def of_kv(found: Sequence[Record], path: str) -> Costs:
@@ -100,7 +121,8 @@ def _decode(fitted: Costs, *, batch: int, context: int) -> float:
 
 def _prefill(fitted: Costs, *, tokens: int) -> float:
     pairs = tokens * (tokens - 1) / 2
-    return fitted.prefill_token_s * tokens + fitted.prefill_pair_s * pairs
+    of_tokens = fitted.prefill_token_s * tokens + fitted.prefill_pair_s * pairs
+    return fitted.step_s * _steps(tokens) + of_tokens
 
 
 def _named(name: str, found: Iterable[Record], where: Mapping[str, Param]) -> list[Record]:

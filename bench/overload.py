@@ -35,7 +35,7 @@ from rich.console import Console
 from bench import records
 from bench.records import Param, Record
 
-_CHECKPOINT = Path(__file__).parents[1] / "model" / "demo" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[1] / "model" / "demo" / "checkpoint"
 NAME = "overloaded"
 #: Seconds between looks at the queue.
 _LOOK = 0.2
@@ -165,10 +165,10 @@ def resident(pid: int) -> int:
 
 
 @asynccontextmanager
-async def fleet(flags: Sequence[str]) -> AsyncIterator[Fleet]:
-    """Start a gateway and workers as ``flags`` say, of the demo model; stop them afterwards."""
+async def fleet(flags: Sequence[str], model: Path = CHECKPOINT) -> AsyncIterator[Fleet]:
+    """Start a gateway and workers as ``flags`` say; stop them afterwards."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "baton", "up", "--model", str(_CHECKPOINT)),
+        *(sys.executable, "-m", "baton", "up", "--model", str(model)),
         *("--served-model-name", NAME, "--port", "0", "--admin-port", "0", "--rpc-port", "0"),
         *flags,
         stdout=asyncio.subprocess.PIPE,

@@ -1,12 +1,12 @@
 """``python -m bench.telemetry``: what it costs to tell what requests go through.
 
-CPU seconds per generated token of gateway and mock workers together, by their threads' own clocks.
-Mock workers compute nothing, so this is of what Baton itself takes; with a real model it is less.
-Their steps are long enough for the processors to be idle in between: on busy ones tokens come in
-larger messages, which cost less each. The same requests are made in every way, one way after the
-other in an order that is drawn anew for each round; each way is compared with ``off`` in its own
-round. What a process costs depends by percents on where it came to lie in memory, so the fleets are
-started anew now and then.
+CPU seconds per generated token of gateway and workers together, by their threads' own clocks. Mock
+workers compute nothing, so that is of what Baton itself takes; their steps are long enough for the
+processors to be idle in between: on busy ones tokens come in larger messages, which cost less each.
+With ``--model`` the workers compute, and it is of all that a token takes. The same requests are
+made in every way, one way after the other in an order that is drawn anew for each round; each way is
+compared with ``off`` in its own round. What a process costs depends by percents on where it came to
+lie in memory, so the fleets are started anew now and then.
 
     off            nobody asks, nobody listens
     timings        every request asks for them (x-baton-timings)
@@ -49,7 +49,8 @@ PROMPT, AT_ONCE = 40, 32
 _DRAWS = 10_000
 #: Seconds after which the last spans are sent: OpenTelemetry's batches go every 5.
 _SETTLING = 5.5
-_FLAGS = ("--mock", "--mock-step-ms", "10", "--rpc-port", "0")
+_FLAGS = ("--rpc-port", "0")
+_MOCK = ("--mock", "--mock-step-ms", "10")
 _TIMED = {"x-baton-timings": "1"}
 _NOT_SAMPLED = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-00"}
 
@@ -206,7 +207,7 @@ async def measure(asked: argparse.Namespace) -> list[Record]:
     found: dict[str, list[list[float]]] = {name: [] for name in asked.ways}
     collector, rng = Collector(), random.Random(os.getpid())
     for start in range(asked.starts):
-        async with _fleets(collector) as fleets:
+        async with _fleets(collector, asked.model) as fleets:
             for running in fleets.values():  # warms up
                 await run(running, WAYS["off"], asked.requests, asked.tokens, -start)
             for name in asked.ways:
@@ -223,14 +224,17 @@ async def measure(asked: argparse.Namespace) -> list[Record]:
 
 
 @asynccontextmanager
-async def _fleets(collector: Collector) -> AsyncIterator[Mapping[bool, overload.Fleet]]:
+async def _fleets(
+    collector: Collector, model: Path | None
+) -> AsyncIterator[Mapping[bool, overload.Fleet]]:
     """One that traces, and one that does not."""
     async with AsyncExitStack() as stack:
         endpoint = await stack.enter_async_context(collecting(collector))
-        tracing = (*_FLAGS, "--otlp-endpoint", endpoint)
+        flags = (*_FLAGS, *(_MOCK if model is None else ("--dtype", "bfloat16")))
+        model, tracing = model or overload.CHECKPOINT, (*flags, "--otlp-endpoint", endpoint)
         yield {
-            False: await stack.enter_async_context(overload.fleet(_FLAGS)),
-            True: await stack.enter_async_context(overload.fleet(tracing)),
+            False: await stack.enter_async_context(overload.fleet(flags, model)),
+            True: await stack.enter_async_context(overload.fleet(tracing, model)),
         }
 
 
@@ -267,11 +271,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of each start (default: 6)")
     parser.add_argument("--requests", type=int, default=128, help="of each way in a round")
     parser.add_argument("--tokens", type=int, default=128, help="of each request (default: 128)")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to compute with")
     parser.add_argument("--json", help="where to write the records", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)
     found = asyncio.run(measure(asked))
     rounds = f"{asked.starts} starts of {asked.rounds} rounds"
-    title = f"{asked.requests} requests of {asked.tokens} tokens, {rounds}"
+    model = asked.model or "mock workers"
+    title = f"{model}: {asked.requests} requests of {asked.tokens} tokens, {rounds}"
     Console().print(records.table(title, found))
     if asked.json is not None:
         records.write(asked.json, found)

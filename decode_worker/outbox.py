@@ -10,6 +10,9 @@ from baton import wire
 from baton.generation import AttemptKey, Progress, TokenLogprobs
 from baton.v1 import common_pb2, decode_pb2
 
+#: Unsent tokens of each attempt that are never too many.
+_EACH = 32
+
 
 @dataclass(slots=True)
 class _Unsent:
@@ -25,7 +28,8 @@ class Outbox:
     """Filled without ever waiting (the engine does not wait for a client), taken by one writer.
 
     What an engine step produced for all attempts goes out as one message. To a reader that lags,
-    several steps do. More than ``limit`` unsent tokens and ``overflow`` is set: nobody reads.
+    several steps do. More than ``limit`` unsent tokens, and more than some for each attempt, as
+    thousands have as many with a few steps, and ``overflow`` is set: nobody reads.
     """
 
     def __init__(self, limit: int) -> None:
@@ -56,7 +60,7 @@ class Outbox:
             unsent.logprobs.append(logprobs)
         self._count += 1
         self._news.set()
-        if self._count > self._limit:
+        if self._count > max(self._limit, _EACH * len(self._tokens)):
             self.overflow.set()
 
     def ended(self, message: decode_pb2.Ended) -> None:

@@ -19,6 +19,7 @@ from baton.errors import (
     PrefillDraining,
     PrefillFull,
     PrefillLost,
+    PrefillSilent,
     RelayRefused,
     WorkerFull,
 )
@@ -120,12 +121,13 @@ class PrefillCall:
         self._over(why)
 
     async def beat(self) -> None:
-        """Signs of life, both ways."""
+        """Signs of life, both ways. If this worker was stopped itself, that says nothing of others
+        who call the same peer."""
         try:
             await self._liveness.run(self._send_beat)
         except PeerSilent as silence:
             self.lost = True
-            self._over(str(silence))
+            self._over(str(silence), PrefillSilent if self._liveness.steady else PrefillLost)
 
     def _send_beat(self, sequence: int) -> None:
         beat = common_pb2.Heartbeat(sequence=sequence)
@@ -180,14 +182,14 @@ class PrefillCall:
             return RelayRefused(f"relay {self._route.relay}: {error.message}")
         return error
 
-    def _lost(self, why: str) -> PrefillLost:
+    def _lost(self, why: str, error: type[PrefillLost] = PrefillLost) -> PrefillLost:
         through = f" through relay {self._route.relay}" if self._route.relay else ""
-        return PrefillLost(f"prefill worker {self.target.address}{through}: {why}")
+        return error(f"prefill worker {self.target.address}{through}: {why}")
 
-    def _over(self, why: str) -> None:
-        """The call has ended. Raises PrefillLost, unless all that was wanted is here."""
+    def _over(self, why: str, error: type[PrefillLost] = PrefillLost) -> None:
+        """The call has ended. Raises ``error``, unless all that was wanted is here."""
         if not self._received:
-            raise self._lost(why)
+            raise self._lost(why, error)
         _resolve(self.done, None)
 
 
@@ -226,10 +228,10 @@ class PrefillClient:
 
         ``checksums``: its KV is to come with them, where the transport knows any.
 
-        Raises PrefillLost when the worker cannot be reached, dies, falls silent or is another
-        instance, PrefillFull when it has no room, PrefillDraining when it leaves, RelayRefused when
-        the relay does not let the call through; else what was answered (IncompatiblePeer,
-        DeadlineExceeded, KvOverflow, ...).
+        Raises PrefillLost when the worker cannot be reached, dies or is another instance,
+        PrefillSilent when nothing is heard of it, PrefillFull when it has no room, PrefillDraining
+        when it leaves, RelayRefused when the relay does not let the call through; else what was
+        answered (IncompatiblePeer, DeadlineExceeded, KvOverflow, ...).
         """
         instance_id = target.instance_id
         route = await self._routes.to(instance_id, target.address)

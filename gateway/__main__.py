@@ -19,6 +19,7 @@ from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
 from baton.tracing import TracingUnavailable
+from gateway import garbage
 from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError
@@ -40,7 +41,7 @@ async def serve(
         limits = settings.head_limits
         limits = replace(limits, connections=room_for(limits.connections))
         servers = {
-            HttpServer(app, limits): listening
+            HttpServer(app, limits, service.metrics.refused_connection): listening
             for app, listening in ((service.public, public), (service.admin, admin))
         }
 
@@ -58,9 +59,12 @@ async def serve(
             rpc=service.rpc,
             model=settings.served_name,
         )
-        async with tasks.group() as group:
-            for server, listening in servers.items():
-                group.create_task(server.serve([listening]))
+        async with tasks.group() as beside:
+            collecting = beside.create_task(garbage.collect(), name="garbage")
+            async with tasks.group() as group:
+                for server, listening in servers.items():
+                    group.create_task(server.serve([listening]))
+            collecting.cancel()
     log.info("stopped")
 
 

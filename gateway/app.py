@@ -21,7 +21,7 @@ from baton.errors import (
     RouteNotFound,
 )
 from gateway.body_limit import Bodies, BodyLimit
-from gateway.callers import Admitted, Callers
+from gateway.callers import OPEN, Admitted, Callers
 from gateway.endpoints import Generation
 from gateway.idempotency import Idempotency
 from gateway.openapi import document
@@ -30,6 +30,10 @@ from gateway.refusal import refusal
 from gateway.status import Status
 from gateway.telling.endpoint import LiveEndpoint
 from gateway.tokens import Tokens
+from gateway.turns import OneByOne, Turns
+
+#: Requests that begin in one round of the loop: each takes about a millisecond to be understood.
+_TURNS = 16
 
 
 def public_app(
@@ -121,6 +125,7 @@ def admin_app(
 def _guards(callers: Callers, bodies: Bodies) -> list[Middleware]:
     """What stands before all that generates."""
     return [
+        Middleware(OneByOne, turns=Turns(_TURNS), paths=OPEN),
         Middleware(Admitted, callers=callers),
         Middleware(BodyLimit, bodies=bodies),
     ]

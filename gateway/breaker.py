@@ -64,7 +64,7 @@ class Breaker:
 
     def failed(self, began: float, now: float, *, silent: bool = False) -> None:
         """An attempt that was placed at ``began`` failed through the worker's fault. If that took
-        all beats of a ``silent`` session it weighs as much as several: the next would as well."""
+        all beats of a ``silent`` peer it weighs as much as several: the next would as well."""
         if began <= self._last_failure:
             return
         self._last_failure = now

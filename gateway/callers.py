@@ -18,7 +18,7 @@ from gateway.quota import UNLIMITED, Quota
 from gateway.refusal import refusal
 
 #: Load balancers and orchestrators ask these, without a key.
-_OPEN = frozenset({"/health", "/ready"})
+OPEN = frozenset({"/health", "/ready"})
 
 
 class Callers:
@@ -53,7 +53,7 @@ class Admitted:
         self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _OPEN or is_page(scope["path"]):
+        if scope["type"] != "http" or scope["path"] in OPEN or is_page(scope["path"]):
             await self._app(scope, receive, send)
             return
         with ExitStack() as running:

@@ -16,6 +16,7 @@ from baton.errors import (
     PrefillDraining,
     PrefillFull,
     PrefillLost,
+    PrefillSilent,
     RelayRefused,
     WorkerFull,
 )
@@ -28,9 +29,10 @@ from baton.generation import (
 )
 from baton.identity import Family
 from gateway.attempt import Attempt
+from gateway.booking import Booking
 from gateway.caches import Prefix
 from gateway.explanation import Trail
-from gateway.fleet import Booking, Worker
+from gateway.fleet import Worker
 from gateway.patience import Patience
 from gateway.placement import Need, Place
 from gateway.requests import ValidRequest
@@ -178,7 +180,7 @@ class Course:
         was."""
         faulty = self._avoid(error)
         if faulty is not None and self.booking is not None:
-            self.booking.failed(faulty, now, silent=isinstance(error, DecodeSilent))
+            self.booking.failed(faulty, now, silent=isinstance(error, DecodeSilent | PrefillSilent))
 
     def _avoid(self, error: BatonError) -> Worker | None:
         """Returns the worker that failed, if one did."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -38,20 +39,25 @@ _OFFER = frozenset({b"upgrade", b"http2-settings", b"connection"})
 
 
 class HttpConfig(uvicorn.Config):
-    """uvicorn's, for servers of this protocol. ``grace``: see uvicorn's graceful shutdown."""
+    """uvicorn's, for servers of this protocol. ``grace``: see uvicorn's graceful shutdown.
+    ``refused`` is told of each connection that is closed with an error."""
 
-    def __init__(self, app: ASGIApp, head: HeadLimits, grace: int) -> None:
+    def __init__(
+        self, app: ASGIApp, head: HeadLimits, grace: int, refused: Callable[[BatonError], None]
+    ) -> None:
         super().__init__(
             app,
             http=HttpProtocol,
             ws="none",
             lifespan="off",
             access_log=False,
+            proxy_headers=False,
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=grace,
         )
         self.head = head
+        self.refused = refused
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -67,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, HttpConfig)
         self._limits = config.head
+        self._refused = config.refused
         self._in_head = True
         self._head_bytes = 0  # of data that was all head, so far
         self._in_body = False
@@ -210,6 +217,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, error: BatonError) -> None:
         """Answer, unless an answer is under way that this would fall into, and hang up."""
         self._stop_timer()
+        self._refused(error)
         if not self._answering:
             answer = refusal(error)
             fields = [*answer.raw_headers, (b"connection", b"close")]

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from baton.errors import TABLE
+from baton.errors import TABLE, BatonError, TooManyConnections
 from baton.identity import ROLES
 from baton.metrics import buckets
 
@@ -39,6 +39,12 @@ class Metrics:
         self.refusals = Counter(
             "baton_refusals",
             "Requests refused before anything of an answer was sent, by error code.",
+            ["reason"],
+            registry=registry,
+        )
+        self.refused_connections = Counter(
+            "baton_refused_connections",
+            "Connections closed with an error before a request on them began, by error code.",
             ["reason"],
             registry=registry,
         )
@@ -116,11 +122,16 @@ class Metrics:
             ["role"],
             registry=registry,
         )
+        self.refused_connections.labels(TooManyConnections.code)
         for code, error in TABLE.items():
             if error.retryable:
                 self.migrations.labels(code)
         for role in ROLES:
             self.workers_lost.labels(role)
+
+    def refused_connection(self, error: BatonError) -> None:
+        """A connection was answered with ``error`` and closed."""
+        self.refused_connections.labels(error.code).inc()
 
 
 class TokenFlow(Collector):

@@ -11,10 +11,9 @@ they part: each goes on, ends and is placed again by itself.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 import structlog
@@ -24,7 +23,6 @@ from baton import tasks
 from baton.errors import (
     BatonError,
     CapacityError,
-    DeadlineOutOfReach,
     InternalError,
     NoWorker,
     WorkerFull,
@@ -34,24 +32,19 @@ from baton.generation import FinishReason, TokenLogprobs
 from gateway.admission import Admission
 from gateway.course import Course, Run
 from gateway.explanation import Trail
-from gateway.fleet import Booking
 from gateway.merge import merge
 from gateway.metrics import Metrics
 from gateway.pace import Pace
 from gateway.patience import Patience
-from gateway.placement import Place, Placement
+from gateway.placing import Placing
 from gateway.presence import Presence
 from gateway.registry import Registry
 from gateway.requests import ValidRequest
-from gateway.session import Sessions
 from gateway.telling.tale import Tale
 from gateway.waiting import WaitingRoom
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
-
-#: Seconds after which a worker that was full is tried with one request, whatever it reports.
-MOMENT = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +80,7 @@ class Orchestrator:
     def __init__(
         self,
         registry: Registry,
-        sessions: Sessions,
-        placement: Placement,
+        placing: Placing,
         waiting: WaitingRoom,
         admission: Admission,
         presence: Presence,
@@ -96,16 +88,13 @@ class Orchestrator:
         metrics: Metrics,
     ) -> None:
         self._registry = registry
-        self._sessions = sessions
-        self._placement = placement
+        self._placing = placing
         self._waiting = waiting
         self._admission = admission
         self._presence = presence
         self._retry = retry
         self._metrics = metrics
         self._pace = Pace()
-        #: Pairs of workers that were full and are soon tried again, whatever they report.
-        self._trying_again: set[frozenset[str]] = set()
 
     async def generate(
         self,
@@ -295,9 +284,7 @@ class Orchestrator:
         while True:
             try:
                 async with tasks.within("queue", first.request.deadlines.queue):
-                    return await self._waiting.take_turn(
-                        first.turn, first.need.tokens, lambda: self._start(courses)
-                    )
+                    return await self._placing.place(courses)
             except NoWorker:
                 left = self._retry.budget - first.patience.waited
                 if first.attempts == 0 or left <= 0:
@@ -306,50 +293,11 @@ class Orchestrator:
 
     async def _pause(self, seconds: float) -> None:
         """So long, or until workers have come or gone: there may be a place now."""
+        # Not wait_for: before Python 3.12 it forgets a cancellation that meets the roster's change,
+        # and whoever waits here would go on without its client.
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._registry.another_roster(), seconds)
-
-    def _start(self, courses: Sequence[Course]) -> list[Run] | None:
-        """Place and submit in one go, so that the next in line sees the room that is left."""
-        first, *others = courses
-        need = replace(first.need, choices=len(courses))
-        began = time.monotonic()
-        place = self._placement.choose(self._registry.roster, need)
-        if place is None:
-            return None
-        if len(courses) == len(first.request.choices):  # one that has parted from others goes on
-            self._require_time(first, place)
-        first.give_up_room()
-        if not first.attempts:
-            self._metrics.queued.observe(first.patience.elapsed)
-        tale, attempt = first.tale, first.attempts
-        choices = [course.choice for course in courses]
-        traceparent = tale.placed(attempt, choices, place, need.tokens, began)
-        generation = first.next_generation(others, traceparent)
-        attempts = self._sessions.to(place.decode).submit(
-            generation, place.prefill, tale.heed(attempt)
-        )
-        now = asyncio.get_running_loop().time()
-        cached = place.cached
-        booking = Booking(place.decode, place.prefill, need.tokens, now, len(courses), cached)
-        runs = [Run(attempt, place, booking) for attempt in attempts]
-        for course, run in zip(courses, runs, strict=True):
-            course.started(run)
-        return runs
-
-    def _require_time(self, course: Course, place: Place) -> None:
-        """Raise DeadlineOutOfReach when others wait and this one would have its prompt computed for
-        nothing. Whoever is alone is tried: its prompt may be cached."""
-        if course.generated or len(self._waiting) < 2:
-            return
-        worker, missing = place.prefill or place.decode, course.need.tokens - place.cached
-        seconds = worker.begins_in + missing * worker.report.load.prefill_token
-        if seconds > course.patience.left:
-            raise DeadlineOutOfReach(
-                f"the first token would take about {seconds:.3g} s more, but after "
-                f"{course.patience.elapsed:.3g} s of waiting {course.patience.left:.3g} s are left",
-                retry_after=seconds,
-            )
+            async with asyncio.timeout(seconds):
+                await self._registry.another_roster()
 
     def _received(self, course: Course, tokens: list[int]) -> None:
         if not tokens:
@@ -374,7 +322,7 @@ class Orchestrator:
     def _lost(self, course: Course, error: BatonError) -> None:
         course.learn(error, asyncio.get_running_loop().time())
         if isinstance(error, WorkerFull) and course.last is not None:
-            self._try_again_soon(course.last)
+            self._placing.try_again_soon(course.last)
         if not isinstance(error, CapacityError) and course.complete() is None:
             course.keep_room()
         self._metrics.migrations.labels(reason=error.code).inc()
@@ -387,22 +335,6 @@ class Orchestrator:
             detail=error.message,
             generated=len(course.generated),
         )
-
-    def _try_again_soon(self, place: Place) -> None:
-        """Once for all that are refused meanwhile."""
-        workers = [place.decode] if place.prefill is None else [place.decode, place.prefill]
-        names = frozenset(worker.instance_id for worker in workers)
-        if names in self._trying_again:
-            return
-
-        def try_again() -> None:
-            self._trying_again.discard(names)
-            for worker in workers:
-                worker.try_again()
-            self._waiting.changed()
-
-        self._trying_again.add(names)
-        asyncio.get_running_loop().call_later(MOMENT, try_again)
 
     def _leave(self, course: Course) -> None:
         """Cancel what still runs, and let the next in line look for the room. Idempotent."""

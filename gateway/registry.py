@@ -295,9 +295,9 @@ class Registry:
         else:
             self._turn(member, Health.HEALTHY)
 
-    def _tick(self, member: Member, silent: int) -> None:
-        if silent > 1 and member.health is Health.HEALTHY:
-            self._turn(member, Health.SUSPECT, f"{silent - 1} beat missed")
+    def _tick(self, member: Member, silent: float) -> None:
+        if silent >= 2 and member.health is Health.HEALTHY:
+            self._turn(member, Health.SUSPECT, "a beat missed")
 
     def _turn(self, member: Member, health: Health, reason: str = "") -> bool:
         new = self._stand(member, health, reason)

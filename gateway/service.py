@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 
@@ -18,7 +19,7 @@ from baton.membership.embedded import EmbeddedMembership
 from baton.metrics.process import process_registry
 from baton.settings import GatewaySettings
 from baton.tls.links import Links
-from baton.tracing import tracing
+from baton.tracing import Tracing, tracing
 from gateway import sources
 from gateway.admission import Admission, QueueLimits, pace
 from gateway.app import admin_app, public_app
@@ -34,6 +35,7 @@ from gateway.metrics import Metrics
 from gateway.orchestrator import Orchestrator, RetryPolicy
 from gateway.output import Output
 from gateway.placement import Placement
+from gateway.placing import Placing
 from gateway.policies import Weights, policies
 from gateway.presence import Presence
 from gateway.registry import Registry
@@ -77,6 +79,70 @@ async def running(
     Raises OSError when the gRPC port is taken, MembershipUnavailable, BadCertificate,
     KeyFileError, TracingUnavailable.
     """
+    base = _base(settings)
+    membership = membership or sources.membership(settings, base.identity, base.links)
+    dispatch = _dispatch(base, membership, rng or random.Random())
+    surface = _surface(base, dispatch, tokenizer)
+    embedded = membership if isinstance(membership, EmbeddedMembership) else None
+    members = MembershipService(dispatch.registry, embedded, base.links)
+    # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
+    async with (
+        serving(settings.rpc_host, settings.rpc_port, members, base.links) as rpc,
+        tasks.group() as beside,
+    ):
+        following = [
+            beside.create_task(work, name=name)
+            for name, work in _beside(base, dispatch, surface, embedded).items()
+        ]
+        try:
+            yield Service(
+                surface.public,
+                surface.admin,
+                rpc,
+                dispatch.registry,
+                base.metrics,
+                surface.broadcast,
+            )
+        finally:
+            for task in following:
+                task.cancel()
+            await surface.idempotency.close()
+            await dispatch.sessions.close()
+            surface.output.close()
+            await base.traces.close()
+
+
+def _beside(
+    base: _Base, dispatch: _Dispatch, surface: _Surface, embedded: EmbeddedMembership | None
+) -> dict[str, Coroutine[Any, Any, None]]:
+    """What runs as long as the gateway does, by name."""
+    settings = base.settings
+    found = {"registry": dispatch.registry.run(), "live feed": surface.broadcast.run()}
+    if settings.auto_roles:
+        found["roles"] = RoleController(
+            dispatch.registry, base.identity, settings.beat, base.metrics, settings.role_hold
+        ).run()
+    if embedded is not None:
+        found["registrations"] = embedded.run()
+    if base.keys is not None and settings.api_keys is not None:
+        found["API keys"] = follow(settings.api_keys, base.keys)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What the other parts share."""
+
+    settings: GatewaySettings
+    identity: Identity
+    links: Links
+    traces: Tracing
+    metrics: Metrics
+    keys: Keys | None
+    clock: Callable[[], float]
+
+
+def _base(settings: GatewaySettings) -> _Base:
     identity = Identity(new_instance_id(), compatibility=None)
     links = Links.of(settings)
     traces = tracing(settings.otlp_endpoint, "gateway", identity.instance_id)
@@ -84,22 +150,38 @@ async def running(
     clock = asyncio.get_running_loop().time
     path = settings.api_keys
     keys = None if path is None else Keys(read(path), settings.cache_scope, clock)
-    waiting = WaitingRoom(clock)
+    return _Base(settings, identity, links, traces, metrics, keys, clock)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dispatch:
+    """What takes a request to its workers, and again if it has to."""
+
+    registry: Registry
+    sessions: Sessions
+    placement: Placement
+    waiting: WaitingRoom
+    admission: Admission
+    orchestrator: Orchestrator
+
+
+def _dispatch(base: _Base, membership: Membership, rng: random.Random) -> _Dispatch:
+    settings, metrics = base.settings, base.metrics
+    waiting = WaitingRoom(base.clock)
     chosen = policies(settings.placement, Weights(**settings.weights))
-    placement = Placement(rng or random.Random(), chosen)
+    placement = Placement(rng, chosen)
     presence = Presence(
         lambda: placement.serves(registry.roster, settings.served_name),
         settings.worker_grace,
-        clock,
+        base.clock,
         waiting.changed,
     )
-    sessions = Sessions(identity, settings.beat, metrics.stale_tokens, links)
-    membership = membership or sources.membership(settings, identity, links)
+    sessions = Sessions(base.identity, settings.beat, metrics.stale_tokens, base.links)
     registry = Registry(
         membership,
-        identity,
+        base.identity,
         settings.beat,
-        links,
+        base.links,
         stall_timeout=settings.stall_timeout,
         caches=chosen.caches,
         controls_roles=settings.auto_roles,
@@ -112,60 +194,64 @@ async def running(
         waiting,
         lambda: pace(registry.roster.workers),
         metrics.queue_tokens,
-        clock,
+        base.clock,
     )
     metrics.registry.register(FleetMetrics(lambda: registry.members))
-    orchestrator = Orchestrator(
-        registry,
-        sessions,
-        placement,
-        waiting,
-        admission,
-        presence,
-        RetryPolicy(
-            initial=settings.retry_initial,
-            longest=settings.retry_max,
-            budget=settings.retry_budget,
-        ),
-        metrics,
+    retry = RetryPolicy(
+        initial=settings.retry_initial, longest=settings.retry_max, budget=settings.retry_budget
     )
+    placing = Placing(registry, sessions, placement, waiting, metrics)
+    orchestrator = Orchestrator(registry, placing, waiting, admission, presence, retry, metrics)
+    return _Dispatch(registry, sessions, placement, waiting, admission, orchestrator)
+
+
+@dataclass(frozen=True, slots=True)
+class _Surface:
+    """What clients and operators see, and what it is made of that has to run or to be closed."""
+
+    public: Starlette
+    admin: Starlette
+    broadcast: Broadcast
+    idempotency: Idempotency
+    output: Output
+
+
+def _surface(base: _Base, dispatch: _Dispatch, tokenizer: ModelTokenizer) -> _Surface:
+    settings, metrics, registry = base.settings, base.metrics, dispatch.registry
     output = Output(
         tokenizer, settings.grammar_limits, settings.tool_format, settings.reasoning_format
     )
     validator = Validator(settings.served_name, tokenizer, output, settings.deadlines)
-    feed, paces = Feed(), Paces()
-    broadcast = Broadcast(
-        feed,
-        Workers(lambda: registry.members, feed, paces, time.monotonic),
-        paces,
-        Figures(
-            instance_id=identity.instance_id,
-            model=settings.served_name,
-            placement=placement.policy,
-            queued_tokens=lambda: admission.tokens,
-            waiting=lambda: len(waiting),
-        ),
-    )
+    broadcast = _broadcast(base, dispatch)
     live = LiveEndpoint(broadcast, settings.write_timeout) if settings.live == "auto" else None
-    accounts = Accounts(broadcast, traces, placement.policy)
+    accounts = Accounts(broadcast, base.traces, dispatch.placement.policy)
     generation = Generation(
-        validator, tokenizer, registry, orchestrator, metrics, accounts, settings.write_timeout
-    )
-    idempotency = Idempotency(
-        KeepLimits(
-            seconds=settings.idempotency_seconds,
-            bytes=settings.idempotency_bytes,
-            answers=settings.idempotency_answers,
-            grace=settings.idempotency_grace,
-        ),
-        settings.write_timeout,
+        validator,
+        tokenizer,
+        registry,
+        dispatch.orchestrator,
         metrics,
-        clock,
+        accounts,
+        settings.write_timeout,
     )
+    kept = KeepLimits(
+        seconds=settings.idempotency_seconds,
+        bytes=settings.idempotency_bytes,
+        answers=settings.idempotency_answers,
+        grace=settings.idempotency_grace,
+    )
+    idempotency = Idempotency(kept, settings.write_timeout, metrics, base.clock)
     status = Status(
-        settings.served_name, identity, registry, placement, waiting, admission, metrics, links
+        settings.served_name,
+        base.identity,
+        registry,
+        dispatch.placement,
+        dispatch.waiting,
+        dispatch.admission,
+        metrics,
+        base.links,
     )
-    callers = Callers(keys, metrics)
+    callers = Callers(base.keys, metrics)
     bodies = Bodies(settings.body_limits)
     # Whose requests need a key says so himself: a page of a stranger has none.
     named = settings.allowed_hosts or ([] if callers.anybody else ["*"])
@@ -189,32 +275,20 @@ async def running(
         known_hosts(settings.admin_host, settings.allowed_hosts, callers.refused),
         bodies,
     )
-    embedded = membership if isinstance(membership, EmbeddedMembership) else None
-    members = MembershipService(registry, embedded, links)
-    # A gateway that no longer follows its workers serves nobody: a defect there ends the block.
-    async with (
-        serving(settings.rpc_host, settings.rpc_port, members, links) as rpc,
-        tasks.group() as beside,
-    ):
-        following = [
-            beside.create_task(registry.run(), name="registry"),
-            beside.create_task(broadcast.run(), name="live feed"),
-        ]
-        if settings.auto_roles:
-            controller = RoleController(
-                registry, identity, settings.beat, metrics, settings.role_hold
-            )
-            following.append(beside.create_task(controller.run(), name="roles"))
-        if embedded is not None:
-            following.append(beside.create_task(embedded.run(), name="registrations"))
-        if keys is not None and path is not None:
-            following.append(beside.create_task(follow(path, keys), name="API keys"))
-        try:
-            yield Service(public, admin, rpc, registry, metrics, broadcast)
-        finally:
-            for task in following:
-                task.cancel()
-            await idempotency.close()
-            await sessions.close()
-            output.close()
-            await traces.close()
+    return _Surface(public, admin, broadcast, idempotency, output)
+
+
+def _broadcast(base: _Base, dispatch: _Dispatch) -> Broadcast:
+    feed, paces = Feed(), Paces()
+    return Broadcast(
+        feed,
+        Workers(lambda: dispatch.registry.members, feed, paces, time.monotonic),
+        paces,
+        Figures(
+            instance_id=base.identity.instance_id,
+            model=base.settings.served_name,
+            placement=dispatch.placement.policy,
+            queued_tokens=lambda: dispatch.admission.tokens,
+            waiting=lambda: len(dispatch.waiting),
+        ),
+    )

@@ -20,11 +20,14 @@ from baton.tls.names import Party
 from baton.v1 import common_pb2, decode_pb2, decode_pb2_grpc
 from gateway.attempt import Attempt, Finished, Heed
 from gateway.fleet import Worker
+from gateway.turns import in_rounds
 
 log = structlog.get_logger(__name__)
 
 #: Disowned attempts remembered, so that each is answered with one cancel, not one per token.
 _REMEMBERED = 4096
+#: Attempts that are told something in one round of the loop: see ``gateway.turns``.
+_ROUND = 256
 
 
 class Session:
@@ -133,8 +136,15 @@ class Session:
                 error = await self._converse(decode_pb2_grpc.DecodeServiceStub(channel))
         finally:
             self._on_end()
-            attempts, self._attempts = self._attempts, {}
             log.info("session ended", address=self._address, reason=error.message)
+            await self._end_all(error)
+
+    async def _end_all(self, error: BatonError) -> None:
+        attempts, self._attempts = self._attempts, {}
+        try:
+            async for key in in_rounds(list(attempts), _ROUND):
+                attempts.pop(key).end(error)
+        finally:  # cancelled: nothing is to be kept going
             for attempt in attempts.values():
                 attempt.end(error)
 
@@ -178,7 +188,7 @@ class Session:
             self._liveness.heard()
             match event.WhichOneof("message"):
                 case "step":
-                    self._deliver(event.step)
+                    await self._deliver(event.step)
                 case "hello":
                     self._check(wire.identity_from_wire(event.hello))
                 case "error":
@@ -191,13 +201,13 @@ class Session:
                 f"answers, {self._instance_id} was expected"
             )
 
-    def _deliver(self, step: decode_pb2.StepOutput) -> None:
+    async def _deliver(self, step: decode_pb2.StepOutput) -> None:
         for message in step.progress:
             progress = wire.progress_from_wire(message)
             attempt = self._attempts.get(progress.key)
             if attempt is not None and attempt.heed is not None:
                 attempt.heed(progress)
-        for delta in step.tokens:
+        async for delta in in_rounds(step.tokens, _ROUND):
             key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
             attempt = self._attempts.get(key)
             if attempt is not None and _put(attempt, delta):
@@ -214,7 +224,7 @@ class Session:
                 )
                 del self._attempts[key]
             self._disown(key)
-        for ended in step.ended:
+        async for ended in in_rounds(step.ended, _ROUND):
             key = AttemptKey(ended.request_id, ended.attempt, ended.choice_index)
             attempt = self._attempts.pop(key, None)
             self._disowned.pop(key, None)

@@ -96,7 +96,10 @@ async def serving(
 @asynccontextmanager
 async def _http(service: Service, settings: GatewaySettings) -> AsyncIterator[Gateway]:
     sockets = [listen("127.0.0.1", 0), listen("127.0.0.1", 0)]
-    servers = [HttpServer(app, settings.head_limits) for app in (service.public, service.admin)]
+    servers = [
+        HttpServer(app, settings.head_limits, service.metrics.refused_connection)
+        for app in (service.public, service.admin)
+    ]
     tasks = [
         asyncio.create_task(server.serve([listening]))
         for server, listening in zip(servers, sockets, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from baton.latest import Latest
-from baton.liveness import Beat
+from baton.liveness import Beat, weight
 from baton.membership import Entry
 
 log = structlog.get_logger(__name__)
@@ -17,15 +17,15 @@ log = structlog.get_logger(__name__)
 class Roll:
     """Who has joined, and how many beats ago.
 
-    Silence is counted in our own ticks, as in ``Liveness``: after a stop of our own, nobody is
-    expired for what he could not have said.
+    Silence is counted in our own ticks: after a stop of our own, nobody is expired for what he
+    could not have said.
     """
 
     def __init__(self, missed: int) -> None:
         """``missed``: silent beats after which a member has left."""
         self._missed = missed
         self._members: dict[str, Entry] = {}
-        self._silent: dict[str, int] = {}
+        self._silent: dict[str, float] = {}
         self._holders: dict[str, str] = {}
 
     @property
@@ -48,10 +48,10 @@ class Roll:
         if member is not None and member.instance_id == instance_id:
             del self._members[address], self._silent[address], self._holders[address]
 
-    def tick(self) -> list[Entry]:
-        """Count one beat; returns those who have thereby missed too many."""
+    def tick(self, beats: float = 1.0) -> list[Entry]:
+        """Count a beat, or as much of one; returns those who have thereby missed too many."""
         for address in self._silent:
-            self._silent[address] += 1
+            self._silent[address] += beats
         expired = [self._members[a] for a, n in self._silent.items() if n >= self._missed]
         for entry in expired:
             self.leave(entry.address, entry.instance_id)
@@ -94,9 +94,11 @@ class EmbeddedMembership:
 
     async def run(self) -> None:
         """Expire who does not renew, until cancelled."""
+        interval, clock = self._beat.interval, asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(self._beat.interval)
-            for entry in self._roll.tick():
+            began = clock()
+            await asyncio.sleep(interval)
+            for entry in self._roll.tick(weight(clock() - began, interval)):
                 log.warning(
                     "registration expired", address=entry.address, instance=entry.instance_id
                 )

@@ -34,17 +34,21 @@ class Usage(Collector):
         yield GaugeMetricFamily(
             "process_start_time_seconds", "When the process started, Unix time.", self._started
         )
-        if not _STATM.exists():
+        if not (memory := resident()):
             return
-        pages = int(_STATM.read_text().split()[1])
-        yield GaugeMetricFamily(
-            "process_resident_memory_bytes", "Resident memory.", pages * resource.getpagesize()
-        )
+        yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory.", memory)
         yield GaugeMetricFamily(
             "process_open_fds", "Open descriptors, connections among them.", _open_descriptors()
         )
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield GaugeMetricFamily("process_max_fds", "How many descriptors may be open.", limit)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has; 0 where the system does not tell."""
+    if not _STATM.exists():
+        return 0
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 def _open_descriptors() -> int:

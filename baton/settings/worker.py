@@ -309,7 +309,8 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings, Role
 
     local_prefill: bool = Field(False, description="prefill every prompt here: a colocated worker")
     session_queue: Tokens = Field(
-        65_536, description="unsent tokens per session before it is taken for dead"
+        65_536,
+        description="unsent tokens per session before it is taken for dead; at least 32 per stream",
     )
     relay: Annotated[Address | None, Placeholder("HOST:PORT")] = Field(
         None,

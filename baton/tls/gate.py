@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing, suppress
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
 
 import grpc
 
+from baton.guarded import Context, Handler, guarded
 from baton.tls.names import PARTIES, WORKERS, Name, Party, names_in
 from baton.tls.refusals import Refusals
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Behaviour = Callable[[Any, Context], Any]
 
 _KV_READERS = frozenset({Party.DECODE, Party.RELAY})
 _WATCHERS = frozenset({Party.GATEWAY, Party.RELAY, Party.ADMIN})
@@ -103,10 +99,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
 
-        async def check(context: Context) -> None:
+        async def check(_: Any, context: Context) -> None:
             await self._check(method, context)
 
-        return handler and _guarded(handler, check)
+        return handler and guarded(handler, check)
 
     async def _check(self, method: str, context: Context) -> None:
         """Aborts the call unless it may be made."""
@@ -132,40 +128,3 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # not generic
         self._arrived += 1
         if len(self._peers) > _REMEMBERED:
             self._peers.popitem(last=False)
-
-
-def _guarded(handler: Handler, check: Callable[[Context], Awaitable[None]]) -> Handler:
-    """``handler``, with ``check`` before it."""
-    makers = {
-        "unary_unary": grpc.unary_unary_rpc_method_handler,
-        "unary_stream": grpc.unary_stream_rpc_method_handler,
-        "stream_unary": grpc.stream_unary_rpc_method_handler,
-        "stream_stream": grpc.stream_stream_rpc_method_handler,
-    }
-    for kind, make in makers.items():
-        behaviour: Behaviour | None = getattr(handler, kind)
-        if behaviour is not None:
-            made: Handler = make(
-                _after(check, behaviour), handler.request_deserializer, handler.response_serializer
-            )
-            return made
-    return handler
-
-
-def _after(check: Callable[[Context], Awaitable[None]], behaviour: Behaviour) -> Behaviour:
-    """Both forms of a handler that gRPC knows: a generator, and a coroutine that may write."""
-    if inspect.isasyncgenfunction(behaviour):
-
-        async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
-            await check(context)
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
-
-        return generate
-
-    async def answer(request: Any, context: Context) -> Any:
-        await check(context)
-        return await behaviour(request, context)
-
-    return answer

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from baton import channels
+from baton.parsing import Parsing
 from baton.tls.files import Files, Material, describe
 from baton.tls.gate import Gate
 from baton.tls.names import Party
@@ -86,12 +87,13 @@ class Links:
         return grpc.secure_channel(address, credentials, options=[channels.called(host)])
 
     def server(self, *, window: int | None = None) -> grpc.aio.Server:
-        """As ``channels.server``; with TLS it lets nobody do what is not for them."""
+        """As ``channels.server``; what does not parse is refused. With TLS it lets nobody do what
+        is not for them."""
         if self._files is None:
-            return channels.server(window=window)
+            return channels.server(window=window, interceptors=[Parsing()])
         files = self._files
         self.gate = Gate(lambda: files.current().name.domain)
-        return channels.server(window=window, interceptors=[self.gate])
+        return channels.server(window=window, interceptors=[self.gate, Parsing()])
 
     def bind(self, server: grpc.aio.Server, host: str, port: int) -> int:
         """As ``channels.bind``, for what ``server`` returned last."""

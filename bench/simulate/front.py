@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from prometheus_client import Gauge
 
 from baton.errors import BatonError, CapacityError, DeadlineExceeded, DeadlineOutOfReach
+from baton.identity import Role
 from baton.settings import UpSettings
 from bench.costs import Costs
 from bench.simulate.attempt import Attempt
@@ -19,10 +20,11 @@ from bench.simulate.machine import LAYERS, MODEL, Machine
 from bench.simulate.network import Network
 from bench.simulate.outcome import Outcome
 from gateway.admission import Admission, QueueLimits, Ticket, pace
+from gateway.booking import Booking
 from gateway.caches import Prefix
-from gateway.fleet import Booking, Worker
-from gateway.orchestrator import MOMENT
+from gateway.fleet import Worker
 from gateway.placement import Need, Place, Placement
+from gateway.placing import MOMENT
 from gateway.policies import Policies
 from gateway.roster import Roster
 from gateway.waiting import Turn, Waiter, WaitingRoom
@@ -48,14 +50,14 @@ class Gateway:
         self.network = Network.of(costs, LAYERS)
         self._request = ps(costs.request_s)
         self._placement = Placement(rng, policies)
-        self._prefixes = policies.caches is not None
         self._trying_again = set[frozenset[str]]()
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
+        self._computing: list[Worker] = []  # prompts, and nobody changes
         self.admission = Admission(
             QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
             self.room,
-            lambda: pace(self.roster.workers),
+            lambda: pace(self._computing),
             Gauge("simulated_queue_tokens", "as the gateway's", registry=None),
             clock,
         )
@@ -64,6 +66,11 @@ class Gateway:
         """The fleet, from now on."""
         self.machines = {machine.worker: machine for machine in machines}
         self.roster = Roster(self.machines)
+        self._computing = [
+            worker
+            for worker in self.machines
+            if Role.PREFILL in worker.report.roles or worker.report.local_prefill
+        ]
 
     def arrive(self, job: Job) -> None:
         """A client sends a request now."""
@@ -91,14 +98,13 @@ class Gateway:
         return self._placement.choose(self.roster, need)
 
     def need(self, job: Job, generated: int, attempts: int, last: Worker | None) -> Need:
-        known = Prefix(job.ids, b"") if self._prefixes else None
         return Need(
             model=MODEL,
             tokens=job.tokens + generated,
             longest=job.tokens + job.output,
             prefer="" if last is None else last.instance_id,
             local_prefill=attempts > 0,
-            prefix=known,
+            prefix=Prefix(job.ids, b""),
         )
 
 

@@ -116,7 +116,7 @@ class Machine:
         self._news()
 
     def _report(self) -> Report:
-        load, settings = self.node.load(), self._kind.settings
+        load, settings = self.node.look(), self._kind.settings
         return Report(
             identity=self._identity,
             roles=frozenset({self.role}),

@@ -11,6 +11,7 @@ from bench.simulate.clock import PS, Clock
 from bench.simulate.gaps import Gaps
 from bench.simulate.prices import Prices
 from bench.simulate.scheduler import TOKEN, Leaping
+from model.cache.blocks import BlockCounts
 from model.cache.journal import Changes
 from model.engine.engine import Load
 from model.engine.events import SequencePreempted, TokenSampled
@@ -49,6 +50,7 @@ class _Run:
     steps: int = 1
     sequences: int = 0
     context: int = 0  #: of the first of them
+    fresh: int = 0  #: sequences for which the first of them is the first
 
 
 class Node:
@@ -83,14 +85,23 @@ class Node:
 
     def add(self, request: SequenceRequest, hears: Hears) -> Reservation:
         """Raises what ``Scheduler.add`` raises."""
-        made = self._command(lambda: self.scheduler.add(request))
+        run, tokens = self._run, len(request.prompt_ids) + len(request.generated_ids)
+        leaps = run is not None and run.plan is None
+        if request.receive and leaps and self.scheduler.roomy(tokens, run.steps):  # type: ignore[union-attr]
+            made = self.scheduler.add(request)  # its blocks are all that changes: the run goes on
+            self._changed()
+        else:
+            made = self._command(lambda: self.scheduler.add(request))
         self._hears[made.seq_id] = hears
         if not request.receive:
             self._computing.add(made.seq_id)
         return made
 
     def activate(self, seq_id: int) -> None:
-        self._command(lambda: self.scheduler.activate(seq_id, TOKEN))
+        """It joins the batch after the step that runs."""
+        self._cut()
+        self.scheduler.activate(seq_id, TOKEN)
+        self._commanded()
 
     def compute_here(self, seq_id: int) -> None:
         """Raises WorkerFull."""
@@ -109,22 +120,36 @@ class Node:
         try:
             return do()
         finally:
-            self._changed()
-            if self._run is None:
-                self._clock.after(0, self._wake)  # after all that is commanded now
+            self._commanded()
+
+    def _commanded(self) -> None:
+        self._changed()
+        if self._run is None:
+            self._clock.after(0, self._wake)  # after all that is commanded now
 
     # -- what others see -------------------------------------------------------------------
 
     def load(self) -> Load:
+        """As ``Engine.load``."""
         self._catch_up()
-        scheduler = self.scheduler
+        return self.look()
+
+    def look(self) -> Load:
+        """The same, but for what was measured of decode steps (``costs``): those that are over are
+        counted, but not taken in, so that a look costs no leap."""
+        scheduler, over, last = self.scheduler, self._over(), self._last_step
+        blocks = scheduler.pool.counts()
+        if over and (run := self._run) is not None:
+            blocks = _taken(blocks, scheduler.ahead(over))
+            context = run.context + (over - 1) * run.sequences
+            last = self._prices.decodes(run.sequences, context)
         return Load(
             queued_tokens=scheduler.queued_tokens,
             running=scheduler.running,
             waiting=scheduler.waiting,
-            blocks=scheduler.pool.counts(),
-            steps=scheduler.steps,
-            last_step_s=self._last_step / PS,
+            blocks=blocks,
+            steps=scheduler.steps + over,
+            last_step_s=last / PS,
             idle=self._run is None,
             draining=False,
             costs=scheduler.costs.estimate,
@@ -136,6 +161,7 @@ class Node:
 
     def cache_changes(self, since: int | None) -> Changes | None:
         """As ``Engine.cache_changes``."""
+        self._catch_up()  # what is decoded is cached, too
         pool = self.scheduler.pool
         return None if since == pool.changed else pool.changes(since)
 
@@ -153,7 +179,10 @@ class Node:
         steps, sequences, context = self.scheduler.start() if self._leaps else (0, 0, 0)
         if steps:
             ends = now + prices.steps(steps, sequences, context)
-            self._begin(_Run(now, ends, None, steps, sequences, context))
+            if fresh := self.scheduler.take_fresh():
+                first = now + prices.decodes(sequences, context)
+                self._clock.at(first, lambda: self._second(fresh))
+            self._begin(_Run(now, ends, None, steps, sequences, context, len(fresh)))
         else:
             plan = self.scheduler.plan()
             self._take_events()
@@ -175,7 +204,7 @@ class Node:
         else:
             self._run = None
             self._commit(run, run.plan)
-        if self._out or (run.plan is not None and self._computing):
+        if self._out or self._computing:
             self._changed()  # that a token more is there matters to nobody
         self._go()
         self._tell()
@@ -212,7 +241,7 @@ class Node:
                 else:
                     gaps += 1
                 if event.finish_reason is not None:
-                    self._over(seq_id)
+                    self._ended(seq_id)
         if gaps:
             self._gaps.add(took, gaps)
 
@@ -223,38 +252,51 @@ class Node:
         first = prices.decodes(sequences, run.context)
         took = prices.steps(steps, sequences, run.context)
         last = [(first + growth * step) / PS for step in scheduler.remembered(steps)]
-        told, scheduler.told = scheduler.told, set[int]()
-        self._out += [self._hears[seq_id].second for seq_id in told if seq_id in self._hears]
-        if sequences > len(told):
-            self._gaps.add(first, sequences - len(told), growth, steps)
+        if run.fresh:  # whoever waited for these counts that gap
+            self._gaps.add(first, sequences - run.fresh)
+            self._gaps.add(first + growth, sequences, growth, steps - 1)
+            run.fresh = 0
+        else:
+            self._gaps.add(first, sequences, growth, steps)
         self.busy += took
         self._last_step = first + growth * (steps - 1)
         for seq_id in scheduler.leap(steps, last, took / PS, running=running):
-            self._over(seq_id)
+            self._ended(seq_id)
         run.began += took
         run.steps -= steps
         run.context += steps * sequences
 
     def _catch_up(self) -> None:
         """Take in the steps of a run that are over; the one that is running stays."""
+        if (over := self._over()) and (run := self._run) is not None:
+            self._leap(run, over, running=True)
+
+    def _over(self) -> int:
+        """Steps of a run that are over and not taken in."""
         run = self._run
-        if run is not None and run.plan is None and run.steps > 1:
-            passed = self._clock.now - run.began
-            over = self._prices.within(passed, run.sequences, run.context, run.steps - 1)
-            if over:
-                self._leap(run, over, running=True)
+        if run is None or run.plan is not None or run.steps < 2:
+            return 0
+        passed = self._clock.now - run.began
+        return self._prices.within(passed, run.sequences, run.context, run.steps - 1)
 
     def _cut(self) -> None:
         """Something changes: the running step is the last one of its run."""
         run = self._run
         if run is not None and run.steps > 1:
-            run.steps = 1
-            run.ends = run.began + self._prices.decodes(run.sequences, run.context)
+            run.steps = self._over() + 1
+            run.ends = run.began + self._prices.steps(run.steps, run.sequences, run.context)
             self._clock.at(run.ends, lambda: self._end(run))
 
     # -- news ------------------------------------------------------------------------------
 
-    def _over(self, seq_id: int) -> None:
+    def _second(self, fresh: Collection[int]) -> None:
+        """Their first decode step is over."""
+        self._changed()
+        for seq_id in fresh:
+            if seq_id in self._hears:
+                self._hears[seq_id].second()
+
+    def _ended(self, seq_id: int) -> None:
         """A sequence had its last token. Who keeps its KV for a hand-off still has to cancel."""
         hears = self._hears[seq_id]
         if seq_id not in self.scheduler:
@@ -266,3 +308,14 @@ class Node:
         out, self._out = self._out, []
         for tell in out:
             tell()
+
+
+def _taken(blocks: BlockCounts, count: int) -> BlockCounts:
+    """With so many more owned: free ones go first, then cached ones."""
+    free = min(count, blocks.free)
+    return BlockCounts(
+        blocks.free - free,
+        blocks.cached - (count - free),
+        blocks.owned + count,
+        blocks.quarantined,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 
+from bench.simulate.counted import Counted
 from model.cache.blocks import BlockPool
 from model.cache.prefix import PrefixCache
 from model.engine.events import Event, SequencePreempted
@@ -47,7 +48,7 @@ class Leaping(Scheduler):
     def __init__(
         self, settings: SchedulerSettings, blocks: int, layout: str, *, caching: bool
     ) -> None:
-        self.pool = BlockPool(blocks)
+        self.pool = BlockPool(blocks) if caching else Counted(blocks)
         kind = PrefixCache if caching else NoKeys
         prefix = kind(self.pool, settings.block_size, layout)
         super().__init__(settings, self.pool, prefix, lambda: 0.0)
@@ -56,7 +57,6 @@ class Leaping(Scheduler):
         self._caching = caching
         self._batch: list[Sequence] = []
         self.fresh = set[int]()  #: who has joined the batch and had no decode step yet
-        self.told = set[int]()  #: of these, those whose first decode step runs
         self.preempted: dict[int, int] = {}  #: seq_id -> tokens it had generated
 
     def start(self) -> tuple[int, int, int]:
@@ -72,10 +72,7 @@ class Leaping(Scheduler):
         steps = min(steps, (rounds - 1) * self.settings.block_size)
         if steps < 1:
             return 0, 0, 0
-        if self.fresh:  # who has just come is told of its second token
-            steps = 1
         self._batch = batch
-        self.told, self.fresh = self.fresh, set[int]()
         self._reserve()
         return steps, len(batch), sum(s.computed + 1 for s in batch)
 
@@ -83,6 +80,7 @@ class Leaping(Scheduler):
         """So many of the steps are over; they ``took`` so many seconds, the ``last`` ones (see
         ``remembered``) these. With ``running`` the next one has begun. Returns who has ended."""
         size, tokens, ended = self.settings.block_size, [TOKEN] * steps, list[int]()
+        decoding, caching = Phase.DECODING, self._caching
         self.steps += steps
         self.computed_tokens += steps * len(self._batch)
         self.totals.generated += steps * len(self._batch)
@@ -90,20 +88,44 @@ class Leaping(Scheduler):
         for seconds in last:
             self.costs.observe(0, len(self._batch), seconds)
         for seq in self._batch:
-            if seq.phase is not Phase.DECODING:
+            if seq.phase is not decoding:
                 continue
-            seq.generated_ids.extend(tokens)
-            seq.computed += steps
-            if seq.computed > seq.room:
-                self._take(seq, -(-(seq.computed - seq.room) // size))
-            if self._caching:
+            generated = seq.generated_ids
+            generated += tokens
+            seq.computed = computed = seq.computed + steps
+            if computed > seq.room:
+                self._take(seq, -(-(computed - seq.room) // size))
+            if caching:
                 self._memory.publish(seq)
-            if len(seq.generated_ids) == seq.request.spec.max_tokens:
+            if len(generated) == seq.request.spec.max_tokens:
                 self._end(seq)
                 ended.append(seq.seq_id)
-        if running:
-            self._reserve()
+            elif running and computed == seq.room:  # a block for the step that has begun
+                self._take(seq, 1)
         return ended
+
+    def roomy(self, tokens: int, steps: int) -> bool:
+        """Whether so many tokens can be reserved while so many steps run, and these still find
+        every block that they may take."""
+        if self._caching:
+            return False
+        size = self.settings.block_size
+        left = self.pool.available - -(-tokens // size)
+        return left >= len(self._batch) * (steps // size + 2)
+
+    def take_fresh(self) -> set[int]:
+        """Who has joined the batch and now has its first decode step."""
+        fresh, self.fresh = self.fresh, set[int]()
+        return fresh
+
+    def ahead(self, steps: int) -> int:
+        """Blocks that ``leap`` takes for so many of the steps, and for the one that runs then."""
+        over = steps + 1
+        return sum(
+            -(-(seq.computed + over - seq.room) // self.settings.block_size)
+            for seq in self._batch
+            if seq.computed + over > seq.room and seq.phase is Phase.DECODING
+        )
 
     def __contains__(self, seq_id: int) -> bool:
         """Whether a sequence is live, or kept."""

@@ -159,12 +159,14 @@ class BlockPool:
     def release(self, blocks: Sequence[int]) -> None:
         """Take one owner off each block of a table, deepest first, so that of two blocks of a
         chain the deeper one is evicted first: a prefix without its suffix is still of use."""
+        owners, promised = self._owners, len(self.promises) > 0
         for block in reversed(blocks):
-            if not self._owners[block]:
+            if not owners[block]:
                 raise RuntimeError(f"block {block} has no owner to release it")
-            self._owners[block] -= 1
-            if not self._owners[block]:
-                self.promises.end(block)
+            owners[block] -= 1
+            if not owners[block]:
+                if promised:
+                    self.promises.end(block)
                 if self._holds[block]:
                     self._quarantined += 1
                 else:

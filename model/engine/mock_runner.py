@@ -156,8 +156,9 @@ class MockStore:
 class MockRunner:
     """Executes plans on the mock pool, in the time that ``cost`` says.
 
-    ``sleep`` is called once per layer with its share of the step's seconds. Raises ValueError
-    when a position's K and V are not a multiple of 8 bytes, the width of the checksum.
+    ``sleep`` is called once per layer with what is left of its share of the step's seconds, by
+    ``clock``: what the mock itself computes is part of the step. Raises ValueError when a
+    position's K and V are not a multiple of 8 bytes, the width of the checksum.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class MockRunner:
         cost: CostModel | None = None,
         answers: Answers | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if compatibility.kv_heads * compatibility.head_size % 2:
             raise ValueError("the mock needs an even number of K values per position")
@@ -176,6 +178,7 @@ class MockRunner:
         self._cost = cost or CostModel()
         self._answers = answers or Answers()
         self._sleep = sleep
+        self._clock = clock
         self._store = MockStore(compatibility, num_blocks)
 
     @property
@@ -199,23 +202,20 @@ class MockRunner:
 
     def run(self, plan: StepPlan, on_layer: LayerListener) -> StepResult:
         """See Runner.run. Deterministic whatever the batch."""
-        seconds = self._cost.seconds(plan)
+        seconds, began = self._cost.seconds(plan), self._clock()
         for copy in plan.copies:
             self._store.pool[:, copy.target] = self._store.pool[:, copy.source]
         layers = self._compatibility.layers
+        tokens: dict[int, int] = {}
         for layer in range(layers):
             for part in plan.slices:
                 self._write_rows(layer, part)
+            if layer == layers - 1:
+                tokens = self._draw(plan)
             if seconds > 0:
-                self._sleep(seconds / layers)
+                due = began + seconds * (layer + 1) / layers
+                self._sleep(max(0.0, due - self._clock()))
             on_layer(layer)
-        tokens = {
-            seq_id: self._answers.next_id(checksum, sample)
-            for part in plan.slices
-            if part.asked
-            for checksum in (self._checksum(part),)
-            for seq_id, sample in part.asked
-        }
         logprobs = {
             seq_id: self._answers.logprobs(tokens[seq_id], sample.spec.logprobs)
             for part in plan.slices
@@ -223,6 +223,16 @@ class MockRunner:
             if sample.spec.logprobs is not None
         }
         return StepResult(plan.step, tokens, compute_s=seconds, logprobs=logprobs)
+
+    def _draw(self, plan: StepPlan) -> dict[int, int]:
+        """The tokens of all that ask for one, by seq_id; their rows are written."""
+        return {
+            seq_id: self._answers.next_id(checksum, sample)
+            for part in plan.slices
+            if part.asked
+            for checksum in (self._checksum(part),)
+            for seq_id, sample in part.asked
+        }
 
     def _rows(self, layer: int) -> Bytes:
         """A view of one layer, [num_blocks, 2 (K and V), block_size, row bytes / 2]."""

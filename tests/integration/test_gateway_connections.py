@@ -88,6 +88,10 @@ async def test_a_connection_too_many_is_refused_and_closed(checkpoint: Path) -> 
                 assert (status, body["error"]["code"]) == (503, "too_many_connections")
                 assert "at most 2" in body["error"]["message"]
                 assert await surplus.until_closed() == b""
+            refused = served.metric(
+                "baton_refused_connections_total", reason="too_many_connections"
+            )
+            assert refused == 1
             await one.send(ASK + b"\r\n" + BODY)
             assert (await one.answer())[0] == 200, "those that are open go on"
 

@@ -8,11 +8,19 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+from sse_starlette.sse import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from baton.http_limits import HeadLimits
+from gateway.http_server import HttpServer, listen
 from tests.fakes import MODEL, FakeWorker, answering, eventually, write_checkpoint
 
 
@@ -61,6 +69,44 @@ async def test_it_serves_until_a_signal(checkpoint: Path, number: signal.Signals
         rest = await asyncio.wait_for(process.communicate(), 10)
         assert process.returncode == 0
         assert "Traceback" not in rest[1].decode()
+
+
+async def test_streams_that_do_not_end_are_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each as if its client had left, and without a word in the log."""
+    monkeypatch.setattr("gateway.http_server.SHUTDOWN_GRACE", 0.2)
+    ended = list[int]()
+
+    async def ticks(number: int) -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "tick"
+                await asyncio.sleep(0.01)
+        finally:
+            ended.append(number)
+
+    async def endless(_: Request) -> Response:
+        return EventSourceResponse(ticks(len(ended)))
+
+    listening = listen("127.0.0.1", 0)
+    limits = HeadLimits(connections=10, seconds=10.0, bytes=1000, fields=10, unread=10.0)
+    server = HttpServer(Starlette(routes=[Route("/", endless)]), limits)
+    host, port = listening.getsockname()
+    serving = asyncio.create_task(server.serve([listening]))
+    connections = [await asyncio.open_connection(host, port) for _ in range(3)]
+    for reader, writer in connections:
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"tick")
+    server.stop()
+    for reader, _ in connections:
+        assert await reader.readuntil(b"tick"), "for a while they go on"
+    await asyncio.wait_for(serving, 5)
+    assert len(ended) == 3
+    assert not [record for record in caplog.records if record.exc_info]
+    for reader, writer in connections:
+        await reader.read()
+        writer.close()
 
 
 async def test_a_kill_frees_what_runs(checkpoint: Path) -> None:

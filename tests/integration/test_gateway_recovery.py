@@ -18,6 +18,7 @@ from baton.errors import (
     Preempted,
     PrefillDraining,
     PrefillLost,
+    PrefillSilent,
     WorkerFull,
 )
 from baton.generation import AttemptKey
@@ -263,6 +264,23 @@ async def test_a_lost_prefill_worker_is_replaced_then_done_without(checkpoint: P
     used = [submitted.prefill_instance_id for submitted in decode.submits]
     assert sorted(used[:2]) == sorted(prefill.instance_id for prefill in prefills)
     assert used[2] == ""
+
+
+async def test_a_deaf_prefill_worker_costs_its_beats_once(checkpoint: Path) -> None:
+    """Its status stream goes on as ever: whoever comes next is not sent there for a while."""
+
+    async def script(session: FakeSession, submitted: Submitted) -> None:
+        if submitted.prefill_instance_id == deaf.instance_id:
+            session.fail(submitted.key, PrefillSilent("nothing heard"))
+        else:
+            await answering(TEXT)(session, submitted)
+
+    decode, deaf = FakeWorker(script=script), FakeWorker(roles=PREFILL)
+    async with serving(checkpoint, [decode, deaf]) as gateway:
+        assert (await gateway.complete()).status_code == 200
+        worker = gateway.service.registry.roster.instance(deaf.instance_id)
+        assert worker and worker.breaker.refuses
+        assert gateway.metric("baton_migrations_total", reason="prefill_silent") == 1
 
 
 async def test_a_prefill_worker_that_drains_is_not_blamed(checkpoint: Path) -> None:

@@ -21,10 +21,12 @@ from baton.errors import (
     InvalidRequest,
     PrefillDraining,
     PrefillLost,
+    PrefillSilent,
     RequestError,
     UnsupportedParameter,
 )
 from baton.identity import PROTOCOL, Identity, new_instance_id
+from baton.liveness import Liveness
 from baton.v1 import decode_pb2, kv_pb2, prefill_pb2, prefill_pb2_grpc
 from model.engine.mock_runner import CostModel
 from model.worker.process import drain
@@ -340,7 +342,12 @@ class SilentPrefill(prefill_pb2_grpc.PrefillServiceServicer):
         await asyncio.Event().wait()
 
 
-async def test_a_silent_prefill_worker_is_lost() -> None:
+@pytest.mark.parametrize(("steady", "kind"), [(True, PrefillSilent), (False, PrefillLost)])
+async def test_a_silent_prefill_worker_is_lost(
+    steady: bool, kind: type[PrefillLost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless this worker was stopped itself, nobody else need try that one."""
+    monkeypatch.setattr(Liveness, "steady", steady)
     server = channels.server()
     prefill_pb2_grpc.add_PrefillServiceServicer_to_server(SilentPrefill(), server)
     port = channels.bind(server, "127.0.0.1", 0)
@@ -353,5 +360,5 @@ async def test_a_silent_prefill_worker_is_lost() -> None:
         submit.submit.prefill.CopyFrom(target)
         s.outgoing.put_nowait(submit)
         error = await stream.failed()
-        assert isinstance(error, PrefillLost) and "nothing heard" in error.message
+        assert type(error) is kind and "nothing heard" in error.message
     await server.stop(0)

@@ -65,6 +65,22 @@ async def test_status_now_and_on_change() -> None:
         watch.cancel()
 
 
+async def test_bytes_that_are_no_request_are_refused_and_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with cluster(decode=0) as c, channels.connect(c.prefill[0].address) as channel:
+        service = "/baton.v1.WorkerService"
+        calls = [
+            channel.unary_unary(f"{service}/CheckIntegrity")(b"\xff"),
+            channel.unary_stream(f"{service}/Watch")(b"\xff").read(),
+        ]
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match="no request of") as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not caplog.records
+
+
 async def test_a_watcher_of_another_version_is_refused() -> None:
     async with cluster(decode=0) as c, channels.connect(c.prefill[0].address) as channel:
         watch = worker_pb2_grpc.WorkerServiceStub(channel).Watch(watch_request(protocol=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def measured(of: Costs) -> list[Record]:
             found.append(Record("decode time", seconds * 1e3, "ms", params))
     for tokens in (128, 1024, 4096):
         seconds = tokens * of.prefill_token_s + tokens * (tokens - 1) / 2 * of.prefill_pair_s
+        seconds += of.step_s * -(-tokens // 512)  # so many steps
         params = {"threads": 1, "side": "bf16", "tokens": tokens}
         found.append(Record("prefill time", seconds * 1e3, "ms", params))
     for mib in (4, 64, 256):
@@ -62,6 +64,16 @@ def test_one_context_does_not_tell_what_a_token_of_it_costs() -> None:
     known = Costs(step_s=0.01, decode_s=0.001, prefill_token_s=5e-4, bytes_per_s=1e9)
     found = [one for one in measured(known) if one.params.get("context") != 2048]
     with pytest.raises(ValueError, match="one context alone"):
+        fit.of_engine(found, "bf16", 1)
+
+
+def test_a_prompt_takes_longer_than_its_steps() -> None:
+    known = Costs(step_s=0.01, decode_s=0.001, prefill_token_s=5e-4, bytes_per_s=1e9)
+    found = [
+        replace(one, value=9.0) if one.params.get("tokens") == 128 else one
+        for one in measured(known)
+    ]
+    with pytest.raises(ValueError, match=r"128 tokens takes 0.009 s, no longer .* 1 of 0.01 s"):
         fit.of_engine(found, "bf16", 1)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from baton.errors import ContextLengthExceeded, NoWorker
 from baton.identity import CompatibilityClass, Identity, Role
-from gateway.fleet import SETTLING, Booking, Health, Load, Report, Worker
+from gateway.booking import Booking
+from gateway.fleet import SETTLING, Health, Load, Report, Worker
 from gateway.placement import Need, Placement
 from gateway.policies import WIDTH, Weights, policies
 from gateway.roster import Roster

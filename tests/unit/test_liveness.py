@@ -63,6 +63,21 @@ async def test_a_process_that_was_stopped_itself_does_not_blame_its_peers() -> N
     await asyncio.wait((running,))
 
 
+async def test_a_loop_that_is_late_itself_is_slower_to_judge() -> None:
+    """What the peer has said may lie unread; but the dead are let go of in the end."""
+    clock, now, ticks = Clock(), 0.0, 0
+    liveness = Liveness(Beat(1.0, 3), sleep=clock.sleep, clock=lambda: now)
+    running = asyncio.create_task(liveness.run(lambda _: None))
+    await asyncio.sleep(0)
+    while not running.done():
+        now += 2.0
+        ticks += 1
+        await clock.tick()
+    assert ticks == 6
+    with pytest.raises(PeerSilent):
+        await running
+
+
 async def test_whether_a_peer_that_heard_nothing_is_to_blame() -> None:
     clock, now = Clock(), 0.0
     liveness = Liveness(Beat(1.0, 3), sleep=clock.sleep, clock=lambda: now)

@@ -105,6 +105,13 @@ def test_who_misses_three_beats_has_left() -> None:
     assert roll.entries == {entry("b:1")}
 
 
+def test_a_beat_that_came_late_counts_half() -> None:
+    roll = Roll(missed=3)
+    roll.join(entry("a:1"))
+    assert not any(roll.tick(0.5) for _ in range(5))
+    assert roll.tick(0.5)
+
+
 def test_a_late_farewell_does_not_remove_who_took_the_place() -> None:
     roll = Roll(missed=3)
     roll.join(entry("a:1", "old"))

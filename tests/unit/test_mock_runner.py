@@ -119,7 +119,13 @@ def test_swapped_blocks_change_the_output() -> None:
 
 
 def test_time_is_a_cost_model() -> None:
+    time = [0.0]
     slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time[0] += seconds
+
     cost = CostModel(
         step_s=1.0,
         prefill_token_s=0.1,
@@ -127,12 +133,21 @@ def test_time_is_a_cost_model() -> None:
         decode_s=0.25,
         context_token_s=0.01,
     )
-    runner = MockRunner(MOCK_CLASS, 8, cost=cost, sleep=slept.append)
+    runner = MockRunner(MOCK_CLASS, 8, cost=cost, sleep=sleep, clock=lambda: time[0])
     sample = Sample(GREEDY, PROMPT, [])
     plan = StepPlan(1, (Slice(1, (1, 2, 3), 2, [0, 2]), Slice(2, (4,), 3, [1], sample)))
     result = runner.run(plan, lambda _: None)
     assert result.compute_s == pytest.approx(1.0 + 0.3 + 0.02 * (2 + 3 + 4) + 0.25 + 0.04)
     assert sum(slept) == pytest.approx(result.compute_s) and len(slept) == 2
+
+
+def test_what_the_mock_computes_is_part_of_its_step() -> None:
+    ticks, slept = iter((0.0, 0.3, 1.5)), list[float]()
+    runner = MockRunner(
+        MOCK_CLASS, 8, cost=CostModel(step_s=1.0), sleep=slept.append, clock=lambda: next(ticks)
+    )
+    runner.run(StepPlan(1, (Slice(1, (1,), 0, [0]),)), lambda _: None)
+    assert slept == pytest.approx([0.2, 0.0]), "half a second per layer, as far as it is left"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from baton.identity import CompatibilityClass, Identity, Role
 from baton.prefix_keys import PrefixKeys, pack_digests
 from baton.settings import PlacementName
 from baton.v1 import worker_pb2
+from gateway.booking import Booking
 from gateway.caches import CacheIndex, Prefix
-from gateway.fleet import Booking, Health, KvPairing, Links, Load, Report, Worker
+from gateway.fleet import Health, KvPairing, Links, Load, Report, Worker
 from gateway.placement import Need, Place, Placement
 from gateway.policies import LIVE_TOKENS, WIDTH, Policies, Weights, policies
 from gateway.roster import Roster

@@ -18,12 +18,14 @@ from bench.costs import Costs, CostsError
 from bench.plan.search import Goal, Search, first_to_break
 from bench.simulate.__main__ import main as simulate_main
 from bench.simulate.clock import Clock
+from bench.simulate.counted import Counted
 from bench.simulate.fleet import Fleet, Setup, Simulation
 from bench.simulate.gaps import Gaps
 from bench.simulate.jobs import Job, at_rate
 from bench.simulate.network import Network, Port
 from bench.simulate.outcome import Outcome, Slo
 from bench.simulate.prices import Prices
+from model.cache.blocks import BlockPool
 
 COSTS = Costs(
     step_s=0.004,
@@ -82,6 +84,16 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
     assert leaping.busy == stepping.busy
 
 
+@pytest.mark.parametrize(
+    ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 1)], ids=str
+)
+def test_leaps_come_to_what_steps_come_to_where_memory_is_short(fleet: Fleet, seed: int) -> None:
+    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=80)
+    leaping, stepping = run(short, jobs), run(replace(short, leaps=False), jobs)
+    assert leaping.preempted == stepping.preempted > 30
+    assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -109,6 +121,42 @@ def test_prompts_that_begin_alike_are_found() -> None:
     jobs = [Job(n, 1.0 * n, 320, 4, tuple(range(320))) for n in range(10)]
     outcome = run(setup(Fleet(prefill=2, decode=2), caching=True, placement="prefix"), jobs)
     assert outcome.cached_tokens >= 8 * 304
+
+
+def test_who_is_to_go_where_others_of_its_session_went_does() -> None:
+    jobs = [Job(n, 0.3 * n, 320, 4, tuple(range(n % 4, 320 + n % 4))) for n in range(40)]
+    for placement, least, most in (("affinity", 36 * 304, 38 * 320), ("least-queued", 0, 34 * 320)):
+        made = setup(Fleet(colocated=4), caching=True, placement=placement)
+        assert least <= run(made, jobs).cached_tokens <= most
+
+
+@given(st.lists(st.integers(-3, 9), max_size=40))
+def test_blocks_that_are_counted_are_as_many_as_those_told_apart(wanted: list[int]) -> None:
+    """Above 0 so many are taken; else those of a table are given up, or quarantined for a while,
+    or these come back."""
+    counted, known = Counted(24), BlockPool(24)
+    tables, held = list[tuple[list[int], list[int]]](), list[tuple[list[int], list[int]]]()
+    for number in wanted:
+        if number > 0:
+            mine, theirs = counted.allocate(number), known.allocate(number)
+            assert (mine is None) == (theirs is None)
+            if mine is not None and theirs is not None:
+                tables.append((mine, theirs))
+        elif number < 0 and tables:
+            table = tables.pop(0)
+            if number < -1:
+                held.append(table)
+            for pool, blocks in zip((counted, known), table, strict=True):
+                if number < -1:
+                    pool.hold(blocks)
+                pool.release(blocks)
+        elif held:
+            for pool, blocks in zip((counted, known), held.pop(), strict=True):
+                pool.unhold(blocks)
+        assert counted.counts() == known.counts()
+        assert (counted.available, counted.num_blocks) == (known.available, 24)
+    owners, holds = (sum(len(mine) for mine, _ in each) for each in (tables, held))
+    assert counted.check({0: owners}, {0: holds}) == []
 
 
 def test_what_cannot_be_served_in_time_is_refused_by_the_gateway() -> None:

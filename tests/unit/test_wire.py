@@ -174,6 +174,7 @@ def test_a_peer_of_the_protocol_before_gets_codes_that_it_knows() -> None:
     assert changed == {
         "prefill_full": "prefill_lost",
         "prefill_draining": "prefill_lost",
+        "prefill_silent": "prefill_lost",
         "decode_silent": "decode_lost",
     }
     assert all(wire.error_to_wire(error, PROTOCOL + 1).code == error.code for error in errors)
