@@ -46,6 +46,12 @@ def peak_bytes(pid: int) -> int:
     return _status("VmHWM", str(pid))
 
 
+def cpu_seconds(pid: int) -> float:
+    """What the threads that a process has now have taken. Raises OSError as ``peak_bytes``."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
 def available_bytes() -> int:
     """Memory that processes can still get. Raises OSError where it is not Linux."""
     return _field(Path("/proc/meminfo"), "MemAvailable")

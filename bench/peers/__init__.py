@@ -1,0 +1,1 @@
+"""Baton and its peers under the same load, on the same cores."""
