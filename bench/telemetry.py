@@ -4,7 +4,7 @@ CPU seconds per generated token of gateway and workers together, by their thread
 workers compute nothing, so that is of what Baton itself takes; their steps are long enough for the
 processors to be idle in between: on busy ones tokens come in larger messages, which cost less each.
 With ``--model`` the workers compute, and it is of all that a token takes. The same requests are
-made in every way, one way after the other in an order that is drawn anew for each round; each way is
+made in every way, one after the other in an order that is drawn anew for each round; each way is
 compared with ``off`` in its own round. What a process costs depends by percents on where it came to
 lie in memory, so the fleets are started anew now and then.
 
