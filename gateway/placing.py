@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baton.errors import DeadlineOutOfReach
+from gateway.again import Again
 from gateway.booking import Booking
 from gateway.course import Course, Run
 from gateway.metrics import Metrics
@@ -15,9 +16,6 @@ from gateway.placement import Place, Placement
 from gateway.registry import Registry
 from gateway.session import Sessions
 from gateway.waiting import WaitingRoom
-
-#: Seconds after which a worker that was full is tried with one request, whatever it reports.
-MOMENT = 0.1
 
 
 class Placing:
@@ -36,8 +34,7 @@ class Placing:
         self._placement = placement
         self._waiting = waiting
         self._metrics = metrics
-        #: Pairs of workers that were full and are soon tried again, whatever they report.
-        self._trying_again: set[frozenset[str]] = set()
+        self._again = Again(asyncio.get_running_loop().call_later, waiting.changed)
 
     async def place(self, courses: Sequence[Course]) -> list[Run]:
         """Wait for their turn and for room, then begin an attempt at each. Raises NoWorker,
@@ -48,20 +45,8 @@ class Placing:
         )
 
     def try_again_soon(self, place: Place) -> None:
-        """One that was full; once for all that are refused meanwhile."""
-        workers = [place.decode] if place.prefill is None else [place.decode, place.prefill]
-        names = frozenset(worker.instance_id for worker in workers)
-        if names in self._trying_again:
-            return
-
-        def try_again() -> None:
-            self._trying_again.discard(names)
-            for worker in workers:
-                worker.try_again()
-            self._waiting.changed()
-
-        self._trying_again.add(names)
-        asyncio.get_running_loop().call_later(MOMENT, try_again)
+        """One that was full, whatever it reports."""
+        self._again.soon(place)
 
     def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""

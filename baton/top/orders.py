@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import grpc
@@ -60,28 +61,29 @@ class FleetOrders:
 
     async def drain(self, address: str) -> str:
         request = worker_pb2.DrainRequest(grace_ms=round(1000 * self._drain_grace))
-        try:
-            async with self._links.connect(address, Party.WORKER, shared=False) as channel:
-                stub = worker_pb2_grpc.WorkerServiceStub(channel)
-                reply = await stub.Drain(request, timeout=self._drain_grace + _PATIENCE)
-        except (grpc.aio.AioRpcError, BadCertificate, OSError) as error:
-            raise _failed(address, error) from None
+        async with self._worker(address) as stub:
+            reply = await stub.Drain(request, timeout=self._drain_grace + _PATIENCE)
         return f"{address} is drained; sequences handed back: {reply.handed_back}"
 
     async def set_role(self, address: str, role: str) -> str:
         request = worker_pb2.SetRolesRequest(
             roles=wire.roles_to_wire(ROLES[role]), grace_ms=round(1000 * self._role_grace)
         )
-        try:
-            async with self._links.connect(address, Party.WORKER, shared=False) as channel:
-                stub = worker_pb2_grpc.WorkerServiceStub(channel)
-                reply = await stub.SetRoles(request, timeout=self._role_grace + _PATIENCE)
-        except (grpc.aio.AioRpcError, BadCertificate, OSError) as error:
-            raise _failed(address, error) from None
+        async with self._worker(address) as stub:
+            reply = await stub.SetRoles(request, timeout=self._role_grace + _PATIENCE)
         return (
             f"{address} does {role} now; sequences handed back: {reply.handed_back}, prompts that "
             f"it still finishes: {reply.finishing}"
         )
+
+    @asynccontextmanager
+    async def _worker(self, address: str) -> AsyncIterator[worker_pb2_grpc.WorkerServiceAsyncStub]:
+        """Raises OrderFailed for whatever goes wrong there."""
+        try:
+            async with self._links.connect(address, Party.WORKER, shared=False) as channel:
+                yield worker_pb2_grpc.WorkerServiceStub(channel)
+        except (grpc.aio.AioRpcError, BadCertificate, OSError) as error:
+            raise _failed(address, error) from None
 
     async def ask(self, prompt: str) -> AsyncGenerator[str, None]:
         try:

@@ -20,11 +20,11 @@ from bench.simulate.machine import LAYERS, MODEL, Machine
 from bench.simulate.network import Network
 from bench.simulate.outcome import Outcome
 from gateway.admission import Admission, QueueLimits, Ticket, pace
+from gateway.again import Again
 from gateway.booking import Booking
 from gateway.caches import Prefix
 from gateway.fleet import Worker
 from gateway.placement import Need, Place, Placement
-from gateway.placing import MOMENT
 from gateway.policies import Policies
 from gateway.roster import Roster
 from gateway.waiting import Turn, Waiter, WaitingRoom
@@ -50,7 +50,7 @@ class Gateway:
         self.network = Network.of(costs, LAYERS)
         self._request = ps(costs.request_s)
         self._placement = Placement(rng, policies)
-        self._trying_again = set[frozenset[str]]()
+        self.again = Again(lambda seconds, call: clock.after(ps(seconds), call), self.room.changed)
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
         self._computing: list[Worker] = []  # prompts, and nobody changes
@@ -76,22 +76,6 @@ class Gateway:
         """A client sends a request now."""
         course = Course(self, job)
         self.clock.after(self._request, course.admit)
-
-    def try_again_soon(self, place: Place) -> None:
-        """As the orchestrator's: once for all that are refused meanwhile."""
-        workers = [worker for worker in (place.decode, place.prefill) if worker is not None]
-        names = frozenset(worker.instance_id for worker in workers)
-        if names in self._trying_again:
-            return
-
-        def try_again() -> None:
-            self._trying_again.discard(names)
-            for worker in workers:
-                worker.try_again()
-            self.room.changed()
-
-        self._trying_again.add(names)
-        self.clock.after(ps(MOMENT), try_again)
 
     def choose(self, need: Need) -> Place | None:
         """Raises NoWorker, ContextLengthExceeded."""
@@ -247,7 +231,7 @@ class Course:
         self._leave()  # first: what leaves a worker speaks for room there
         refusing = place.prefill if prefill and place.prefill is not None else place.decode
         refusing.refused()
-        gateway.try_again_soon(place)
+        gateway.again.soon(place)
         self._enter()
 
     def preempted(self, generated: int) -> None:
