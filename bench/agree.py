@@ -24,13 +24,13 @@ from statistics import fmean
 from rich.console import Console
 
 from bench import costs, picture, records
+from bench.arguments import positive
 from bench.costs import Costs, CostsError
 from bench.load.statistics import Estimate, Measured, Slo, Trust, estimate
 from bench.load.workload import Lengths
 from bench.picture import COLOURS, Line, Pane
 from bench.real import Kind, calibrated, drawn, running, short
 from bench.records import Param, Record
-from bench.report import positive
 from bench.simulate import outcome
 from bench.simulate.fleet import Fleet, simulate
 from bench.simulate.outcome import Outcome

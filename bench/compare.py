@@ -105,14 +105,12 @@ def _table(label: str, names: tuple[str, str], found: Sequence[Difference]) -> T
 def _records(found: Sequence[Difference], params: dict[str, Param]) -> list[Record]:
     listed: list[Record] = []
     for one in found:
+        name = one.first.name
         if one.doubt:
-            why: dict[str, Param] = {"reason": one.doubt}
-            listed.append(Record(f"{one.first.name} refused", 1.0, "ratio", params | why))
-            continue
-        low, high = one.interval
-        listed.append(Record(one.first.name, 1 + one.ratio, "ratio", params))
-        listed.append(Record(f"{one.first.name} low", 1 + low, "ratio", params))
-        listed.append(Record(f"{one.first.name} high", 1 + high, "ratio", params))
+            listed.append(records.refused(name, one.doubt, params))
+        else:
+            low, high = one.interval
+            listed += records.estimated(name, 1 + one.ratio, (1 + low, 1 + high), "ratio", params)
     return listed
 
 

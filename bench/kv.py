@@ -24,6 +24,7 @@ from rich.console import Console
 
 from baton import log as logs
 from bench import goals, itl, memory, records, requests, transports
+from bench.arguments import some_of
 from bench.fleet import fleet
 from bench.pair import PeerFailed
 from bench.paths import TRANSPORTS
@@ -75,16 +76,6 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        for name in (found := text.split(",")):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return found
-
-    return names
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.kv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -94,8 +85,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         told = f"{help} (%(default)s)" if "default" in options else help
         parser.add_argument(flag, help=told, **options)
 
-    add("--only", "some of the parts above, a,b; all if unset", type=_names(PARTS))
-    add("--over", "transports", type=_names(TRANSPORTS), default=",".join(TRANSPORTS))
+    add("--only", "some of the parts above, a,b; all if unset", type=some_of(PARTS))
+    add("--over", "transports", type=some_of(TRANSPORTS), default=",".join(TRANSPORTS))
     add("--rounds", "counted rounds of transports and requests", type=int, default=5)
     add("--json", "where to write the records", type=Path, metavar="FILE")
     add("--plot", "where to write the timeline, a PNG", type=Path, metavar="FILE")

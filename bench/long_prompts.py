@@ -34,6 +34,7 @@ import aiohttp
 from rich.console import Console
 
 from bench import cores, machine, overload, records
+from bench.arguments import some_of
 from bench.itl import percentile
 from bench.load.lag import Lag
 from bench.overload import NAME
@@ -280,13 +281,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(ratio > asked.goal for ratio in ratios))
 
 
-def _forms(text: str) -> list[str]:
-    for name in (given := text.split(",")):
-        if name not in FORMS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FORMS)}")
-    return given
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.long_prompts",
@@ -294,7 +288,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--forms", type=_forms, default=[*FORMS], help="some of those above, a,b")
+    add("--forms", type=some_of(FORMS), default=[*FORMS], help="some of those above, a,b")
     add("--front", choices=("A", "B"), default="B", help="gateway's and client's core (B)")
     add("--streams", type=int, default=4, help="answers under way (default: %(default)s)")
     add("--prompt", type=int, default=128, help="tokens of theirs (default: %(default)s)")

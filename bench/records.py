@@ -22,6 +22,23 @@ class Record:
     params: Mapping[str, Param]
 
 
+def estimated(
+    name: str, value: float, interval: tuple[float, float], unit: str, params: Mapping[str, Param]
+) -> list[Record]:
+    """A number, and the ends of its interval."""
+    low, high = interval
+    return [
+        Record(name, value, unit, params),
+        Record(f"{name} low", low, unit, params),
+        Record(f"{name} high", high, unit, params),
+    ]
+
+
+def refused(name: str, reason: str, params: Mapping[str, Param]) -> Record:
+    """In place of a number that could not be told."""
+    return Record(f"{name} refused", 1.0, "ratio", {**params, "reason": reason})
+
+
 def write(path: Path, records: Sequence[Record]) -> None:
     """Store the records as a JSON list of {name, value, unit, params}.
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import records
+from bench.arguments import positive
 from bench.load import plots, raw
 from bench.load.raw import RawError, Run
 from bench.load.statistics import (
@@ -68,13 +69,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", type=Path, metavar="FILE", help="store what was measured")
     add("--plot", type=Path, metavar="FILE", help="draw it (.png, .svg, .pdf)")
-
-
-def positive(text: str) -> float:
-    """For an option's type. Raises ArgumentTypeError."""
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def _share(text: str) -> float:
@@ -170,13 +164,9 @@ def _records(
     listed: list[Record] = []
     for one in estimates:
         if one.doubt:
-            why: dict[str, Param] = {"reason": one.doubt}
-            listed.append(Record(f"{one.name} refused", 1.0, "ratio", params | why))
-            continue
-        low, high = one.interval
-        listed.append(Record(one.name, one.value, one.unit, params))
-        listed.append(Record(f"{one.name} low", low, one.unit, params))
-        listed.append(Record(f"{one.name} high", high, one.unit, params))
+            listed.append(records.refused(one.name, one.doubt, params))
+        else:
+            listed += records.estimated(one.name, one.value, one.interval, one.unit, params)
     return listed + [Record(name, value, unit, params) for name, value, unit in _others(measured)]
 
 

@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import machine, report, trace
+from bench.arguments import at_least, positive
 from bench.load import raw, workload
 from bench.load.raw import Level, Writer
 from bench.load.senders import SenderFailed, Senders
@@ -234,9 +235,7 @@ def _endpoint_options(parser: argparse.ArgumentParser) -> None:
     add("--prompts", choices=("ids", "words"), help="default: ids; for chat words, a letter each")
     add("--ignore-eos", action="store_true", help="answers are as long as asked (an extension)")
     add("--extra-body", type=_object, default={}, metavar="JSON", help="fields of every request")
-    add(
-        "--timeout", type=report.positive, default=300.0, metavar="S", help="(default: %(default)g)"
-    )
+    add("--timeout", type=positive, default=300.0, metavar="S", help="(default: %(default)g)")
     add("--cluster", metavar="URL", help="of a Baton gateway's /cluster: workers' imbalance, too")
     add("--sessions", action="store_true", help="name a trace's conversations in x-baton-session")
 
@@ -246,15 +245,19 @@ def _load_options(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=_numbers, metavar="R,...", help="requests per second, open loop")
     add("--concurrency", type=_numbers, metavar="N,...", help="requests at once, closed loop")
     add("--speed", type=_numbers, metavar="F,...", help="a trace's time, so many times as fast")
-    add("--burstiness", type=report.positive, default=1.0, metavar="SHAPE", help=_BURSTINESS)
+    add("--burstiness", type=positive, default=1.0, metavar="SHAPE", help=_BURSTINESS)
     add("--requests", type=_count, default=200, help="of each level (default: %(default)s)")
     add("--prompt-tokens", type=Lengths.parse, default="64:512", help="(default: %(default)s)")
     add("--output-tokens", type=Lengths.parse, default="64", help="(default: %(default)s)")
-    add("--prefix", type=_natural, default=0, metavar="N", help="prompt tokens that all share")
+    add("--prefix", type=at_least(0), default=0, metavar="N", help="prompt tokens that all share")
     add("--vocabulary", type=_count, default=256, help="ids are below this (default: %(default)s)")
     add("--seed", type=int, default=0)
     add(
-        "--warmup", type=_natural, default=0, metavar="N", help="requests before, that do not count"
+        "--warmup",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="requests before, that do not count",
     )
     add("--processes", type=_count, default=1, help="that send (default: %(default)s)")
     add("--raw", type=Path, metavar="FILE", help="what was seen (default: serve-DATE.jsonl)")
@@ -267,8 +270,8 @@ _BURSTINESS = "of --rate: 1 is Poisson, less is burstier (Gamma), inf is steady 
 def _trace_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("trace").add_argument
     add("--trace", type=Path, metavar="FILE", help="Mooncake's JSONL; Azure's, BurstGPT's CSV")
-    add("--length", type=report.positive, default=1.0, metavar="F", help="prompts, times as long")
-    add("--output", type=report.positive, default=1.0, metavar="F", help="answers, times as long")
+    add("--length", type=positive, default=1.0, metavar="F", help="prompts, times as long")
+    add("--output", type=positive, default=1.0, metavar="F", help="answers, times as long")
     add("--prompt-cap", type=_count, metavar="N", help="cut prompts at so many tokens")
     add("--output-cap", type=_count, metavar="N", help="cut answers likewise")
     add("--longest", type=_count, default=2**20, metavar="N", help="leave out longer prompts")
@@ -281,14 +284,8 @@ def _count(text: str) -> int:
     return value
 
 
-def _natural(text: str) -> int:
-    if (value := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
 def _numbers(text: str) -> list[float]:
-    found = [report.positive(one) for one in text.split(",")]
+    found = [positive(one) for one in text.split(",")]
     if any(map(math.isinf, found)):
         raise argparse.ArgumentTypeError("a load has an end")
     return found

@@ -18,16 +18,15 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import picture, records
+from bench.arguments import at_least, positive
 from bench.costs import Costs
 from bench.load import statistics
 from bench.load.workload import Lengths
 from bench.plan.search import Goal, Search
 from bench.real import Kind, Running, calibrated, drawn, running, short
 from bench.records import Param, Record
-from bench.report import positive
 from bench.simulate.fleet import Fleet
 from bench.simulate.jobs import Job
-from bench.simulate.options import at_least
 from bench.simulate.outcome import Slo
 
 #: Slow, so that two cores run the processes of it.

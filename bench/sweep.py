@@ -9,7 +9,6 @@ The same load for all (``bench.simulate`` says what its numbers are); each is si
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from baton.settings import UpSettings
 from bench import picture, records
+from bench.arguments import at_least, positive
 from bench.records import Param, Record
 from bench.simulate import options
 from bench.simulate.fleet import Fleet, Setup, simulate
@@ -53,7 +53,7 @@ def measure(
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 2 for what cannot be simulated."""
     asked = _parser().parse_args(argv)
-    gc.set_threshold(100_000, 50, 1000)
+    options.collect_rarely()
     try:
         base = options.read_jobs(asked)
         fleet = Fleet(prefill=asked.prefill, decode=asked.decode, colocated=asked.colocated)
@@ -88,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("setting", help="of docs/settings.md, with _ for -")
     add("values", nargs="+")
-    add("--prefill", type=options.at_least(0), default=4, help="workers (default: %(default)s)")
-    add("--decode", type=options.at_least(0), default=4, help="workers (default: %(default)s)")
-    add("--colocated", type=options.at_least(0), default=0, help="workers that do both")
-    add("--rates", type=options.above_0, nargs="+", required=True, help="requests per second")
+    add("--prefill", type=at_least(0), default=4, help="workers (default: %(default)s)")
+    add("--decode", type=at_least(0), default=4, help="workers (default: %(default)s)")
+    add("--colocated", type=at_least(0), default=0, help="workers that do both")
+    add("--rates", type=positive, nargs="+", required=True, help="requests per second")
     options.add(parser)
     return parser
 

@@ -41,6 +41,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from rich.console import Console
 
 from bench import overload, records
+from bench.arguments import some_of
 from bench.records import Param, Record
 
 #: Of each request, tokens; and how many are under way at a time.
@@ -254,10 +255,7 @@ def _compared(name: str, found: Found) -> list[Record]:
 
 
 def _ways(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in WAYS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(WAYS)}")
-    return list(dict.fromkeys(["off", *names]))
+    return list(dict.fromkeys(["off", *some_of(WAYS)(text)]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

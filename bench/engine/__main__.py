@@ -45,6 +45,7 @@ from rich.console import Console
 from baton import log as logs
 from baton.errors import BatonError
 from bench import goals, records
+from bench.arguments import some_of
 from bench.engine import rounds, startup
 from bench.engine.cost import Case
 from bench.engine.goals import GOALS
@@ -97,16 +98,6 @@ def _numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _names(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def names(text: str) -> list[str]:
-        for name in (found := text.split(",")):
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-        return found
-
-    return names
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.engine",
@@ -119,8 +110,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.add_argument(flag, help=told, **options)
 
     own = (*OURS, TRANSFORMERS)
-    add("--only", "some of the parts above, a,b", type=_names(PARTS), default=",".join(PARTS))
-    add("--sides", "some of the sides above", type=_names(own), default=",".join(own))
+    add("--only", "some of the parts above, a,b", type=some_of(PARTS), default=",".join(PARTS))
+    add("--sides", "some of the sides above", type=some_of(own), default=",".join(own))
     add("--peer", "one more side", choices=[VLLM])
     add("--vllm-python", "interpreter of vLLM's environment", type=Path, metavar="FILE")
     add("--threads", "cores, one after another", type=_numbers, default="1,2")

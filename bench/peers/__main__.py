@@ -33,6 +33,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import cores, records
+from bench.arguments import some_of
 from bench.load import raw
 from bench.load.raw import RawError
 from bench.load.statistics import Measured, Slo, Trust, estimate
@@ -132,13 +133,6 @@ def title(asked: argparse.Namespace, tried: Sequence[Tried]) -> str:
     )
 
 
-def _names(text: str) -> list[str]:
-    for name in (given := text.split(",")):
-        if name not in SYSTEMS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SYSTEMS)}")
-    return given
-
-
 def _rates(text: str) -> list[float]:
     given = sorted({float(part) for part in text.split(",")})
     if not all(0 < rate < math.inf for rate in given):
@@ -154,7 +148,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--trace", type=Path, required=True, metavar="FILE", help="whose lengths are taken")
-    add("--systems", type=_names, default=list(SYSTEMS), help="some of those above, a,b")
+    add("--systems", type=some_of(SYSTEMS), default=list(SYSTEMS), help="some of those above, a,b")
     add("--rates", type=_rates, default="2,3,4,5,6,7", help="requests/s (default: %(default)s)")
     add("--requests", type=int, default=120, help="at each rate (default: %(default)s)")
     add("--length", type=float, default=0.25, help="prompts, times as long (%(default)g)")

@@ -10,7 +10,6 @@ prompts themselves (--local-prefill-queue), what that serves per worker, and wha
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from bench import records
+from bench.arguments import at_least, positive
 from bench.plan.plot import draw
 from bench.plan.search import Goal, Search, Tried, first_to_break
 from bench.records import Param, Record
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 2 for what cannot be planned, 1 where --all finds the choice to be more than 5 %
     below the best."""
     asked = _parser().parse_args(argv)
-    gc.set_threshold(100_000, 50, 1000)
+    options.collect_rarely()
     goal = Goal(slo=options.slo(asked), share=asked.share)
     try:
         base = options.read_jobs(asked)
@@ -138,15 +138,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--workers", type=options.at_least(1), default=16, help="(default: 16)")
+    add("--workers", type=at_least(1), default=16, help="(default: 16)")
     add("--share", type=_share, default=0.9, help="of requests that keep the SLOs (default: 0.9)")
     add(
         "--seconds",
-        type=options.above_0,
+        type=positive,
         default=20.0,
         help="of each run at least, as a burst is no load: the trace comes again (default: 20)",
     )
-    add("--rate", type=options.above_0, help="your load, requests/s; what is served if unset")
+    add("--rate", type=positive, help="your load, requests/s; what is served if unset")
     add("--all", action="store_true", help="try every split, and say what the search missed")
     options.add(parser)
     return parser

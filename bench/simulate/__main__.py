@@ -13,7 +13,6 @@ a file of costs. One line per rate:
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import records
+from bench.arguments import at_least, positive
 from bench.records import Param, Record
 from bench.simulate import options
 from bench.simulate.fleet import Fleet, Setup, simulate
@@ -74,9 +74,7 @@ def draw(found: Sequence[Record], slo: Slo, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 2 for what cannot be simulated."""
     asked = _parser().parse_args(argv)
-    # Millions of small objects that live for a moment: looking for cycles among them often is in
-    # vain, and takes a third of the time.
-    gc.set_threshold(100_000, 50, 1000)
+    options.collect_rarely()
     try:
         base = options.read_jobs(asked)
         fleet = Fleet(prefill=asked.prefill, decode=asked.decode, colocated=asked.colocated)
@@ -122,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--prefill", type=options.at_least(0), default=0, help="prefill workers")
-    add("--decode", type=options.at_least(0), default=0, help="decode workers")
-    add("--colocated", type=options.at_least(0), default=0, help="workers that do both")
+    add("--prefill", type=at_least(0), default=0, help="prefill workers")
+    add("--decode", type=at_least(0), default=0, help="decode workers")
+    add("--colocated", type=at_least(0), default=0, help="workers that do both")
     add(
         "--rates",
-        type=options.above_0,
+        type=positive,
         nargs="+",
         help="requests per second, in turn; the trace's own if unset",
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from baton.settings import PlacementName, UpSettings
 from bench import costs
+from bench.arguments import at_least, positive
 from bench.costs import Costs
 from bench.simulate import jobs
 from bench.simulate.fleet import Fleet, Setup
@@ -39,11 +41,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--requests", type=at_least(2), default=1000, help="(default: 1000)")
     load.add_argument("--prompt", type=at_least(1), default=512, help="tokens, without --trace")
     load.add_argument("--output", type=at_least(1), default=128, help="likewise (default: 128)")
-    load.add_argument("--length-scale", type=above_0, default=1.0, help="prompts so much as long")
-    load.add_argument("--output-scale", type=above_0, default=1.0, help="answers likewise")
+    load.add_argument("--length-scale", type=positive, default=1.0, help="prompts so much as long")
+    load.add_argument("--output-scale", type=positive, default=1.0, help="answers likewise")
     load.add_argument(
         "--burstiness",
-        type=above_0,
+        type=positive,
         help="arrivals at random, 1: Poisson, less: bursts; without it as the trace has them, or "
         "Poisson",
     )
@@ -51,7 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     workers = parser.add_argument_group("workers")
     workers.add_argument("--costs", type=Path, default=_COSTS, help="JSON (bench/costs.py)")
     workers.add_argument(
-        "--gbit", type=above_0, help="bandwidth of each worker's network, in place of the file's"
+        "--gbit", type=positive, help="bandwidth of each worker's network, in place of the file's"
     )
     workers.add_argument("--blocks", type=at_least(1), default=4096, help="of KV (default: 4096)")
     workers.add_argument("--longest", type=at_least(2), default=16_384, help="tokens of a sequence")
@@ -59,28 +61,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     for name in _SETTINGS:
         workers.add_argument(f"--{name.replace('_', '-')}", type=at_least(0), metavar="N")
     good = parser.add_argument_group("what counts as good")
-    good.add_argument("--slo-ttft", type=above_0, default=1000.0, help="ms (default: 1000)")
-    good.add_argument("--slo-tpot", type=above_0, default=80.0, help="ms (default: 80)")
+    good.add_argument("--slo-ttft", type=positive, default=1000.0, help="ms (default: 1000)")
+    good.add_argument("--slo-tpot", type=positive, default=80.0, help="ms (default: 80)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the records")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="where to draw what came out")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A type of whole numbers for argparse."""
-
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
-
-    return number
-
-
-def above_0(text: str) -> float:
-    """Likewise of numbers."""
-    if not float(text) > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return float(text)
+def collect_rarely() -> None:
+    """Millions of small objects that live for a moment: looking for cycles among them often is in
+    vain, and takes a third of the time."""
+    gc.set_threshold(100_000, 50, 1000)
 
 
 def slo(asked: argparse.Namespace) -> Slo:
