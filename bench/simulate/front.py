@@ -202,13 +202,13 @@ class Course:
         if self._ticket is not None:
             self._ticket.give_back()
         if self._booking is not None:
-            self._booking.started(gateway.clock())
+            self._booking.started()
         gateway.room.changed()
 
     def went_on(self, at: int) -> None:
         gateway = self._gateway
         gateway.outcome.gaps.add(at - self._latest, 1)
-        if self._booking is not None and self._booking.handed_over(gateway.clock()):
+        if self._booking is not None and self._booking.handed_over():
             gateway.room.changed()
 
     def ended(self, at: int) -> None:
@@ -248,7 +248,7 @@ class Course:
             self._attempt.cancel()
             self._attempt = None
         if self._booking is not None:
-            self._booking.ended(self._gateway.clock())
+            self._booking.ended()
             self._booking = None
         self._gateway.room.changed()
 

@@ -88,9 +88,9 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
     ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 1)], ids=str
 )
 def test_leaps_come_to_what_steps_come_to_where_memory_is_short(fleet: Fleet, seed: int) -> None:
-    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=80)
+    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=64)
     leaping, stepping = run(short, jobs), run(replace(short, leaps=False), jobs)
-    assert leaping.preempted == stepping.preempted > 30
+    assert leaping.preempted == stepping.preempted > 15
     assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
 
 
