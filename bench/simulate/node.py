@@ -183,7 +183,7 @@ class Node:
                 first = now + prices.decodes(sequences, context)
                 self._clock.at(first, lambda: self._second(fresh))
             self._begin(_Run(now, ends, None, steps, sequences, context, len(fresh)))
-        else:
+        elif not self.scheduler.idle:
             plan = self.scheduler.plan()
             self._take_events()
             if plan.slices:
