@@ -21,13 +21,14 @@ class Prices:
     context_token: int
 
     @classmethod
-    def of(cls, costs: Costs) -> Prices:
+    def of(cls, costs: Costs, longer: float = 0.0) -> Prices:
+        """Where everything takes longer by that share."""
         return cls(
-            ps(costs.step_s),
-            ps(costs.prefill_token_s),
-            ps(costs.prefill_pair_s),
-            ps(costs.decode_s),
-            ps(costs.context_token_s),
+            ps(costs.step_s * (1 + longer)),
+            ps(costs.prefill_token_s * (1 + longer)),
+            ps(costs.prefill_pair_s * (1 + longer)),
+            ps(costs.decode_s * (1 + longer)),
+            ps(costs.context_token_s * (1 + longer)),
         )
 
     def plan(self, plan: StepPlan, decodes: int) -> int:
