@@ -65,21 +65,23 @@ async def _at_once(fleet: Running, kind: Kind, size: Fleet, prompt: int) -> Cost
 
 async def _beside(fleet: Running, kind: Kind, size: Fleet, prompt: int) -> Costs:
     """A prompt takes longer by a share of its step. While prompts are computed the long answer goes
-    on by fewer steps than it would alone, and ends so much later."""
-    prompts = [Job(n, _BETWEEN * (n + 1), prompt, 1) for n in range(1, _PROMPTS)]
-    jobs, costs = [Job(0, 0.0, prompt, _LONG), *prompts], kind.costs
-    real = await fleet.run(jobs, seed=4)
-    first, _, step = _waits(kind, size, prompt, _LONG)
+    on by fewer steps than it does alone, and ends so much later."""
+    long, costs = Job(0, 0.0, prompt, _LONG), kind.costs
+    prompts = [Job(n, _BETWEEN * (n + 1), prompt, 1) for n in range(1, _PROMPTS + 1)]
+    alone = await fleet.run([long], seed=4)
+    both = await fleet.run([long, *prompts], seed=5)
+    first, *_ = _waits(kind, size, prompt, 3)
     computing = costs.step_s + costs.prefill_token_s * prompt
-    longer = max(0.0, median(real.each["TTFT"].tolist()[1:]) - first)
-    later = max(0.0, _step(real.level.answers[0]) - step) * (_LONG - 2)
-    alone = len(prompts) * (computing + longer) - later
-    if alone <= 0:
+    longer = max(0.0, median(both.each["TTFT"].tolist()[1:]) - first)
+    slower = _step(both.level.answers[0]) - _step(alone.level.answers[0])
+    later = max(0.0, slower * (_LONG - 2))
+    undisturbed = len(prompts) * (computing + longer) - later
+    if undisturbed <= 0:
         raise RuntimeError(
             f"an answer was {later:.3g} s later for {len(prompts)} prompts beside it that "
             f"took {computing + longer:.3g} s each: this machine is too busy to measure it"
         )
-    return replace(costs, prompt_beside=longer / computing, decode_beside=later / alone)
+    return replace(costs, prompt_beside=longer / computing, decode_beside=later / undisturbed)
 
 
 def _step(answer: Answer) -> float:
