@@ -88,11 +88,11 @@ class Cluster:
     def workers(self) -> list[Worker]:
         return [*self.prefill, *self.decode]
 
-    async def settle(self, seconds: float = 5.0) -> None:
+    async def settle(self, seconds: float = 20.0) -> None:
         """Wait until no worker has KV or calls in use. Fails with every violation otherwise."""
         await self._until_clean(self._books, seconds)
 
-    async def settle_wholly(self, seconds: float = 5.0) -> None:
+    async def settle_wholly(self, seconds: float = 20.0) -> None:
         """As ``settle``, tasks and descriptors of the process included: ours must be closed."""
         await self._until_clean(
             lambda: [line for w in self.workers for line in check(w.runtime, idle=True)], seconds
@@ -230,7 +230,7 @@ class Stream:
         self.progress = asyncio.Event()  #: set by the first token
         self.ended: asyncio.Future[decode_pb2.Ended] = asyncio.get_running_loop().create_future()
 
-    async def finished(self, seconds: float = 20.0) -> list[int]:
+    async def finished(self, seconds: float = 60.0) -> list[int]:
         """The tokens of this attempt. Raises the BatonError that ended it early."""
         async with asyncio.timeout(seconds):
             ended = await self.ended

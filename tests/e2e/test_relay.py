@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from baton.cli import ports
 from baton.identity import CompatibilityClass
 from tests.e2e import client
-from tests.e2e.cluster import MODEL, ROOT, START_SECONDS, Process, until, until_idle
+from tests.e2e.cluster import MODEL, ROOT, START_SECONDS, Process, get, until, until_idle
 from tests.e2e.mocked import job
 
 #: A prompt of 300 tokens computes for about a second, and its KV comes in ten chunks.
@@ -221,7 +220,7 @@ async def test_workers_apart(tiny_llama: Path, tmp_path: Path, places: tuple[Pla
             abandoned = asyncio.create_task(client.whole(http, job(rng, 301, 8).body))
             await _until_kv_is_on_its_way(fleet)
             fleet.kill("d0")
-            until(lambda: not _count(fleet, "baton_relay_open_calls"), 10.0, "no call under way")
+            until(lambda: not _count(fleet, "baton_relay_open_calls"), 30.0, "no call under way")
             abandoned.cancel()
             await asyncio.gather(abandoned, return_exceptions=True)
 
@@ -242,12 +241,12 @@ def _reasons(choice: Mapping[str, Any]) -> dict[str, str]:
 def _workers(fleet: Fleet) -> list[dict[str, Any]]:
     """Those that the gateway finds healthy."""
     admin = fleet.events("gateway", "ready")[0]["admin"]
-    workers = httpx.get(f"{admin}/cluster").json()["workers"]
+    workers = get(f"{admin}/cluster").json()["workers"]
     return [worker for worker in workers if worker["state"] == "healthy"]
 
 
 def _until_relay_ready(fleet: Fleet) -> None:
-    until(lambda: httpx.get(f"{_admin(fleet)}/ready").is_success, 30.0, "the relay sees workers")
+    until(lambda: get(f"{_admin(fleet)}/ready").is_success, 30.0, "the relay sees workers")
 
 
 def _admin(fleet: Fleet) -> str:
@@ -257,7 +256,7 @@ def _admin(fleet: Fleet) -> str:
 
 def _count(fleet: Fleet, name: str) -> float:
     """A sample of the relay's metrics."""
-    for line in httpx.get(f"{_admin(fleet)}/metrics").text.splitlines():
+    for line in get(f"{_admin(fleet)}/metrics").text.splitlines():
         if line.startswith(f"{name} "):
             return float(line.split()[1])
     raise AssertionError(f"the relay does not count {name}")

@@ -70,7 +70,7 @@ async def test_without_its_worker_ready_names_none_to_strangers(
     async with serving(checkpoint, [], api_keys=file) as gateway:
         ready = await gateway.client.get("/ready")
         assert (ready.status_code, ready.json()) == (503, {"status": "not ready"})
-        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+        async with httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin:
             assert "127.0.0.1" in str((await admin.get("/ready")).json())
 
 

@@ -264,7 +264,7 @@ async def test_another_models_layout_is_never_paired(checkpoint: Path) -> None:
 async def test_a_protocol_too_old_is_refused(checkpoint: Path) -> None:
     async with serving(checkpoint, [colocated(protocol=0)], healthy=0) as gateway:
         await eventually(lambda: any(m.reason for m in gateway.service.registry.members))
-        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+        async with httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin:
             worker = (await admin.get("/cluster")).json()["workers"][0]
         assert worker["state"] == "refused"
         assert "protocol version 0 there, 1 to 2 here" in worker["reason"]

@@ -95,7 +95,7 @@ def nothing_stays_open() -> Iterator[None]:
     before = left_open()
     yield
     gc.collect()  # of the event loop, which is closed by now, and of tracebacks
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     while len(left := left_open()) > len(before):  # gRPC's threads close what was theirs
         assert time.monotonic() < deadline, left
         time.sleep(0.02)

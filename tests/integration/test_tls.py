@@ -314,6 +314,6 @@ async def test_a_worker_registers_itself_and_nobody_else(fleet: Fleet, tmp_path:
         assert g.metric("baton_tls_refused_total", reason="wrong_id") == 2
         assert g.metric("baton_tls_refused_total", reason="wrong_role") == 2
         assert g.metric("baton_tls_certificate_expiry_timestamp_seconds") > time.time()
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=20) as http:
             said = (await http.get(f"{g.admin_url}/cluster")).json()["gateway"]
         assert said["tls"] and said["refused"] == {"wrong_role": 2, "wrong_id": 2}

@@ -61,7 +61,7 @@ async def fleet(checkpoint: Path) -> AsyncIterator[tuple[Gateway, Cluster]]:
 async def test_a_fleet_is_watched_and_steered(checkpoint: Path) -> None:
     async with (
         fleet(checkpoint) as (gateway, c),
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(timeout=20) as http,
         AsyncClient(gateway.admin_url, patience=2.0) as client,
     ):
         orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
@@ -99,7 +99,7 @@ async def test_a_stream_is_shown_while_it_runs(checkpoint: Path) -> None:
     worker = FakeWorker(script=answering("hello", pause=0.3, stop_after=3), local_prefill=True)
     async with (
         serving(checkpoint, [worker]) as gateway,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(timeout=20) as http,
         AsyncClient(gateway.url) as client,
     ):
         orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
