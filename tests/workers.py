@@ -53,6 +53,9 @@ CONTEXT = 512
 LAYOUT = CompatibilityClass("mock", layers=3, kv_heads=2, head_size=4, block_size=BLOCK)
 #: Brisk, so that silence is noticed within a test; patient enough for a busy machine.
 BEAT = {"heartbeat_interval": 0.3, "heartbeats_missed": 3}
+#: Of workers and of a gateway before them, where nobody is to be missed: each beats well within the
+#: other's patience.
+CALM, CALM_GATEWAY = {"heartbeat_interval": 0.8}, {"heartbeat_interval": 1.0}
 
 
 @dataclass(slots=True)

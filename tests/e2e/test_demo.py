@@ -32,7 +32,7 @@ async def test_an_answer_streams_and_stops_by_itself(demo: Cluster) -> None:
             answer, pieces = current, pieces + 1
     assert answer.finish == "stop", answer
     assert "prefill" in answer.text.lower()
-    assert pieces > 10
+    assert pieces > 5, "on a busy machine several tokens share a piece"
 
 
 def test_the_printed_curl_line_works(demo: Cluster) -> None:

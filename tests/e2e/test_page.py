@@ -93,7 +93,7 @@ def test_a_chat_is_answered_and_its_course_is_shown_in_order(
 def test_a_killed_worker_is_shown_and_its_request_goes_on(
     running: Cluster, browser: Browser
 ) -> None:
-    question, tokens = "Who carries on?", 150
+    question, tokens = "Who carries on?", 220
     with visit(browser, running.url) as page:
         ask(page, question, tokens)
         expect(page.locator(MINE)).to_have_attribute("data-phase", "decode")

@@ -27,6 +27,8 @@ from tests.fakes import (
 from tests.gateways import serving
 from tests.workers import (
     BLOCK,
+    CALM,
+    CALM_GATEWAY,
     Worker,
     cluster,
     expected,
@@ -87,7 +89,7 @@ async def test_a_prompt_that_is_cached_whole_takes_one_block_more() -> None:
 
 async def test_a_long_fresh_prompt_leaves_the_batch_alone() -> None:
     """Beside decodes it would take six times as long here as there."""
-    running = generation(prompt(20, 3), request_id="running", max_tokens=60)
+    running = generation(prompt(20, 3), request_id="running", max_tokens=150)
     asked = generation(prompt(100))
     async with cluster(cost=COST, num_blocks=128) as c, session(c.decode[0]) as s:
         decoding = s.submit(running)
@@ -181,12 +183,12 @@ async def test_a_gateway_says_what_it_takes(tmp_path: Path) -> None:
     """Two turns through gateway, prefill and decode worker; /cluster tells costs and counts."""
     first = generation(tuple(range(60)))  # ids that the toy tokenizer has
     second = second_turn(first, 6)
-    settings = {"served_model_name": MODEL, "heartbeat_interval": 0.1}
+    settings = {"served_model_name": MODEL, **CALM}
     async with cluster(cost=COST, **settings) as c:
         addresses = [worker.address for worker in c.workers]
         checkpoint = write_checkpoint(tmp_path / "toy")
         async with (
-            serving(checkpoint, [], healthy=2, prefill=addresses) as gateway,
+            serving(checkpoint, [], healthy=2, prefill=addresses, **CALM_GATEWAY) as gateway,
             httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin,
         ):
 

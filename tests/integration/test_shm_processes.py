@@ -36,7 +36,7 @@ async def process(*arguments: str) -> AsyncIterator[Process]:
 
 
 async def until(true: object, what: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # type: ignore[operator]
             await asyncio.sleep(0.01)
 
@@ -68,7 +68,7 @@ async def test_the_prefill_side_is_killed(stopped_first: bool) -> None:
             child.send_signal(signal.SIGSTOP)
         child.kill()
         with pytest.raises(PrefillLost) as failure:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await reading
         assert failure.value.retryable
         del reading, failure
