@@ -108,7 +108,7 @@ async def test_what_the_prefill_worker_answers_passes_through() -> None:
 
 
 async def _refusal(call: Any) -> BatonError:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (event := await call.read()) is not grpc.aio.EOF:
             if event.WhichOneof("message") == "error":
                 return wire.error_from_wire(event.error)

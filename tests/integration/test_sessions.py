@@ -221,7 +221,7 @@ def start(**changes: Any) -> prefill_pb2.PrefillRequest:
 
 async def refusal(call: Any) -> BatonError:
     """The error that a call ends with."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (event := await call.read()) is not grpc.aio.EOF:
             if event.WhichOneof("message") == "error":
                 return wire.error_from_wire(event.error)
