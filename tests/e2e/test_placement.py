@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.e2e import client
-from tests.e2e.cluster import DEMO, Cluster, cluster, get, until
+from tests.e2e.cluster import DEMO, Cluster, cluster, until
 from tests.e2e.mocked import compatibility, job
 
 MOCK = ("--mock", "--prefill", "2", "--decode", "2", "--placement", "prefix")
@@ -19,9 +19,9 @@ LENGTH = 160
 ASK = {"x-baton-debug": "placement"}
 
 
-def known_blocks(running: Cluster) -> int:
-    """Cached ones of all workers, as far as the gateway has heard."""
-    return int(get(running.cluster_url).json()["gateway"]["known_cached_blocks"])
+def cached_blocks(running: Cluster) -> int:
+    """Of all workers, as far as the gateway has heard, which then knows what they hold, too."""
+    return sum(load["blocks_cached"] for load in running.loads().values())
 
 
 def test_a_second_turn_goes_where_its_prefix_is() -> None:
@@ -46,7 +46,7 @@ def test_a_second_turn_goes_where_its_prefix_is() -> None:
             went.append((said, (*one.prompt, *tokens)))
         # Of each, on the worker that prefilled and the one that decoded.
         blocks = 2 * len(went) * (LENGTH // layout.block_size)
-        until(lambda: known_blocks(running) >= blocks, 30.0, "the gateway knows of all blocks")
+        until(lambda: cached_blocks(running) >= blocks, 30.0, "the gateway knows of all blocks")
         for said, so_far in went:
             again, _, cached = turn((*so_far, *job(rng, 30, 8).prompt))
             assert again["prefill"]["worker"] == said["prefill"]["worker"]
