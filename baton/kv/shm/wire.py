@@ -22,9 +22,8 @@ from baton.kv.shm.messages import MAX_BYTES, Broken, Message, decode, encode
 _BATCH = 16
 #: Messages kept for a peer that is slow to read them; beyond that it breaks the protocol.
 _MAX_UNSENT = 4096
-#: Seconds that each side of a new link gives the other to answer: three beats, as on a busy host a
-#: process that lives may well be late by one.
-PATIENCE = 3.0
+#: Seconds that each side of a new link gives the other to answer.
+PATIENCE = 1.0
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 OnMessage = Callable[[Message], None]
