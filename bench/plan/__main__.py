@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    search = Search(setup, goal, lambda rate: options.timed(asked, base, rate, asked.seconds))
+    search = Search(setup, goal, lambda rate: [*options.timed(asked, base, rate, asked.seconds)])
     chosen = search.best(asked.workers)
     if not chosen.rate:
         print("no split keeps these SLOs, however few requests come", file=sys.stderr)

@@ -11,9 +11,9 @@ from baton.settings import UpSettings
 from bench.costs import Costs
 from bench.simulate.clock import Clock, ps
 from bench.simulate.gaps import Gaps
+from bench.simulate.neighbours import Neighbours
 from bench.simulate.network import Port
 from bench.simulate.node import Node
-from bench.simulate.prices import Prices
 from bench.simulate.scheduler import Leaping
 from decode_worker.prefill_choice import Chooser
 from gateway.caches import CacheIndex
@@ -69,6 +69,7 @@ class Machine:
         *,
         colocated: bool,
         phase: float,
+        neighbours: Neighbours,
         gaps: Gaps,
         news: Callable[[], None],
     ) -> None:
@@ -82,9 +83,8 @@ class Machine:
         self._due = False
         self._caches: CacheIndex | None = None
         self.role = role
-        prices = Prices.of(kind.costs)
         scheduler = kind.scheduler(colocated=colocated)
-        self.node = Node(clock, scheduler, prices, gaps, self._changed, leaps=kind.leaps)
+        self.node = Node(clock, scheduler, neighbours, gaps, self._changed, leaps=kind.leaps)
         self._watch = CacheWatch(self.node)
         self.chooser = Chooser(self.node, kind.layout, kind.settings, colocated=colocated)
         self.out, self.into = Port(), Port()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -90,12 +90,12 @@ def read_jobs(asked: argparse.Namespace) -> list[Job]:
 
 def timed(
     asked: argparse.Namespace, base: Sequence[Job], rate: float, seconds: float = 0.0
-) -> list[Job]:
-    """At so many requests per second on average, for so long at least."""
+) -> Iterable[Job]:
+    """At so many requests per second on average, for so long at least; may be had once."""
     if asked.trace is None or asked.burstiness is not None:
         burstiness, count = asked.burstiness or 1.0, max(len(base), math.ceil(rate * seconds))
         count = max(count, asked.requests)
-        return list(jobs.drawn(base, count, rate, burstiness, asked.seed))
+        return jobs.drawn(base, count, rate, burstiness, asked.seed)
     return jobs.at_rate(base, rate, seconds)
 
 
