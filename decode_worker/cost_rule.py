@@ -2,13 +2,15 @@
 
 The answer that is there sooner wins, and at a tie this worker, which sends no KV:
 
-    here    (queued + missing) * c        and, when sequences decode here, one decode step for
-                                          every chunk of these tokens: what a step has room for
-                                          within ``target`` (``beside_s``)
+    here    (queued + missing) * c + a decode step for every chunk of these tokens: what a step
+                                     that decodes has room for within the target (``beside_s``)
     there   (queued + missing) * c_there + transfer
 
 c is seconds per prompt token. Little measured here, it leans on c_there: workers of one fleet
 are often alike, and a first prompt measured cold must not decide for all that follow.
+
+Where nothing decodes here, parts of a chunk count as parts of a step, and a long prompt is still
+handed over unless it would wait there: whoever comes next is to decode at full speed.
 """
 
 from __future__ import annotations
@@ -85,11 +87,9 @@ def choose(here: Here, there: There) -> Choice:
     if here.queue_limit is not None and tokens > here.queue_limit:
         return Choice(Why.QUEUE_FULL)
     token_s = _token_seconds(here.costs, there.token_s)
-    here_s = tokens * token_s
-    if here.decoding:
-        step_s = here.costs.decode_step_s
-        chunk = max(1.0, beside_s(step_s, here.target_s) / token_s)
-        here_s += max(1.0, tokens / chunk) * step_s
+    step_s = here.costs.decode_step_s
+    steps = tokens / max(1.0, beside_s(step_s, here.target_s) / token_s)
+    here_s = tokens * token_s + (max(1.0, steps) if here.decoding else steps) * step_s
     there_s = (there.queued + there.missing) * there.token_s + there.transfer_s
     return Choice(Why.CHEAPER if here_s <= there_s else Why.DEARER, here_s, there_s)
 
