@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -201,7 +201,8 @@ async def measure(asked: argparse.Namespace, form: str) -> Watched:
 def pin(pid: int, core: int) -> None:
     """Every thread that it has, and with them those to come."""
     for thread in _threads(pid):
-        cores.pin(thread, core)
+        with suppress(ProcessLookupError):  # it has ended since it was seen
+            cores.pin(thread, core)
 
 
 def _threads(pid: int) -> Iterator[int]:
