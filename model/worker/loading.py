@@ -57,7 +57,7 @@ def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
         chunk_tokens=settings.chunk_tokens,
         max_running=settings.max_running,
         prefill_order=settings.prefill_order,
-        local_prefill_share=settings.prefill_share,
+        itl_target_s=settings.itl_target_s,
         keep_blocks=settings.prefill_blocks(runner.num_blocks),
     )
     return LoadedModel(runner, vocab_size, limits)

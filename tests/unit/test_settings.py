@@ -95,6 +95,29 @@ def test_an_unknown_key_in_the_file_is_refused(
     assert "--prot: this process has no such setting" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("where", ["flag", "environment", "file"])
+def test_a_setting_that_is_no_more_is_refused_with_its_successor(
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the environment too, where other names are not looked at."""
+    argv = ["--model", "m"]
+    if where == "flag":
+        argv += ["--local-prefill-share", "0.3"]
+    elif where == "environment":
+        monkeypatch.setenv("BATON_LOCAL_PREFILL_SHARE", "0.3")
+    else:
+        (tmp_path / "baton.yaml").write_text("local_prefill_share: 0.3\n")
+        argv += ["--config", str(tmp_path / "baton.yaml")]
+    with pytest.raises(SystemExit):
+        load(DecodeSettings, argv, "decode_worker")
+    said = capsys.readouterr().err
+    assert "no such setting any more; give --itl-target-ms" in said
+    assert said.count("\n") == 1
+
+
 def test_help_gives_lists_as_one_would(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(PrefillSettings, ["--help"], "prefill_worker")
