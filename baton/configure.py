@@ -92,7 +92,9 @@ def _explain(mistake: ErrorDetails, cls: type[ProcessSettings]) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if not mistake["loc"]:
         return message
-    flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
+    # Of a list one element is wrong, which is what was given.
+    named = [part for part in mistake["loc"] if isinstance(part, str)]
+    flag = "--" + ".".join(named).replace("_", "-")
     if mistake["type"] == "extra_forbidden":
         return f"{flag}: this process has no such setting (docs/settings.md says which has)"
     if mistake["type"] == "missing":

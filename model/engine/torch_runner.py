@@ -282,7 +282,11 @@ def load_runner(
     )
     if num_blocks is None:
         memory = kv_memory_bytes if kv_memory_bytes is not None else _default_kv_bytes(device)
-        num_blocks = memory // (config.layers * config.kv_bytes_per_token * block_size)
+        block = config.layers * config.kv_bytes_per_token * block_size
+        if not (num_blocks := memory // block):
+            raise ValueError(
+                f"{memory} bytes for KV (--kv-memory-gib) do not hold a block of {block} bytes"
+            )
     return TorchRunner(
         config,
         weights,

@@ -50,9 +50,13 @@ def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
         runner, vocab_size, context = _mock(settings)
     else:
         runner, vocab_size, context = _torch(settings, progress)
+    if settings.max_model_len is not None and settings.max_model_len > context:
+        raise ValueError(
+            f"--max-model-len {settings.max_model_len}: the model's context has {context} tokens"
+        )
     limits = SchedulerSettings(
         block_size=settings.block_size,
-        max_model_len=min(settings.max_model_len or context, context),
+        max_model_len=settings.max_model_len or context,
         max_tokens_per_step=settings.max_step_tokens,
         chunk_tokens=settings.chunk_tokens,
         max_running=settings.max_running,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,20 @@ def new(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
     assert cli.main(["keys", "new", *arguments]) == 0
     key, line = capsys.readouterr().out.splitlines()
     return key, line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("a b",), ("a", "--concurrent", "0"), ("a", "--requests-per-minute", "inf"),
+     ("a", "--best-priority", "-101")],
+)  # fmt: skip
+def test_a_key_that_no_gateway_would_take_is_not_made(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert cli.main(["keys", "new", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(r"^baton keys new: (name|concurrent|requests-per|best-p).*given: ", said.err)
 
 
 def test_a_key_that_was_made_is_let_in(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_quantised_weights_are_another_function_of_the_same_kv(tmp_path: Path) -
 def test_the_pool_is_sized_by_memory(checkpoint: Path) -> None:
     runner = load_runner(checkpoint, sampler=argmax, kv_memory_bytes=100_000, block_size=16)
     assert runner.num_blocks == 100_000 // (3 * runner.compatibility.block_bytes)
-    with pytest.raises(ValueError, match="num_blocks 0"):
+    with pytest.raises(ValueError, match=r"10 bytes for KV \(--kv-memory-gib\) do not hold"):
         load_runner(checkpoint, sampler=argmax, kv_memory_bytes=10)
 
 
