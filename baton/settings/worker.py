@@ -97,7 +97,9 @@ class ComputeSettings(ModelSettings):
     deterministic: bool = Field(
         False, description="the same tokens under any batch, chunk and cache hit; slower"
     )
-    mock: bool = Field(False, description="a cost model in place of the neural network; needs no torch")
+    mock: bool = Field(
+        False, description="a cost model in place of the neural network; needs no torch"
+    )
     mock_step_ms: Annotated[float, Placeholder("MS")] = Field(
         2.0, ge=0, description="mock: milliseconds per engine step"
     )

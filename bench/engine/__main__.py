@@ -100,7 +100,7 @@ def _numbers(text: str) -> list[int]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.engine",
+        prog="python -m bench.engine",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -33,9 +33,11 @@ _VALUES = {"HOST:PORT": "h:7001", "WORKER": "h:7001", "N": "1", "NAME": "overloa
 
 _OURS = "baton|bench|decode_worker|gateway|model|prefill_worker|tests"
 _COMMAND = re.compile(
-    rf"\b(?:python -m +((?:{_OURS})\b[\w.]*)|((?<!from )baton +[a-z]+))(?=\s|$)(.*)"
+    rf"\b(?:python -m +((?:{_OURS})\b[\w.]*)|((?<!from )(?<!-n )baton +[a-z]+))(?=\s|$)(.*)"
 )
 _BLOCK = re.compile(r"^(?:    |\t)(.*)$", re.M)
+#: What repeats a figure, in the last column of a table.
+_REPEATS = re.compile(r"\| `(python -m bench[^`]+)` \|$", re.M)
 
 
 class Parsed(Exception):
@@ -66,11 +68,11 @@ def _texts() -> Iterator[str]:
 def commands() -> Iterator[Command]:
     for text in _texts():
         text = re.sub(r"\\\n\s*", " ", text)
-        blocks, inline = _BLOCK.findall(text), re.findall(r"`([^`]+)`", _BLOCK.sub("", text))
-        for line in [*blocks, *inline]:
+        whole = [*_BLOCK.findall(text), *_REPEATS.findall(text)]
+        for line in [*whole, *re.findall(r"`([^`]+)`", _BLOCK.sub("", text))]:
             for module, command, rest in _COMMAND.findall(" ".join(line.split())):
                 argv = tuple(_words(rest))
-                yield Command(module or command, argv, line in blocks and "..." not in rest)
+                yield Command(module or command, argv, line in whole and "..." not in rest)
 
 
 def _words(rest: str) -> Iterator[str]:

@@ -92,6 +92,13 @@ def test_a_gateway_without_workers_is_refused(capsys: pytest.CaptureFixture[str]
     assert "--decode: must be HOST:PORT" in capsys.readouterr().err
 
 
+def test_an_unknown_flag_is_told_what_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, said in (("--num-block", "(is --num-blocks meant?)"), ("--tp", "arguments: --tp 5")):
+        with pytest.raises(SystemExit):
+            load(PrefillSettings, ["--model", "m", flag, "5"], "prefill_worker")
+        assert capsys.readouterr().err.rstrip().endswith(said)
+
+
 def test_an_unknown_key_in_the_file_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
