@@ -183,7 +183,15 @@ class Cluster:
 
     def until_healthy(self, *names: str) -> None:
         """Wait until the gateway takes these workers for healthy."""
-        until(lambda: self.loads().keys() >= set(names), 30.0, f"{names} healthy")
+        until(lambda: self.loads().keys() >= set(names), START_SECONDS, f"{names} healthy")
+
+    def until_back(self, killed: Process) -> None:
+        """Wait until another process of that name is there in its place, and healthy."""
+        name = killed.name
+        until(
+            lambda: self.processes[name].pid != killed.pid, START_SECONDS, f"{name} started again"
+        )
+        self.until_healthy(name)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40.0) -> int:
         """Send a signal and wait; the exit status."""
