@@ -68,8 +68,8 @@ class TorchRunner:
 
         ``revision`` names the weights (model_revision). On a CUDA device decode steps of up to
         ``graph_rows`` sequences are captured as graphs. Raises ValueError for sizes that are
-        not positive or an ``attention`` that cannot be had, RuntimeError when ``deterministic``
-        cannot be promised on this build of torch.
+        not positive, an ``attention`` that cannot be had, and ``deterministic`` where it cannot be
+        promised on this build of torch.
         """
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
