@@ -115,7 +115,8 @@ def _explain(mistake: ErrorDetails, cls: type[ProcessSettings]) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if not mistake["loc"]:
         return message
-    name = ".".join(str(part) for part in mistake["loc"])
+    # Of a list one element is wrong, which is what was given.
+    name = ".".join(part for part in mistake["loc"] if isinstance(part, str))
     flag = _flag(name)
     if mistake["type"] == "extra_forbidden" and name in _REPLACED:
         return f"{flag}: {_replaced(name)}"

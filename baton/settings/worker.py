@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from baton.flags import Placeholder
 from baton.identity import ROLES
@@ -32,7 +33,16 @@ AttentionChoice = Literal["auto", "flashinfer", "varlen", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 PrefillOrder = Literal["fcfs", "srpt"]
 WorkerRole = Literal["prefill", "decode", "both"]
-Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
+
+
+def _device(value: str) -> str:
+    """Raises ValueError for what is no device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value, re.ASCII):
+        raise ValueError("must be cpu, or cuda:N for the N-th GPU, counted from 0")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device), Placeholder("DEVICE")]
 KvTransports = Annotated[
     list[Literal["shm", "grpc", "nixl", "relay"]], BeforeValidator(split), Placeholder("NAME,...")
 ]
@@ -87,7 +97,9 @@ class ComputeSettings(ModelSettings):
     deterministic: bool = Field(
         False, description="the same tokens under any batch, chunk and cache hit; slower"
     )
-    mock: bool = Field(False, description="a cost model in place of the network; needs no torch")
+    mock: bool = Field(
+        False, description="a cost model in place of the neural network; needs no torch"
+    )
     mock_step_ms: Annotated[float, Placeholder("MS")] = Field(
         2.0, ge=0, description="mock: milliseconds per engine step"
     )
@@ -193,7 +205,7 @@ class WorkerSettings(
     metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
         None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
     )
-    advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
+    advertise: Annotated[Address | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
     join: Annotated[str | None, Placeholder("HOST:PORT,...")] = Field(

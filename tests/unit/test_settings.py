@@ -40,6 +40,10 @@ def test_lists_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["--model", "m", "--block-size", "0"], "--block-size: .*greater than or equal to 1"),
         (["--port", "1"], "--model is missing: give --model a Hugging Face directory, such as"),
         (["--model", "m", "--dtype", "int3"], "--dtype: .*float32"),
+        (["--model", "m", "--device", "gpu"], "--device: must be cpu, or cuda:N.*given: 'gpu'"),
+        (["--model", "m", "--advertise", "a"], "--advertise: must be HOST:PORT.*given: 'a'"),
+        (["--model", "m", "--kv-transports", "shm,tcp"], "--kv-transports: .*'nixl'.*'tcp'"),
+        (["--model", "m", "--otlp-endpoint", "a:1"], "--otlp-endpoint: must begin with http://"),
         (["--model", "m", "--mock-costs", "f"], "--mock-costs needs --mock"),
         (
             ["--model", "m", "--mock", "--mock-costs", "f", "--mock-step-ms", "1"],
@@ -83,6 +87,16 @@ def test_a_gateway_without_workers_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         load(GatewaySettings, ["--model", "m"], "gateway")
     assert "--decode names no worker" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        load(GatewaySettings, ["--model", "m", "--decode", "a:7001,b"], "gateway")
+    assert "--decode: must be HOST:PORT" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_told_what_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, said in (("--num-block", "(is --num-blocks meant?)"), ("--tp", "arguments: --tp 5")):
+        with pytest.raises(SystemExit):
+            load(PrefillSettings, ["--model", "m", flag, "5"], "prefill_worker")
+        assert capsys.readouterr().err.rstrip().endswith(said)
 
 
 def test_an_unknown_key_in_the_file_is_refused(
