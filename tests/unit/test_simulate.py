@@ -248,6 +248,27 @@ def test_percentiles_of_gaps_are_as_exact_as_their_buckets() -> None:
     assert gaps.percentile(99) == pytest.approx(0.099, rel=0.006)
 
 
+def beside_streams(every: float | None, **changed: object) -> Outcome:
+    """Four answers of many tokens and, one ``every`` so many seconds, ten prompts of 900."""
+    jobs = [Job(n, 0.01 * n, 100, 800) for n in range(4)]
+    if every is not None:
+        jobs += [Job(4 + n, 1.0 + n * every, 900, 2) for n in range(10)]
+    return run(setup(Fleet(prefill=1, decode=1), itl_target_ms=20, **changed), jobs)
+
+
+def test_long_prompts_leave_those_who_decode_alone_while_prefill_keeps_up() -> None:
+    alone, beside = beside_streams(None), beside_streams(0.25)
+    assert beside.local == 0
+    assert beside.gaps.percentile(99) == pytest.approx(alone.gaps.percentile(99), rel=0.1)
+
+
+def test_where_prefill_falls_behind_the_decode_worker_helps_within_the_target() -> None:
+    helped, apart = beside_streams(0.1), beside_streams(0.1, local_prefill_queue=0)
+    assert 0 < helped.local < 10
+    assert max(helped.ttft) < 0.75 * max(apart.ttft)
+    assert apart.gaps.percentile(99) < 0.01 < helped.gaps.percentile(99) < 1.1 * 0.02
+
+
 def test_kv_moves_while_it_is_computed() -> None:
     network = Network.of(COSTS, layers=10)
     out, into = Port(), Port()
