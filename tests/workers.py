@@ -142,7 +142,7 @@ async def cluster(
             chunk_tokens=chunk_tokens,
             max_running=max_running,
             prefill_order=settings.prefill_order,
-            local_prefill_share=settings.prefill_share,
+            itl_target_s=settings.itl_target_s,
             keep_blocks=settings.prefill_blocks(num_blocks),
         )
         own = await stack.enter_async_context(AsyncExitStack())

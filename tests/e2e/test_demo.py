@@ -82,7 +82,7 @@ def test_a_dead_worker_is_reported_and_started_again(tiny_llama: Path) -> None:
         before.send(signal.SIGKILL)
         until(lambda: running.processes["d0"] != before, 60.0, "d0 ready again")
         assert running.processes["d0"].address == before.address
-        assert "d0 died: killed by SIGKILL; again in 0.5 s" in running.output
+        assert "d0 died: killed by SIGKILL (out of memory?); again in 0.5 s" in running.output
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ from tests.workers import (
     session,
 )
 
-#: A decode step takes 5 ms, a prompt token 1 ms: 1.5 prompt tokens fit a step that decodes.
+#: A decode step takes 5 ms, a prompt token 1 ms: of the target, two fit a step that decodes.
 COST = CostModel(step_s=0.005, prefill_token_s=0.001)
+TARGET_MS = 7.0
 KNOWN = {"prefill_us_per_token": 1000.0}
 
 
@@ -88,10 +89,13 @@ async def test_a_prompt_that_is_cached_whole_takes_one_block_more() -> None:
 
 
 async def test_a_long_fresh_prompt_leaves_the_batch_alone() -> None:
-    """Beside decodes it would take six times as long here as there."""
+    """Beside decodes it would take three and a half times as long here as there."""
     running = generation(prompt(20, 3), request_id="running", max_tokens=150)
     asked = generation(prompt(100))
-    async with cluster(cost=COST, num_blocks=128) as c, session(c.decode[0]) as s:
+    async with (
+        cluster(cost=COST, num_blocks=128, itl_target_ms=TARGET_MS) as c,
+        session(c.decode[0]) as s,
+    ):
         decoding = s.submit(running)
         await decoding.progress.wait()
         await asyncio.sleep(0.02)
@@ -106,7 +110,10 @@ async def test_a_long_suffix_beside_decodes_stays_if_the_other_queue_is_long() -
     """It is computed in small chunks between the steps of the batch, and gets done."""
     running = generation(prompt(20, 3), request_id="running", max_tokens=150)
     asked = generation(prompt(60))
-    async with cluster(cost=COST, num_blocks=128) as c, session(c.decode[0]) as s:
+    async with (
+        cluster(cost=COST, num_blocks=128, itl_target_ms=TARGET_MS) as c,
+        session(c.decode[0]) as s,
+    ):
         decoding = s.submit(running)
         await decoding.progress.wait()
         await asyncio.sleep(0.02)
