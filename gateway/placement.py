@@ -196,6 +196,8 @@ class Placement:
     ) -> Found:
         """Those that could ever take it, and of them some with room: the preferred one, those that
         the policy proposes, others from a random one on."""
+        if not workers:
+            return Found(False, (), asked)
         start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
         first = () if prefer is None else (prefer,)
         named = dict.fromkeys(chain(first, policy.propose(workers, asked, self._rng)))
