@@ -37,6 +37,7 @@ class Stall:
 
     @contextmanager
     def watching(self, late: Callable[[], None]) -> Iterator[None]:
+        """See the class."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
 
