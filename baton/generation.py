@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import NamedTuple
 
 from baton.deadlines import Deadlines
 from baton.sampling import SamplingSpec
 
 
-class AttemptKey(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
     """Names one attempt on the wire. Anything that carries another attempt is stale."""
 
     request_id: str
