@@ -253,7 +253,9 @@ def _fit(
     """Whether some could ever take it; of these, up to ``most`` that have room now."""
     able, roomy = False, []
     for worker in workers:
-        if worker.report.max_model_len < size.tokens or worker.all_blocks < size.least:
+        if worker.report.max_model_len < size.tokens:
+            continue
+        if size.least and worker.all_blocks < size.least:
             continue
         if avoid and worker.instance_id in avoid:
             continue
