@@ -50,7 +50,8 @@ PROMPT, AT_ONCE = 40, 32
 _DRAWS = 10_000
 #: Seconds after which the last spans are sent: OpenTelemetry's batches go every 5.
 _SETTLING = 5.5
-_FLAGS = ("--rpc-port", "0")
+#: Every prompt is handed over: where it is computed would depend on the load of a moment.
+_FLAGS = ("--rpc-port", "0", "--local-prefill-queue", "0")
 _MOCK = ("--mock", "--mock-step-ms", "10")
 _TIMED = {"x-baton-timings": "1"}
 _NOT_SAMPLED = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-00"}

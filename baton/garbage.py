@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
+from baton import tasks
 from baton.metrics.usage import resident
 
 #: Objects that came and did not go before the young are looked through, and how often that is done
@@ -26,6 +28,15 @@ _LOOK = 1.0
 def due(now: int, last: int) -> bool:
     """Whether a process of ``now`` bytes, ``last`` after it was last looked through, should be."""
     return now - last > max(WORTH, last // 2)
+
+
+@asynccontextmanager
+async def seldom() -> AsyncIterator[None]:
+    """As long as the body runs."""
+    async with tasks.group() as beside:
+        collecting = beside.create_task(collect(), name="garbage")
+        yield
+        collecting.cancel()
 
 
 async def collect(resident: Callable[[], int] = resident) -> None:
