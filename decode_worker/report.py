@@ -61,13 +61,9 @@ class Report:
         sink.on_written = written
 
     def computed(self, end: int) -> None:
-        """KV of all layers is computed below position ``end``. Of all of it is told at once: the
-        first token comes next, so that goes with it."""
+        """KV of all layers is computed below position ``end``."""
         self._learn(computed_tokens=max(end, self._known["computed_tokens"]))
-        if 0 < self._known["total_tokens"] <= end:
-            self._tell()
-        else:
-            self._tell_sometimes()
+        self._tell_sometimes()
 
     def complete(self, timings: Timings) -> None:
         """All KV is here."""

@@ -70,28 +70,32 @@ class Live:
         )
 
     def placed(self, placing: Placing) -> None:
-        place = placing.place
+        place, at = placing.place, placing.at
+        decode, prefill = live.short(place.decode.instance_id), _prefill(self._tale)
         for choice in placing.choices:
-            self._choices[choice].decode = live.short(place.decode.instance_id)
+            self._choices[choice].decode = decode
+        prompt = self._id, placing.attempt
+        self._paces.computed(prefill or decode, prompt, at, place.cached, placing.tokens)
         self._feed.say(
             live.Placed(
                 request=self._id,
-                at=self._clock.unix(placing.at),
+                at=self._clock.unix(at),
                 attempt=placing.attempt,
                 choices=list(placing.choices),
-                decode=live.short(place.decode.instance_id),
-                prefill=_prefill(self._tale),
+                decode=decode,
+                prefill=prefill,
                 policy=placing.policy,
                 tokens=placing.tokens,
                 cached=place.cached,
-                waited_ms=milliseconds(placing.at - placing.since),
+                waited_ms=milliseconds(at - placing.since),
             )
         )
 
     def progressed(self, attempt: int, progress: Progress, at: float) -> None:
         unix, worker = self._clock.unix(at), live.short(progress.prefill_instance_id)
         computed, total = progress.computed_tokens, progress.total_tokens
-        self._paces.computed(worker, (self._id, attempt), at, computed, total)
+        cached = progress.cached_tokens
+        self._paces.computed(worker, (self._id, attempt), at, computed, total, cached)
         self._feed.say(
             live.Prefill(
                 request=self._id,
@@ -99,7 +103,7 @@ class Live:
                 attempt=attempt,
                 worker=worker,
                 computed=computed,
-                cached=progress.cached_tokens,
+                cached=cached,
                 total=total,
             )
         )
@@ -119,6 +123,9 @@ class Live:
 
     def begun(self, choice: int, attempt: int, at: float) -> None:
         self._counted(choice, at)
+        request = self._tale.request
+        total = len(request.prompt_ids) + len(request.generated_ids)
+        self._paces.begun((self._id, attempt), at, total)
         self._feed.say(
             live.FirstToken(
                 request=self._id,
