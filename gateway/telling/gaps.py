@@ -46,8 +46,9 @@ class Gaps:
         self.longest = max(self.longest, *seconds)
         room = KEPT - len(self.kept)
         self.kept += seconds[:room]
-        for each in seconds[room:]:
-            self._later[math.floor(math.log(max(each, _SHORTEST), _WIDTH))] += 1
+        self._later.update(
+            [math.floor(math.log(max(s, _SHORTEST), _WIDTH)) for s in seconds[room:]]
+        )
 
     def percentile(self, share: float) -> float:
         """Seconds that ``share`` of the gaps (0 to 1) do not exceed, the nearest rank; exact up to
