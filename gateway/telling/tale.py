@@ -118,9 +118,9 @@ class Tale:
         self.traceparent = request.traceparent  #: that its next attempt gets
         #: Generated of each choice, what its client had before included.
         self.tokens = dict.fromkeys(request.choices, len(request.generated_ids))
-        #: When they came, by choice; as long as somebody is curious.
+        #: When they came, by choice; as long as somebody is curious, and from then on.
         self.arrivals: defaultdict[int, Arrivals] = defaultdict(Arrivals)
-        self.first_at: dict[int, float] = {}  #: likewise the first of each, always
+        self.first_at: dict[int, float] = {}  #: of each choice, its first token
         self.attempts = 0
         self.latest: dict[int, int] = {}  #: attempt at each choice
         self.place: Place | None = None  #: of the latest attempt
@@ -141,6 +141,8 @@ class Tale:
     def leave(self, hearer: Hearer) -> None:
         """It does not hear any more."""
         self._heard_by(*(other for other in self._hearers if other is not hearer))
+        if not self._curious:
+            self.arrivals.clear()  # the next that comes would go on with a gap of all that time
 
     def _heard_by(self, *hearers: Hearer) -> None:
         self._hearers = hearers
