@@ -118,7 +118,7 @@ class Tale:
         self.traceparent = request.traceparent  #: that its next attempt gets
         #: Generated of each choice, what its client had before included.
         self.tokens = dict.fromkeys(request.choices, len(request.generated_ids))
-        #: When they came, by choice; as long as somebody is curious, and from then on.
+        #: When they came, by choice; as long as somebody is curious.
         self.arrivals: defaultdict[int, Arrivals] = defaultdict(Arrivals)
         self.first_at: dict[int, float] = {}  #: of each choice, its first token
         self.attempts = 0
