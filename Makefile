@@ -66,7 +66,7 @@ protos: $(VENV)/.dev ## generate baton/v1 from proto/
 	$(BIN)/python -m baton.stubs
 
 train-demo: $(VENV)/.demo ## train the demo model anew (tens of minutes)
-	$(BIN)/python -m model.demo.train
+	$(BIN)/python -m model.demo.train --out model/demo/checkpoint
 
 clean: ## remove .venv and everything generated
 	rm -rf $(VENV) build dist *.egg-info

@@ -99,7 +99,9 @@ def bind(
             else target.add_secure_port(address, credentials)
         )
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}") from error
+        # gRPC keeps the reason for its own log.
+        why = "it is in use, or no address of this machine"
+        raise OSError(f"cannot listen on {host}:{port}: {why}") from error
     if bound == 0:
         raise OSError(f"cannot listen on {host}:{port}")
     return bound

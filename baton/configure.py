@@ -25,12 +25,16 @@ from baton.settings import FleetSettings, ModelSettings, ProcessSettings, RelayS
 
 S = TypeVar("S", bound=ProcessSettings)
 
+#: Settings that are no more, and what says now what they did.
+_REPLACED = {"local_prefill_share": "--itl-target-ms, milliseconds that a step may last"}
+
 
 def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
     """Settings from command line, environment and YAML file, in that order.
 
     Exits with status 2 and one line per mistake, naming the flag, when a value is not accepted.
     """
+    _refuse_replaced(argv, prog)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", default=os.environ.get("BATON_CONFIG"))
     path = early.parse_known_args(argv)[0].config
@@ -64,6 +68,25 @@ def load(cls: type[S], argv: Sequence[str], prog: str) -> S:
     raise SystemExit(2)
 
 
+def _refuse_replaced(argv: Sequence[str], prog: str) -> None:
+    """Exit with one line where the command line or the environment has a setting that is no more;
+    in a file it is one that is unknown."""
+    given = {word.partition("=")[0] for word in argv} | os.environ.keys()
+    for name in _REPLACED:
+        for spelt in (_flag(name), f"BATON_{name.upper()}"):
+            if spelt in given:
+                sys.stderr.write(f"{prog}: {spelt}: {_replaced(name)}\n")
+                raise SystemExit(2)
+
+
+def _replaced(name: str) -> str:
+    return f"there is no such setting any more; give {_REPLACED[name]}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _require_mapping(path: str, prog: str) -> None:
     """Exit with one line unless the file is YAML and maps settings to values."""
     try:
@@ -92,11 +115,14 @@ def _explain(mistake: ErrorDetails, cls: type[ProcessSettings]) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
     if not mistake["loc"]:
         return message
-    flag = "--" + ".".join(str(part) for part in mistake["loc"]).replace("_", "-")
+    # Of a list one element is wrong, which is what was given.
+    name = ".".join(part for part in mistake["loc"] if isinstance(part, str))
+    flag = _flag(name)
+    if mistake["type"] == "extra_forbidden" and name in _REPLACED:
+        return f"{flag}: {_replaced(name)}"
     if mistake["type"] == "extra_forbidden":
         return f"{flag}: this process has no such setting (docs/settings.md says which has)"
     if mistake["type"] == "missing":
-        name = str(mistake["loc"][0])
         wanted = (cls.model_fields[name].description or "").removesuffix(" (required)")
         return f"{flag} is missing: give {flag} {wanted}, or set BATON_{name.upper()}"
     return f"{flag}: {message} (given: {mistake['input']!r})"

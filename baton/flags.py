@@ -7,7 +7,8 @@ import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
 from pydantic_settings import BaseSettings, CliSettingsSource
 
@@ -34,13 +35,23 @@ class Placeholder:
     text: str
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the option that was meant, where one looks like it."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        known = self._option_string_actions
+        near = get_close_matches(unknown[1], known, cutoff=0.75) if unknown else []
+        super().error(f"{message} (is {near[0]} meant?)" if near else message)
+
+
 def source(cls: type[BaseSettings], prog: str, required: Sequence[str]) -> CliSettingsSource[Any]:
     """The command line of ``cls``.
 
     Options are grouped by the class that defines them, the most derived first, under its
     ``section``. ``required`` are flags with their values for the usage line.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         usage=" ".join([prog, *required, "[option ...]"]),
         description=(cls.__doc__ or "").replace("``", "`"),

@@ -8,6 +8,9 @@ from enum import Enum
 from baton.deadlines import Deadlines
 from baton.sampling import SamplingSpec
 
+#: Either way from 0; the smaller goes first.
+MAX_PRIORITY = 100
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptKey:

@@ -51,7 +51,7 @@ def stale(root: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m baton.stubs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when stale")
     if not parser.parse_args().check:
         generate(ROOT)

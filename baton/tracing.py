@@ -110,7 +110,7 @@ def tracing(endpoint: str | None, process: str, instance_id: str) -> Tracing:
         from baton.otel import OtelTracing
     except ImportError as error:
         raise TracingUnavailable(
-            f"traces need OpenTelemetry ({error}): pip install 'baton-serve[otel]'"
+            f"traces need OpenTelemetry ({error}): pip install '.[otel]' in Baton's clone"
         ) from error
     return OtelTracing(endpoint, process, instance_id)
 

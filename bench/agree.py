@@ -6,9 +6,8 @@ the same times are simulated, several times, as placement draws between equals. 
 rate and number: real with its 95 % interval, simulated, how far off, and whether that agrees:
 within 10 %, or within the interval.
 
-Costs are of an engine. What a whole fleet takes beyond them is taken from one request at a time, of
-an idle fleet: until the first token (``request_s``), until the second (``transfer_s``), and for
-each step (``step_s``). Nothing is fitted under load.
+Costs are of an engine. What a whole fleet takes beyond them is measured of an idle one
+(``bench/calibrate.py``). Nothing is fitted to the loads that are compared.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from rich.console import Console
 
 from bench import costs, picture, records
 from bench.arguments import positive
+from bench.calibrate import calibrated
 from bench.costs import Costs, CostsError
 from bench.load.statistics import Estimate, Measured, Slo, Trust, estimate
 from bench.load.workload import Lengths
 from bench.picture import COLOURS, Line, Pane
-from bench.real import Kind, calibrated, drawn, running, short
+from bench.real import Kind, drawn, running, short
 from bench.records import Param, Record
 from bench.simulate import outcome
 from bench.simulate.fleet import Fleet, simulate
@@ -86,7 +86,8 @@ async def beside(asked: argparse.Namespace, kind: Kind, size: Fleet) -> list[Rec
         said = kind.costs
         print(
             f"{size}: request_s {said.request_s:.4f}, transfer_s {said.transfer_s:.4f}, "
-            f"step_s {said.step_s:.5f}"
+            f"step_s {said.step_s:.5f}, decode_s {said.decode_s:.5f}, beside a neighbour "
+            f"{said.prompt_beside:.2f} and {said.decode_beside:.2f}"
         )
         for seed, each in enumerate(asked.rates, start=1):
             rate = each * max(1, size.prefill)

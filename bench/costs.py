@@ -10,7 +10,9 @@ A step takes
     step_s + prefill_token_s * n + prefill_pair_s * (pairs of a new token and one before it)
            + decode_s * sequences + context_token_s * (tokens that these sequences read back)
 
-with n prompt tokens. Absent fields are 0: they cost nothing.
+with n prompt tokens. Workers of one machine slow each other down: for each other one that computes
+it takes longer by a share of itself, ``prompt_beside`` with prompt tokens, else ``decode_beside``.
+Absent fields are 0: they cost nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class Costs:
     prefill_pair_s: float = 0.0  #: per prompt token and token before it: attention
     decode_s: float = 0.0  #: per sequence in a step
     context_token_s: float = 0.0  #: per token that a decoding sequence reads back, in a step
+    prompt_beside: float = 0.0  #: share by which a neighbour makes a step with prompt tokens longer
+    decode_beside: float = 0.0  #: likewise, a step without
     token_bytes: int = 0  #: KV of one token, all layers
     bytes_per_s: float = 0.0  #: of a worker's network; 0: at once
     transfer_s: float = 0.0  #: what every hand-off takes beside its bytes

@@ -82,7 +82,7 @@ EXPERIMENTS = {
             *("bench.sweep", "local_prefill_queue", "0", "64", "256", "1024", "4096"),
             *("--prefill", "2", "--decode", "2", "--requests", "2000", "--burstiness", "1"),
             *("--length-scale", "0.25", "--output-scale", "0.25", "--slo-ttft", "500"),
-            *("--slo-tpot", "40", "--rates", "4", "6", "8", "10", "12"),
+            *("--slo-tpot", "40", "--itl-target-ms", "30", "--rates", "4", "6", "8", "10", "12"),
         ),
         trace=_AZURE,
     ),

@@ -139,7 +139,9 @@ def _named(name: str, found: Iterable[Record], where: Mapping[str, Param]) -> li
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.fit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--engine", type=Path, nargs="+", required=True, help="of bench.engine", metavar="JSON")

@@ -9,8 +9,10 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
+from tenacity import AsyncRetrying, stop_after_attempt
+
 from baton import channels
-from baton.errors import BatonError
+from baton.errors import BatonError, PrefillLost
 from baton.identity import new_instance_id
 from baton.kv.connections import Connections
 from baton.kv.grpc_transport import GrpcOutlet, GrpcReader
@@ -75,9 +77,11 @@ class ReaderReceiver:
     def __init__(self, reader: Reader, memory: Memory) -> None:
         self._reader = reader
         self._memory = memory
+        self._reached: set[str] = set()
 
     async def read(self, job: Job, where: Where) -> None:
         """Raises BatonError when it fails. Returns early when the job's patience is over."""
+        await self._reach(where["instance_id"])
         store: Store = job.store(self._memory)
         if job.slow_mb_s:
             store = SlowStore(store, job.slow_mb_s * 1e6)
@@ -94,6 +98,21 @@ class ReaderReceiver:
         except TimeoutError:
             if not patience.expired():
                 raise
+
+    async def _reach(self, instance_id: str) -> None:
+        """Offer to read from it, as workers do before each hand-off, so that it is dialled.
+
+        They take another transport where that was too slow, as on a busy machine; here it is
+        tried again. Raises PrefillLost after ten times.
+        """
+        if instance_id in self._reached:
+            return
+        async for attempt in AsyncRetrying(stop=stop_after_attempt(10), reraise=True):
+            with attempt:
+                offer = await self._reader.offer(instance_id)
+                if offer.unavailable:
+                    raise PrefillLost(f"{offer.name} from {instance_id}: {offer.unavailable}")
+        self._reached.add(instance_id)
 
 
 @asynccontextmanager

@@ -78,7 +78,9 @@ def _numbers(text: str) -> list[int]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.kv", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.kv",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def add(flag: str, help: str, **options: Any) -> None:
@@ -107,7 +109,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     elif ("timeline" in asked.only) != (asked.plot is not None):
         parser.error("the timeline goes to a file: --only timeline and --plot need each other")
     if asked.plot is not None and find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'baton-serve[bench]'")
+        parser.error("--plot needs matplotlib: pip install '.[bench]'")
     asked.only = {*asked.only}
     return asked
 

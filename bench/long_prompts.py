@@ -5,8 +5,8 @@ another while long prompts come one after the other, each for two tokens: the tw
 changing order. Real workers, with a model of SmolLM2-135M's shape and random weights, on two cores:
 
     apart       a prefill worker on core A, a decode worker on core B
-    colocated   one worker, a thread on each core, that computes prompts in chunks of 512 tokens
-    bounded     the same, where prompts lengthen a step by 0.3 of it at most
+    colocated   one worker, a thread on each core, with the default of --itl-target-ms
+    unbounded   the same without it: prompts in chunks of 512 tokens
 
 Gateway and client share the core that --front names with whoever else is there; what share of it
 each of them took is told.
@@ -23,7 +23,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -50,9 +50,9 @@ _SETTLE = 1.0
 _MOST = 4
 _COLOCATED = ("--colocated", "1", "--threads", "2")
 FORMS: Mapping[str, tuple[str, ...]] = {
-    "apart": ("--prefill", "1", "--decode", "1", "--threads", "1", "--local-prefill-queue", "0"),
+    "apart": ("--prefill", "1", "--decode", "1", "--threads", "1"),
     "colocated": _COLOCATED,
-    "bounded": (*_COLOCATED, "--local-prefill-share", "0.3"),
+    "unbounded": (*_COLOCATED, "--itl-target-ms", "100000"),
 }
 
 
@@ -201,7 +201,8 @@ async def measure(asked: argparse.Namespace, form: str) -> Watched:
 def pin(pid: int, core: int) -> None:
     """Every thread that it has, and with them those to come."""
     for thread in _threads(pid):
-        cores.pin(thread, core)
+        with suppress(ProcessLookupError):  # it has ended since it was seen
+            cores.pin(thread, core)
 
 
 def _threads(pid: int) -> Iterator[int]:

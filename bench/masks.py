@@ -148,7 +148,7 @@ def measure(asked: argparse.Namespace) -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.masks",
+        prog="python -m bench.masks",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

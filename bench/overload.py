@@ -230,7 +230,7 @@ def evaluate(phase: Phase, memory: int) -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.overload",
+        prog="python -m bench.overload",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -10,13 +10,10 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfile
-from statistics import median
 from tempfile import TemporaryDirectory
-
-import numpy as np
 
 from baton.settings import UpSettings
 from bench import costs, overload, trace
@@ -27,7 +24,7 @@ from bench.load.senders import Senders
 from bench.load.statistics import Measured
 from bench.load.workload import Endpoint, Json, Lengths, arrivals
 from bench.shapes import SMOLLM2_135M, checkpoint
-from bench.simulate.fleet import Fleet, Setup, simulate
+from bench.simulate.fleet import Fleet, Setup
 from bench.simulate.jobs import Job
 from bench.simulate.machine import MODEL
 from bench.trace import Request
@@ -37,8 +34,6 @@ BLOCKS, LONGEST = 2048, 2048
 #: Ids of prompts are below this.
 _VOCABULARY = 256
 _TIMEOUT = 120.0
-#: Requests to an idle fleet, and seconds between them.
-_ALONE, _APART = 10, 0.7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,32 +132,3 @@ def drawn(count: int, rate: float, prompt: Lengths, output: Lengths, seed: int) 
     """Random lengths at random times."""
     rng, times = random.Random(seed), arrivals(count, rate, 1.0, seed)
     return [Job(n, at, prompt.draw(rng), output.draw(rng)) for n, at in enumerate(times)]
-
-
-async def calibrated(fleet: Running, kind: Kind, size: Fleet, prompt: int, output: int) -> Kind:
-    """With what an idle fleet takes beyond the costs."""
-    alone = [Job(n, _APART * n, prompt, output) for n in range(_ALONE)]
-    await fleet.run(alone, seed=1)  # warms up
-    real = await fleet.run(alone, seed=2)
-    first, second, step = _waits(kind, size, prompt, output)
-    gaps = [np.diff(answer.ticks) for answer in real.level.answers]
-    per_step = max(0.0, median(float(np.median(each[1:])) for each in gaps) - step)
-    to_second = median(float(each[0]) for each in gaps) - second - per_step
-    to_first = float(np.median(real.each["TTFT"])) - first - per_step
-    known = kind.costs
-    found = replace(
-        known,
-        step_s=known.step_s + per_step,
-        transfer_s=known.transfer_s + max(0.0, to_second),
-        request_s=known.request_s + max(0.0, to_first),
-    )
-    return replace(kind, costs=found)
-
-
-def _waits(kind: Kind, size: Fleet, prompt: int, output: int) -> tuple[float, float, float]:
-    """Seconds until the first token, from there to the second, and of a step after that, of one
-    simulated request alone."""
-    setup = kind.setup(size)
-    short, long = (simulate(setup, [Job(0, 0.0, prompt, n)]) for n in (2, output))
-    whole = long.tpot[0] * (output - 1)
-    return short.ttft[0], short.tpot[0], (whole - short.tpot[0]) / (output - 2)

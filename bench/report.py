@@ -196,7 +196,9 @@ def _highest(
     kind = found[0][0].level.kind
     params: dict[str, Param] = {**limits, "attain": wanted, "by": kind}
     if highest is None:
-        console.print(f"no {kind} that was tried attained {wanted:.0%}")
+        unknown = math.isnan(attained[min(attained)])
+        verb = "cannot be told to have" if unknown else "has not"
+        console.print(f"the smallest {kind} that was tried {verb} attained {wanted:.0%}")
         return []
     console.print(f"highest {kind} with {wanted:.0%} within the objectives: {highest:g}")
     return [Record("highest attained", highest, "1/s" if kind == "rate" else "ratio", params)]

@@ -89,7 +89,7 @@ def measure(sizes: Sequence[int], steps: int) -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.scheduler",
+        prog="python -m bench.scheduler",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

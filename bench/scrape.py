@@ -162,7 +162,7 @@ async def measure(counts: Sequence[int], step: float, seconds: float) -> list[Re
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.scrape",
+        prog="python -m bench.scrape",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

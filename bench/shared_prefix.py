@@ -105,7 +105,7 @@ def measure(loaded: LoadedModel, load: Load, rounds: int) -> list[Record]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.shared_prefix",
+        prog="python -m bench.shared_prefix",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -19,11 +19,12 @@ from rich.console import Console
 
 from bench import picture, records
 from bench.arguments import at_least, positive
+from bench.calibrate import calibrated
 from bench.costs import Costs
 from bench.load import statistics
 from bench.load.workload import Lengths
 from bench.plan.search import Goal, Search
-from bench.real import Kind, Running, calibrated, drawn, running, short
+from bench.real import Kind, Running, drawn, running, short
 from bench.records import Param, Record
 from bench.simulate.fleet import Fleet
 from bench.simulate.jobs import Job

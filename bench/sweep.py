@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fleet = Fleet(prefill=asked.prefill, decode=asked.decode, colocated=asked.colocated)
         setup = options.setup(asked, fleet, base)
         setups = {value: with_setting(setup, asked.setting, value) for value in asked.values}
-        loads = {rate: options.timed(asked, base, rate) for rate in asked.rates}
+        loads = {rate: [*options.timed(asked, base, rate)] for rate in asked.rates}
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

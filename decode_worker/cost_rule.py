@@ -2,13 +2,15 @@
 
 The answer that is there sooner wins, and at a tie this worker, which sends no KV:
 
-    here    (queued + missing) * c        and, when sequences decode here, one decode step for
-                                          every ``share * decode step / c`` of these tokens: the
-                                          chunk that makes a step longer by no more than the share
+    here    (queued + missing) * c + a decode step for every chunk of these tokens: what a step
+                                     that decodes has room for within the target (``beside_s``)
     there   (queued + missing) * c_there + transfer
 
 c is seconds per prompt token. Little measured here, it leans on c_there: workers of one fleet
 are often alike, and a first prompt measured cold must not decide for all that follow.
+
+Where nothing decodes here, parts of a chunk count as parts of a step, and a long prompt is still
+handed over unless it would wait there: whoever comes next is to decode at full speed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from model.engine.costs import Costs
+from model.engine.costs import Costs, beside_s
 
 #: Prompt tokens that must be measured here to weigh as much as what the other side measured.
 _LEAN = 256
@@ -46,9 +48,9 @@ class Here:
 
     missing: int  #: tokens of the prompt to compute here
     queued: int  #: prompt tokens to compute before it
-    queue_limit: int  #: how many may be queued in all, this prompt included
+    queue_limit: int | None  #: how many may be queued in all, this prompt included; None: any
     decoding: bool  #: sequences are in the batch
-    share: float  #: how much longer prompt tokens may make a step that decodes
+    target_s: float  #: how long a step that decodes may last for the sake of prompts
     costs: Costs
 
 
@@ -77,13 +79,17 @@ class Choice:
 
 def choose(here: Here, there: There) -> Choice:
     """Decide for one prompt. Anything not known yet speaks for the prefill worker."""
-    if not here.queue_limit:
+    tokens = here.queued + here.missing
+    if here.queue_limit == 0:
         return Choice(Why.SWITCHED_OFF)
     if not there.token_s or (here.decoding and not here.costs.decode_step_s):
         return Choice(Why.UNMEASURED)
-    if here.queued + here.missing > here.queue_limit:
+    if here.queue_limit is not None and tokens > here.queue_limit:
         return Choice(Why.QUEUE_FULL)
-    here_s = _seconds_here(here, _token_seconds(here.costs, there.token_s))
+    token_s = _token_seconds(here.costs, there.token_s)
+    step_s = here.costs.decode_step_s
+    steps = tokens / max(1.0, beside_s(step_s, here.target_s) / token_s)
+    here_s = tokens * token_s + (max(1.0, steps) if here.decoding else steps) * step_s
     there_s = (there.queued + there.missing) * there.token_s + there.transfer_s
     return Choice(Why.CHEAPER if here_s <= there_s else Why.DEARER, here_s, there_s)
 
@@ -92,12 +98,3 @@ def _token_seconds(costs: Costs, there: float) -> float:
     """Seconds per prompt token here: the mean of what was measured and of ``there``."""
     measured = costs.prefill_token_s * costs.prefill_tokens
     return (measured + there * _LEAN) / (costs.prefill_tokens + _LEAN)
-
-
-def _seconds_here(here: Here, token_s: float) -> float:
-    tokens = here.queued + here.missing
-    seconds = tokens * token_s
-    if here.decoding:
-        chunk = max(1.0, here.share * here.costs.decode_step_s / token_s)
-        seconds += max(1.0, tokens / chunk) * here.costs.decode_step_s
-    return seconds

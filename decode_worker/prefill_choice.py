@@ -59,7 +59,7 @@ class Chooser:
     ) -> None:
         self._engine = engine
         self._colocated = colocated
-        self._share = settings.local_prefill_share
+        self._target_s = settings.itl_target_ms / 1e3
         self._queue_limit = settings.local_prefill_queue
         self._block_size = compatibility.block_size
         self._token_bytes = (
@@ -119,7 +119,7 @@ class Chooser:
                 queued=load.queued_tokens,
                 queue_limit=self._queue_limit,
                 decoding=load.running > 0,
-                share=self._share,
+                target_s=self._target_s,
                 costs=load.costs,
             ),
             There(

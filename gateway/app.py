@@ -165,7 +165,8 @@ async def _render_http(http: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     where = f"{http.method} {http.url.path}"
     if error.status_code == RouteNotFound.http_status:
-        return await _render(http, RouteNotFound(f"{where}: no such route"))
+        said = f"{where}: no such route on this port; those of the API are in its /openapi.json"
+        return await _render(http, RouteNotFound(said))
     if error.status_code == MethodNotAllowed.http_status:
         refused = await _render(http, MethodNotAllowed(f"{where}: method not allowed"))
         refused.headers.update(error.headers or {})

@@ -31,12 +31,15 @@ class Booking:
         self._began = now
         #: Workers for which this attempt decides whether they get more.
         self._trials = [w for w in (decode, prefill) if w is not None and w.breaker.began()]
-        decode.placed(0, self._blocks, now)
-        (prefill or decode).placed(self._missing, self._prefill_blocks, now)
+        if prefill is None:
+            self._decoding = self._computing = decode.placed(self._missing, self._blocks, now)
+        else:
+            self._decoding = decode.placed(0, self._blocks, now)
+            self._computing = prefill.placed(self._missing, self._prefill_blocks, now)
 
-    def started(self, now: float) -> None:
+    def started(self) -> None:
         """The first token is here: the workers took the attempt, and the prompt is computed."""
-        self._count_computed(now)
+        self._count_computed()
         for worker in (self._decode, self._prefill):
             if worker is not None:
                 worker.accepted()
@@ -46,29 +49,29 @@ class Booking:
         """The attempt was lost through ``worker``'s fault; ``silent``: see Breaker."""
         worker.breaker.failed(self._began, now, silent=silent)
 
-    def handed_over(self, now: float) -> bool:
+    def handed_over(self) -> bool:
         """A second token of a choice is here, so the decode worker has the prompt's KV, and the
         prefill worker its blocks back. Returns whether that is news."""
         if self._prefill is None or self._taken:
             return False
         self._taken = True
-        self._prefill.placed(0, -self._prefill_blocks, now)
+        self._prefill.returned(self._computing, 0, self._prefill_blocks)
         return True
 
-    def ended(self, now: float) -> None:
+    def ended(self) -> None:
         """A choice has left its workers; call once for each."""
         self._choices -= 1
         if self._choices:
             self._blocks -= 1
-            self._decode.placed(0, -1, now)
+            self._decode.returned(self._decoding, 0, 1)
             return
-        self._count_computed(now)
-        self.handed_over(now)
-        self._decode.placed(0, -self._blocks, now)
+        self._count_computed()
+        self.handed_over()
+        self._decode.returned(self._decoding, 0, self._blocks)
         for worker in self._trials:
             worker.breaker.undecided()
 
-    def _count_computed(self, now: float) -> None:
+    def _count_computed(self) -> None:
         if not self._computed:
             self._computed = True
-            (self._prefill or self._decode).placed(-self._missing, 0, now)
+            (self._prefill or self._decode).returned(self._computing, self._missing, 0)

@@ -6,9 +6,9 @@ import reprlib
 from collections.abc import Sequence
 
 from baton.errors import InvalidRequest
+from baton.generation import MAX_PRIORITY
 from baton.sampling import MAX_LOGPROBS
 from gateway import resume
-from gateway.quota import MAX_PRIORITY
 from gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Texts, TokenIds
 
 #: Answers to one request, over all its prompts: as many as OpenAI gives to one.

@@ -218,6 +218,16 @@ def kv_blocks(tokens: int, block_size: int, choices: int = 0) -> int:
 
 
 @dataclass(slots=True, eq=False)
+class Placed:
+    """What a placement takes up on its worker, less what was given back before a report."""
+
+    at: float  #: loop time
+    tokens: int
+    blocks: int
+    shown: bool = False  #: reports have it in them, and the worker counts it no more
+
+
+@dataclass(slots=True, eq=False)
 class Worker:
     """One instance of a worker process; a restarted one is another ``Worker``.
 
@@ -245,7 +255,9 @@ class Worker:
     _kept_blocks: int = 0
     _unseen_tokens: int = 0
     _unseen_blocks: int = 0
-    _unseen: deque[tuple[float, int, int]] = field(default_factory=deque)
+    _unseen: deque[Placed] = field(default_factory=deque)
+    #: Of placements, shown or not: what was given back since the last report.
+    _returned: list[tuple[Placed, int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._count()
@@ -287,28 +299,51 @@ class Worker:
         return room >= blocks and not self.full and not self.breaker.refuses
 
     def reported(self, report: Report, now: float) -> None:
-        """Take in a new report; what was placed long enough before it is in it."""
+        """Take in a new report. What was placed long enough before is in it; what was given back
+        is no more, for a worker was through with that before we heard of it.
+
+        Where that is not so (we gave up, it does not know yet) the worker tells again as soon as it
+        does, while what is subtracted for too long stays until then, and makes it look idle.
+        """
         if report.roles != self.report.roles:
             self.breaker.succeeded()  # what it refused in its old role says nothing of the new
         self.report = report
         self.breaker.tick(now)
         self.full = False
-        while self._unseen and self._unseen[0][0] < now - SETTLING:
-            _, tokens, blocks = self._unseen.popleft()
-            self._unseen_tokens -= tokens
-            self._unseen_blocks -= blocks
+        for placed, tokens, blocks in self._returned:
+            if placed.shown:
+                self._unseen_tokens += tokens
+                self._unseen_blocks += blocks
+            else:  # neither counts any more
+                placed.tokens -= tokens
+                placed.blocks -= blocks
+        self._returned.clear()
+        while self._unseen and self._unseen[0].at < now - SETTLING:
+            placed = self._unseen.popleft()
+            placed.shown = True
+            self._unseen_tokens -= placed.tokens
+            self._unseen_blocks -= placed.blocks
         self._count()
 
-    def placed(self, tokens: int, blocks: int, now: float) -> None:
-        """Count a placement until reports show it; negative numbers count one that has left."""
-        self._unseen.append((now, tokens, blocks))
+    def placed(self, tokens: int, blocks: int, now: float) -> Placed:
+        """Count a placement until reports show it."""
+        placed = Placed(now, tokens, blocks)
+        self._unseen.append(placed)
         self._unseen_tokens += tokens
         self._unseen_blocks += blocks
         self._count()
-        if blocks < 0:
-            self.full = False
-        elif blocks > 0 and self.doubted:
+        if blocks > 0 and self.doubted:
             self.full = True
+        return placed
+
+    def returned(self, placed: Placed, tokens: int, blocks: int) -> None:
+        """So much of it is over: do not count that until the next report."""
+        self._returned.append((placed, tokens, blocks))
+        self._unseen_tokens -= tokens
+        self._unseen_blocks -= blocks
+        self._count()
+        if blocks > 0:
+            self.full = False
 
     def keep(self, blocks: int) -> None:
         """Leave so many blocks to a replay that will come; negative numbers give them back."""

@@ -8,15 +8,14 @@ import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import ValidationError
 
 from baton.errors import InvalidApiKey
-from baton.keys import ApiKey
+from baton.keys import ApiKey, KeyLine
 from baton.settings import CacheScope
-from gateway.quota import MAX_PRIORITY, KeyLimits, Quota
+from gateway.quota import Quota
 
 log = structlog.get_logger(__name__)
 
@@ -25,34 +24,9 @@ _FOLLOW_INTERVAL = 1.0
 #: Compared with where no key has the id given, so that this takes as long.
 _NOBODY = "0" * 64
 
-_PerMinute = Annotated[float | None, Field(gt=0, allow_inf_nan=False)]
-
 
 class KeyFileError(ValueError):
     """The file cannot be used; says which line, and why. Never quotes it."""
-
-
-class KeyLine(BaseModel):
-    """A line of the file. Two lines may have one name: a key and its successor."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]{1,64}$")]
-    id: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-    hash: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    concurrent: Annotated[int | None, Field(ge=1)] = None
-    requests_per_minute: _PerMinute = None
-    tokens_per_minute: _PerMinute = None
-    best_priority: Annotated[int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = None
-
-    @property
-    def limits(self) -> KeyLimits:
-        return KeyLimits(
-            concurrent=self.concurrent,
-            requests_per_minute=self.requests_per_minute,
-            tokens_per_minute=self.tokens_per_minute,
-            best_priority=self.best_priority,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +43,12 @@ def read(path: Path) -> list[KeyLine]:
 
     Raises KeyFileError.
     """
+    file = f"--api-keys {path}"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise KeyFileError(f"{path}: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise KeyFileError(f"{file}: {why}") from None
     lines: dict[str, KeyLine] = {}
     named: dict[str, KeyLine] = {}
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -82,15 +58,15 @@ def read(path: Path) -> list[KeyLine]:
             line = KeyLine.model_validate_json(raw)
         except ValidationError as error:
             mistake = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, mistake["loc"]))
-            raise KeyFileError(f"{path}, line {number}: {where} {mistake['msg']}") from None
+            where = "".join(f"{part}: " for part in mistake["loc"])
+            raise KeyFileError(f"{file}, line {number}: {where}{mistake['msg']}") from None
         if line.id in lines:
-            raise KeyFileError(f"{path}, line {number}: id {line.id} is there twice")
+            raise KeyFileError(f"{file}, line {number}: id {line.id} is there twice")
         if named.setdefault(line.name, line).limits != line.limits:
-            raise KeyFileError(f"{path}, line {number}: {line.name} has other limits above")
+            raise KeyFileError(f"{file}, line {number}: {line.name} has other limits above")
         lines[line.id] = line
     if not lines:
-        raise KeyFileError(f"{path}: it has no key")
+        raise KeyFileError(f"{file}: it has no key; `baton keys new NAME` makes one, and its line")
     return list(lines.values())
 
 

@@ -271,7 +271,7 @@ class Orchestrator:
             errors = [outcome for outcome in taken if isinstance(outcome, BatonError)]
             errors.sort(key=_mendable)
             if len(errors) < len(courses) and all(map(_mendable, errors)):
-                runs[0].booking.started(asyncio.get_running_loop().time())
+                runs[0].booking.started()
                 self._waiting.changed()
                 return [[] if isinstance(tokens, BatonError) else tokens for tokens in taken]
             if not isinstance(errors[0], WorkerFull):
@@ -316,7 +316,7 @@ class Orchestrator:
             self._metrics.prefix_hits.inc(course.cached_tokens or 0)
 
     def _handed_over(self, run: Run) -> None:
-        if run.booking.handed_over(asyncio.get_running_loop().time()):
+        if run.booking.handed_over():
             self._waiting.changed()
 
     def _lost(self, course: Course, error: BatonError) -> None:
@@ -342,7 +342,7 @@ class Orchestrator:
         if run is not None:
             course.tale.left(course.choice, course.attempts - 1, run.attempt.ended)
             run.attempt.cancel()
-            run.booking.ended(asyncio.get_running_loop().time())
+            run.booking.ended()
             self._waiting.changed()
 
     def _again(self, course: Course, error: BaseException) -> bool:

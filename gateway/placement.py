@@ -196,6 +196,8 @@ class Placement:
     ) -> Found:
         """Those that could ever take it, and of them some with room: the preferred one, those that
         the policy proposes, others from a random one on."""
+        if not workers:
+            return Found(False, (), asked)
         start = self._rng.randrange(len(workers)) if len(workers) > WIDTH else 0
         first = () if prefer is None else (prefer,)
         named = dict.fromkeys(chain(first, policy.propose(workers, asked, self._rng)))
@@ -251,7 +253,9 @@ def _fit(
     """Whether some could ever take it; of these, up to ``most`` that have room now."""
     able, roomy = False, []
     for worker in workers:
-        if worker.report.max_model_len < size.tokens or worker.all_blocks < size.least:
+        if worker.report.max_model_len < size.tokens:
+            continue
+        if size.least and worker.all_blocks < size.least:
             continue
         if avoid and worker.instance_id in avoid:
             continue

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from baton.errors import InvalidRequest, RateLimited
+from baton.keys import KeyLimits
 
-#: Either way from 0; the smaller goes first.
-MAX_PRIORITY = 100
 _MINUTE = 60.0
 
 
@@ -45,16 +43,6 @@ class TokenBucket:
         gained = (now - self._since) * self._per_minute / _MINUTE
         self._level = min(self._per_minute, self._level + gained)
         self._since = now
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyLimits:
-    """None is no limit."""
-
-    concurrent: int | None = None  #: requests at once
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None  #: of prompts
-    best_priority: int | None = None  #: the smallest that a request may name
 
 
 class Quota:

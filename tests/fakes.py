@@ -79,7 +79,7 @@ def ids(text: str) -> list[int]:
     return found
 
 
-async def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
+async def eventually(true: Callable[[], bool], seconds: float = 30.0) -> None:
     """Wait for a condition. Raises TimeoutError after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not true():
@@ -251,6 +251,7 @@ class FakeWorker:
         self.submits: list[Submitted] = []
         self.cancels: list[AttemptKey] = []
         self.sessions: list[FakeSession] = []
+        self.reports = 0  #: statuses sent so far
         self.hellos: list[Identity] = []
         self._server = channels.server()
 
@@ -336,6 +337,7 @@ class _Status(worker_pb2_grpc.WorkerServiceServicer):
         self._worker.watches.append(request)
         for number in itertools.count():
             if not self._worker.silent:
+                self._worker.reports += 1
                 yield self._worker.status(number)
             await asyncio.sleep(self._worker.beat)
 

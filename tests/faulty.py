@@ -152,7 +152,7 @@ async def canary(worker: Worker, barrier: asyncio.Barrier, role: Role) -> None:
         store.pool[:, table] = _PATTERN
         mine.extend(table)
 
-    async with asyncio.timeout(30.0):
+    async with asyncio.timeout(60.0):
         while (load := engine.load()).running or load.waiting:
             await asyncio.sleep(0)
         passing = asyncio.ensure_future(barrier.wait())

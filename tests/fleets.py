@@ -110,7 +110,7 @@ class Fleet:
 
     async def until_healthy(self, workers: int, seconds: float) -> None:
         """Wait until every gateway takes so many workers for healthy, and all are ready."""
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(seconds):
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http, asyncio.timeout(seconds):
             while len(self.ready) < workers + len(self._fronts):
                 await asyncio.sleep(0.2)
             for admin in self.admins.values():

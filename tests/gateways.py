@@ -38,6 +38,10 @@ class Gateway:
             lambda: sum(m.health is Health.HEALTHY for m in self.service.registry.members) == count
         )
 
+    async def until_generated(self, tokens: int) -> None:
+        """Wait until so many tokens of all requests have come from workers."""
+        await eventually(lambda: self.metric("baton_generation_tokens_total") >= tokens)
+
     async def complete(self, prompt: object = "hi", **body: Any) -> httpx.Response:
         """POST /v1/completions."""
         return await self.client.post(
@@ -68,7 +72,7 @@ async def serving(
         "heartbeat_interval": 0.2,
         "retry_initial": 0.01,
         "retry_max": 0.05,
-        "retry_budget": 2.0,
+        "retry_budget": 10.0,
     }
     for worker in workers:
         await worker.__aenter__()

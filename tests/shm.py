@@ -130,6 +130,14 @@ async def reader(locate: Callable[[str], str] = name_of) -> AsyncIterator[ShmRea
         yield made
 
 
+async def reach(here: ShmReader, instance_id: str) -> None:
+    """Until there is a link: on a busy machine the second that it has may pass first. Workers would
+    take another transport then."""
+    async with asyncio.timeout(60):
+        while (await here.offer(instance_id)).unavailable:
+            await asyncio.sleep(0.05)
+
+
 def descriptors() -> list[str]:
     """What this process has open, but for the listing itself."""
     links = []
@@ -168,6 +176,7 @@ async def _serve(instance_id: str, tokens: int) -> None:
 async def _read(instance_id: str, token: str, tokens: int) -> None:
     async with reader() as made:
         hand_off = HandOff(tokens)
+        await reach(made, instance_id)
         await made.read(terms(instance_id, bytes.fromhex(token)), hand_off.sink)
 
 

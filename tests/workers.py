@@ -53,6 +53,9 @@ CONTEXT = 512
 LAYOUT = CompatibilityClass("mock", layers=3, kv_heads=2, head_size=4, block_size=BLOCK)
 #: Brisk, so that silence is noticed within a test; patient enough for a busy machine.
 BEAT = {"heartbeat_interval": 0.3, "heartbeats_missed": 3}
+#: Of workers and of a gateway before them, where nobody is to be missed: each beats well within the
+#: other's patience.
+CALM, CALM_GATEWAY = {"heartbeat_interval": 0.8}, {"heartbeat_interval": 1.0}
 
 
 @dataclass(slots=True)
@@ -88,11 +91,11 @@ class Cluster:
     def workers(self) -> list[Worker]:
         return [*self.prefill, *self.decode]
 
-    async def settle(self, seconds: float = 5.0) -> None:
+    async def settle(self, seconds: float = 20.0) -> None:
         """Wait until no worker has KV or calls in use. Fails with every violation otherwise."""
         await self._until_clean(self._books, seconds)
 
-    async def settle_wholly(self, seconds: float = 5.0) -> None:
+    async def settle_wholly(self, seconds: float = 20.0) -> None:
         """As ``settle``, tasks and descriptors of the process included: ours must be closed."""
         await self._until_clean(
             lambda: [line for w in self.workers for line in check(w.runtime, idle=True)], seconds
@@ -139,7 +142,7 @@ async def cluster(
             chunk_tokens=chunk_tokens,
             max_running=max_running,
             prefill_order=settings.prefill_order,
-            local_prefill_share=settings.prefill_share,
+            itl_target_s=settings.itl_target_s,
             keep_blocks=settings.prefill_blocks(num_blocks),
         )
         own = await stack.enter_async_context(AsyncExitStack())
@@ -230,7 +233,7 @@ class Stream:
         self.progress = asyncio.Event()  #: set by the first token
         self.ended: asyncio.Future[decode_pb2.Ended] = asyncio.get_running_loop().create_future()
 
-    async def finished(self, seconds: float = 20.0) -> list[int]:
+    async def finished(self, seconds: float = 60.0) -> list[int]:
         """The tokens of this attempt. Raises the BatonError that ended it early."""
         async with asyncio.timeout(seconds):
             ended = await self.ended

@@ -33,8 +33,8 @@ COMMANDS = {
     "drain": Command("baton.cli.workers", "have a worker hand back its work and leave", "drain"),
     "keys": Command("baton.cli.keys", "make API keys for a gateway"),
     "bench": Command("baton.cli.bench", "put load on an endpoint, and measure it"),
-    "simulate": Command("bench.simulate.__main__", "try a fleet out in virtual time"),
-    "plan": Command("bench.plan.__main__", "say how many workers of which kind to have"),
+    "simulate": Command("baton.cli.bench", "try a fleet out in virtual time", "simulate"),
+    "plan": Command("baton.cli.bench", "say how many workers of which kind to have", "plan"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``baton bench NAME``: a benchmark, as ``python -m bench.NAME``."""
+"""``baton bench NAME``, ``baton simulate``, ``baton plan``: as ``python -m bench.NAME``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,27 @@ def main(argv: Sequence[str]) -> int:
         asked = name in {"-h", "--help"}
         print(text, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
+    return _run(f"bench {name}", f"bench.{name}", argv[1:])
+
+
+def simulate(argv: Sequence[str]) -> int:
+    """Exit status 1 where the extra is not installed."""
+    return _run("simulate", "bench.simulate.__main__", argv)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Likewise."""
+    return _run("plan", "bench.plan.__main__", argv)
+
+
+def _run(command: str, module: str, argv: Sequence[str]) -> int:
     try:
-        entry: Callable[[Sequence[str]], int] = import_module(f"bench.{name}").main
+        entry: Callable[[Sequence[str]], int] = import_module(module).main
+        return entry(argv)
     except ModuleNotFoundError as error:
         print(
-            f"baton bench {name}: no module {error.name}; `pip install 'baton-serve[bench]'` "
-            "installs what benchmarks need",
+            f"baton {command}: no module {error.name}; `pip install '.[bench]'`, in a clone of "
+            "Baton, installs what it needs",
             file=sys.stderr,
         )
         return 1
-    return entry(argv[1:])

@@ -47,5 +47,8 @@ async def _ask(options: argparse.Namespace) -> Phase:
     process: str = options.process
     if process.startswith("http://"):
         return await probes.gateway(process.rstrip("/"), alive=options.alive)
-    split_address(process)
+    try:
+        split_address(process)
+    except ValueError as error:
+        raise ValueError(f"{error}, nor http://HOST:PORT") from None
     return await probes.worker(tls.links(options), process)

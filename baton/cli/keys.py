@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
-from baton.keys import ApiKey
+from pydantic import ValidationError
+
+from baton.keys import ApiKey, KeyLine
 
 
 def main(argv: Sequence[str]) -> int:
+    """Exit status 2, and a line for each mistake, where no gateway would take the line."""
     parser = argparse.ArgumentParser(prog="baton keys", description="API keys of a gateway.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     new = commands.add_parser(
@@ -28,8 +30,14 @@ def main(argv: Sequence[str]) -> int:
     )
     asked = vars(parser.parse_args(argv))
     key = ApiKey.new()
-    line = {"name": asked.pop("name"), "id": key.id, "hash": key.hash}
+    try:
+        line = KeyLine(id=key.id, hash=key.hash, **asked)
+    except ValidationError as error:
+        for mistake in error.errors():
+            what, given = str(mistake["loc"][0]).replace("_", "-"), mistake["input"]
+            print(f"baton keys new: {what}: {mistake['msg']} (given: {given!r})", file=sys.stderr)
+        return 2
     print("the key, shown only now, and its line for the --api-keys file:", file=sys.stderr)
     print(key.text)
-    print(json.dumps(line | {name: limit for name, limit in asked.items() if limit is not None}))
+    print(line.model_dump_json(exclude_none=True))
     return 0

@@ -13,7 +13,8 @@ _CANDIDATES = range(20_000, 32_000)
 
 
 def available(host: str, port: int) -> bool:
-    """True when a server could listen on host:port now. Raises OSError if ``host`` is not ours."""
+    """True when a server could listen on host:port now. Raises OSError naming ``host`` if it is not
+    ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -23,7 +24,7 @@ def available(host: str, port: int) -> bool:
         except OSError as error:
             if error.errno in {errno.EADDRINUSE, errno.EACCES}:
                 return False
-            raise
+            raise OSError(f"cannot listen on {host}: {error.strerror}") from error
     return True
 
 

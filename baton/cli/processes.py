@@ -102,7 +102,8 @@ class Child:
     def reason(self, code: int) -> str:
         """Why it ended: its own last words, else the signal or exit status."""
         if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
+            perhaps = " (out of memory?)" if code == -signal.SIGKILL else ""
+            return f"killed by {signal.Signals(-code).name}{perhaps}"
         words = next((line for line in reversed(self._tail) if line.strip()), "")
         return words.strip().removeprefix(f"{self.spec.module}: ") or f"exit status {code}"
 

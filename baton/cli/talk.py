@@ -14,12 +14,14 @@ from rich.text import Text
 
 from baton.client import Client, GenerateOptions, Stream
 from baton.client.asked import Json
-from baton.errors import BatonError
+from baton.errors import BatonError, GatewayLost
 from baton.settings import FrontSettings
 
 _KEY = "BATON_API_KEY"
 #: Less than a program has: a person can look what is wrong, and try again.
 _PATIENCE = 5.0
+#: Said where no gateway answers.
+_HINT = "\n--url is that of the gateway's --port; `baton up` starts one."
 #: Of a shell's process that was interrupted.
 _INTERRUPTED = 130
 
@@ -205,7 +207,8 @@ def _talk(options: argparse.Namespace, prog: str, talk: Callable[[Client], int])
         ) as client:
             return talk(client)
     except BatonError as error:
-        print(f"{prog}: {error.code}: {error.message}", file=sys.stderr)
+        lost = isinstance(error, GatewayLost)
+        print(f"{prog}: {error.code}: {error.message}{_HINT if lost else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         import textual  # noqa: F401  # before anything else needs it
     except ImportError:
-        return _refuse("it needs the extra tui: pip install 'baton-serve[tui]'")
+        return _refuse("it needs the extra tui: pip install '.[tui]' in a clone of Baton")
     try:
         links = tls.links(options)
     except (BadCertificate, OSError) as error:

@@ -23,11 +23,12 @@ from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2
 
 _PATIENCE = 5.0  # seconds that a process gets to answer
 _STYLES = {"healthy": "green", "suspect": "yellow", "connecting": "yellow"}
-#: Said where nobody answers.
+#: Said where nobody answers, or something else does.
 _HINTS = {
-    Party.GATEWAY: "\nThe address is that of the gateway's --rpc-port, not of its HTTP ports.",
-    Party.WORKER: "\n`baton workers` lists the addresses.",
+    Party.GATEWAY: "The address is that of the gateway's --rpc-port, not of its HTTP ports.",
+    Party.WORKER: "`baton workers` lists the addresses.",
 }
+_TLS = "A fleet with TLS also wants --tls-cert, --tls-key and --tls-ca."
 _ROLES = {worker_pb2.ROLE_PREFILL: "prefill", worker_pb2.ROLE_DECODE: "decode"}
 
 
@@ -146,9 +147,11 @@ def _call(
             return ask(channel)
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
-            lost = error.code() is grpc.StatusCode.UNAVAILABLE
+            lost = error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED}
             why = f"{error.code().name.lower()}: {error.details()}"
-            print(f"{prog}: {address}: {why}{_HINTS.get(to, '') if lost else ''}", file=sys.stderr)
+            print(f"{prog}: {address}: {why}", file=sys.stderr)
+            if lost:
+                print(_HINTS[to], _TLS, file=sys.stderr)
             return 1
 
 

@@ -39,7 +39,8 @@ try:
     from etcd3aio.watch import WatchService
 except ImportError as error:
     raise MembershipUnavailable(
-        f"membership in etcd needs the package etcd3aio: pip install 'baton-serve[etcd]' ({error})"
+        "membership in etcd needs the package etcd3aio: pip install '.[etcd]' in Baton's clone "
+        f"({error})"
     ) from error
 
 log = structlog.get_logger(__name__)

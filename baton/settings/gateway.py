@@ -13,6 +13,7 @@ from baton.flags import Placeholder
 from baton.http_limits import BodyLimits, HeadLimits
 from baton.membership.source import Source
 from baton.settings.process import (
+    Address,
     GrammarSettings,
     Host,
     Port,
@@ -25,7 +26,7 @@ from baton.settings.process import (
 )
 from baton.tls.names import Party
 
-Addresses = Annotated[list[str], BeforeValidator(split), Placeholder("HOST:PORT,...")]
+Addresses = Annotated[list[Address], BeforeValidator(split), Placeholder("HOST:PORT,...")]
 Hosts = Annotated[list[str], BeforeValidator(split), Placeholder("HOST,...")]
 Origins = Annotated[list[str], BeforeValidator(split), Placeholder("ORIGIN,...")]
 

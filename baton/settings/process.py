@@ -39,6 +39,13 @@ def _host_port(value: str) -> str:
 Address = Annotated[str, AfterValidator(_host_port)]
 
 
+def _http_url(value: str) -> str:
+    """Raises ValueError for another scheme."""
+    if not value.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return value
+
+
 class ProcessSettings(BaseSettings):
     """What every Baton process has."""
 
@@ -74,9 +81,10 @@ class TracingSettings(ProcessSettings):
 
     section: ClassVar[str] = "traces"
 
-    otlp_endpoint: Annotated[str | None, Placeholder("URL")] = Field(
+    otlp_endpoint: Annotated[
+        Annotated[str, AfterValidator(_http_url)] | None, Placeholder("URL")
+    ] = Field(
         None,
-        pattern=r"^https?://",
         description="send OpenTelemetry traces to this OTLP/gRPC collector, such as "
         "http://localhost:4317 (https for TLS); by OTEL_EXPORTER_OTLP_ENDPOINT if unset, and the "
         "other OTEL_* variables; needs the extra otel",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from baton.flags import Placeholder
 from baton.identity import ROLES
@@ -32,7 +33,16 @@ AttentionChoice = Literal["auto", "flashinfer", "varlen", "kernel", "torch"]
 Quantize = Literal["int8", "int4"]
 PrefillOrder = Literal["fcfs", "srpt"]
 WorkerRole = Literal["prefill", "decode", "both"]
-Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d+)?)$"), Placeholder("DEVICE")]
+
+
+def _device(value: str) -> str:
+    """Raises ValueError for what is no device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", value, re.ASCII):
+        raise ValueError("must be cpu, or cuda:N for the N-th GPU, counted from 0")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device), Placeholder("DEVICE")]
 KvTransports = Annotated[
     list[Literal["shm", "grpc", "nixl", "relay"]], BeforeValidator(split), Placeholder("NAME,...")
 ]
@@ -79,15 +89,17 @@ class ComputeSettings(ModelSettings):
     chunk_tokens: Tokens = Field(512, description="tokens of one prompt per engine step")
     max_running: int = Field(64, ge=1, description="sequences in the running batch")
     prefill_order: PrefillOrder = Field(
-        "fcfs",
+        "srpt",
         description="which waiting prompts are computed first, among equal priorities: those that "
-        "came first, or those with the fewest tokens left, ageing",
+        "came first, or those with the fewest tokens left, until long ones have waited long",
     )
     prefix_cache: bool = Field(True, description="reuse KV of equal prefixes")
     deterministic: bool = Field(
         False, description="the same tokens under any batch, chunk and cache hit; slower"
     )
-    mock: bool = Field(False, description="a cost model in place of the network; needs no torch")
+    mock: bool = Field(
+        False, description="a cost model in place of the neural network; needs no torch"
+    )
     mock_step_ms: Annotated[float, Placeholder("MS")] = Field(
         2.0, ge=0, description="mock: milliseconds per engine step"
     )
@@ -193,7 +205,7 @@ class WorkerSettings(
     metrics_port: Annotated[Port | None, Placeholder("PORT")] = Field(
         None, description="HTTP port of /metrics, on --host; 0 picks a free one, unset: none"
     )
-    advertise: Annotated[str | None, Placeholder("HOST:PORT")] = Field(
+    advertise: Annotated[Address | None, Placeholder("HOST:PORT")] = Field(
         None, description="address told to peers; --host and --port if unset"
     )
     join: Annotated[str | None, Placeholder("HOST:PORT,...")] = Field(
@@ -241,8 +253,8 @@ class WorkerSettings(
         return self
 
     @property
-    def prefill_share(self) -> float | None:
-        """How much longer prefill may make a step that decodes; None: as long as it gets."""
+    def itl_target_s(self) -> float | None:
+        """How long a step that decodes may last for the sake of prompts; None: nothing decodes."""
         return None
 
     def prefill_blocks(self, num_blocks: int) -> int | None:
@@ -258,21 +270,21 @@ class PrefillSettings(WorkerSettings):
 
 
 class LocalPrefillSettings(ModelSettings):
-    """How far a decode worker may compute prompts itself."""
+    """How far a worker that decodes may compute prompts itself."""
 
     section: ClassVar[str] = "local prefill"
 
-    local_prefill_share: float = Field(
-        0.3,
+    itl_target_ms: Annotated[float, Placeholder("MS")] = Field(
+        60.0,  # three quarters of the 80 ms per token that plans ask for by default: steps vary
         gt=0,
-        description="a step that decodes may last longer by this share of it for the sake of "
-        "prefill; with --local-prefill only where given, as colocated servers have no such bound",
+        description="milliseconds that a step that decodes may last for the sake of prompts "
+        "computed beside it: a time between tokens that is short enough",
     )
-    local_prefill_queue: Annotated[int, Placeholder("TOKENS")] = Field(
-        256,
+    local_prefill_queue: Annotated[int | None, Placeholder("TOKENS")] = Field(
+        None,
         ge=0,
         description="prompt tokens that may wait on a decode worker for being computed sooner "
-        "than on a prefill worker; 0: none ever is",
+        "than on a prefill worker; 0: none ever is; unset: as many as are sooner there",
     )
 
 
@@ -330,9 +342,8 @@ class DecodeSettings(WorkerSettings, ReadingSettings, LocalPrefillSettings, Role
         return self
 
     @property
-    def prefill_share(self) -> float | None:
-        colocated = self.local_prefill and "local_prefill_share" not in self.model_fields_set
-        return None if colocated else self.local_prefill_share
+    def itl_target_s(self) -> float:
+        return self.itl_target_ms / 1e3
 
     def prefill_blocks(self, num_blocks: int) -> int | None:
         return min(num_blocks - 1, max(1, round(self.prefill_memory * num_blocks)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 import threading
 from collections.abc import Sequence
@@ -67,7 +66,12 @@ class Files:
 
     def _look(self) -> tuple[tuple[int, int, int], ...]:
         """What differs when a file was replaced. Kubernetes replaces a link to all of them."""
-        found = [os.stat(path) for path in self._paths]  # noqa: PTH116 - follows links as read does
+        found = []
+        for flag, path in zip(("--tls-cert", "--tls-key", "--tls-ca"), self._paths, strict=True):
+            try:
+                found.append(path.stat())
+            except OSError as error:
+                raise BadCertificate(f"{flag} {path}: {error.strerror}") from None
         return tuple((each.st_ino, each.st_mtime_ns, each.st_size) for each in found)
 
     def _read(self, generation: int) -> Material:

@@ -100,7 +100,7 @@ def _numbers(text: str) -> list[int]:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.engine",
+        prog="python -m bench.engine",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,9 +132,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if asked.plot is not None and not {"prefill", "decode"} <= {*asked.only}:
         parser.error("--plot needs prefill and decode")
     if asked.plot is not None and find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'baton-serve[bench]'")
+        parser.error("--plot needs matplotlib: pip install '.[bench]'")
     if TRANSFORMERS in asked.sides and find_spec("transformers") is None:
-        parser.error("transformers is not there: pip install 'baton-serve[bench]', or --sides")
+        parser.error("transformers is not there: pip install '.[bench]', or --sides")
     if asked.peer is not None:
         asked.sides = [*asked.sides, asked.peer]
     return asked

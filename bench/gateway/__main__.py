@@ -134,7 +134,7 @@ def _sides(folder: Path, asked: argparse.Namespace) -> list[AbstractAsyncContext
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="bench.gateway",
+        prog="python -m bench.gateway",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,12 +7,12 @@ the same generator (bench.serve), which shares the two cores with whatever is as
 gateway and vLLM's proxy do. Weights are random, in bfloat16: no answer depends on what is in them.
 
     baton-pd          a prefill and a decode worker, a thread each
-    baton-pd-helps    the same, but the decode worker helps: it computes prompts for as long as its
-                      steps become no more than 2.5 times as long; short prompts go first
-    baton-2           two workers that do both, a thread each; both likewise
-    baton-1           one of them, two threads; likewise, but 3.5 times as long
-    vllm              one server, two threads, its own defaults
+    baton-2           two workers that do both, a thread each
+    baton-1           one of them, two threads
+    vllm              one server, two threads
     vllm-pair         two servers, a thread each, KV by NIXL over UCX's TCP
+
+All have their own defaults.
 
 What was seen is kept in --out, a file for each system and rate; files that are there are not made
 again, so that the work can be done in parts, and all of them are told. vLLM wants an environment of

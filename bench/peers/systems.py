@@ -48,17 +48,11 @@ def start(name: str, setup: Setup) -> AbstractAsyncContextManager[str]:
     return _vllm(setup) if name == VLLM else _vllm_pair(setup)
 
 
-#: Prompts beside decodes until a step is 2.5 times as long, or 3.5 times on two threads, where it
-#: is shorter (10 to 30 ms, and to 20), so that 80 ms a token are kept; the shortest first.
-_BESIDE = ("--local-prefill-share", "1.5", "--prefill-order", "srpt")
-_BESIDE_TWO = ("--local-prefill-share", "2.5", "--prefill-order", "srpt")
-_APART = ("--prefill", "1", "--decode", "1", "--threads", "1")
-#: ``baton up`` with these, each on two threads in all.
+#: ``baton up`` with these, each on two threads in all, and otherwise its own defaults.
 BATON: Mapping[str, tuple[str, ...]] = {
-    "baton-pd": _APART,
-    "baton-pd-helps": (*_APART, *_BESIDE, "--local-prefill-queue", "2048"),
-    "baton-2": ("--colocated", "2", "--threads", "1", *_BESIDE),
-    "baton-1": ("--colocated", "1", "--threads", "2", *_BESIDE_TWO),
+    "baton-pd": ("--prefill", "1", "--decode", "1", "--threads", "1"),
+    "baton-2": ("--colocated", "2", "--threads", "1"),
+    "baton-1": ("--colocated", "1", "--threads", "2"),
 }
 VLLM, VLLM_PAIR = "vllm", "vllm-pair"
 SYSTEMS = (*BATON, VLLM, VLLM_PAIR)

@@ -10,6 +10,7 @@ prompts themselves (--local-prefill-queue), what that serves per worker, and wha
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,8 @@ from bench.records import Param, Record
 from bench.simulate import options
 from bench.simulate.fleet import Fleet
 
-#: Thresholds tried beside the one that is set, tokens; 0: decode workers compute no prompt.
+#: Thresholds tried beside the one that is set, tokens; 0: decode workers compute no prompt. None
+#: stands for no threshold: they compute what is sooner there.
 _THRESHOLDS = (0, 64, 1024)
 _LOADS = (2, 10, 100)
 
@@ -60,17 +62,27 @@ def advise(search: Search, chosen: Tried, goal: Goal, asked: argparse.Namespace)
     lines.append(f"What ends it, at 1.1 times that: {worse}.")
     if chosen.fleet.prefill:
         now = search.setup.settings.local_prefill_queue
-        tried = {now: chosen.rate}
+        tried: dict[int | None, float] = {now: chosen.rate}
         for tokens, found in zip(_THRESHOLDS, thresholds(search, chosen, goal), strict=True):
             tried[tokens] = found.rate
         best = max(tried, key=lambda tokens: (tried[tokens], tokens == now))
-        shown = ", ".join(f"{tokens}: {rate:.3g}/s" for tokens, rate in sorted(tried.items()))
-        lines.append(f"--local-prefill-queue {best} ({shown}).")
+        shown = ", ".join(
+            f"{_tokens(each)}: {tried[each]:.3g}/s" for each in sorted(tried, key=_many)
+        )
+        lines.append(f"--local-prefill-queue {_tokens(best)} ({shown}).")
     rate = asked.rate or chosen.rate
     for times in _LOADS:
         broken = first_to_break(search.run(chosen.fleet, times * rate), goal)
         lines.append(f"At {times} times {rate:.3g} requests/s breaks first: {broken}.")
     return lines
+
+
+def _many(tokens: int | None) -> float:
+    return math.inf if tokens is None else tokens
+
+
+def _tokens(tokens: int | None) -> str:
+    return "unset" if tokens is None else str(tokens)
 
 
 def _records(search: Search, chosen: Tried) -> list[Record]:
@@ -99,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    search = Search(setup, goal, lambda rate: options.timed(asked, base, rate, asked.seconds))
+    search = Search(setup, goal, lambda rate: [*options.timed(asked, base, rate, asked.seconds)])
     chosen = search.best(asked.workers)
     if not chosen.rate:
         print("no split keeps these SLOs, however few requests come", file=sys.stderr)

@@ -70,8 +70,8 @@ class Fleet:
         loads = {worker["address"]: worker["load"] for worker in await self._workers()}
 
         def sequences(name: str) -> int:
-            load = loads[self.lines[name].address]
-            return int(load["running"] + load["waiting"])
+            load = loads.get(self.lines[name].address)  # none while it is late with its beat
+            return int(load["running"] + load["waiting"]) if load else 0
 
         name = max((name for name in self.lines if name.startswith(letter)), key=sequences)
         return name, sequences(name)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from bench.simulate.jobs import Job
 from bench.simulate.outcome import Slo
 
 
-def measure(setup: Setup, loads: Sequence[tuple[float, Sequence[Job]]], slo: Slo) -> list[Record]:
+def measure(setup: Setup, loads: Iterable[tuple[float, Iterable[Job]]], slo: Slo) -> list[Record]:
     """Each rate in turn."""
     found = list[Record]()
     for rate, load in loads:

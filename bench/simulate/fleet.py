@@ -21,6 +21,7 @@ from bench.simulate.clock import Clock, ps
 from bench.simulate.front import Gateway
 from bench.simulate.jobs import Job
 from bench.simulate.machine import Kind, Machine
+from bench.simulate.neighbours import Neighbours
 from bench.simulate.outcome import Outcome
 from gateway.policies import Weights, policies
 from model.worker.service import LOOK
@@ -109,6 +110,7 @@ class Simulation:
     def _machines(self, kind: Kind, fleet: Fleet) -> Iterator[Machine]:
         roles = [(Role.PREFILL, False)] * fleet.prefill + [(Role.DECODE, False)] * fleet.decode
         roles += [(Role.DECODE, True)] * fleet.colocated
+        neighbours = Neighbours(kind.costs)
         for number, (role, colocated) in enumerate(roles):
             yield Machine(
                 self.clock,
@@ -117,6 +119,7 @@ class Simulation:
                 role,
                 colocated=colocated,
                 phase=self._rng.uniform(0.0, LOOK),
+                neighbours=neighbours,
                 gaps=self.outcome.gaps,
                 news=self.gateway.room.changed,
             )

@@ -54,6 +54,10 @@ class Gateway:
         self.roster = Roster()
         self.machines: dict[Worker, Machine] = {}
         self._computing: list[Worker] = []  # prompts, and nobody changes
+        # Without a first token, and when (ps) that is too late. All have the same time, so the
+        # first one's is next; a timer for each would outlive most of them by far.
+        self._expected: dict[Course, int] = {}
+        self._watching = False
         self.admission = Admission(
             QueueLimits(tokens=settings.max_queue_tokens, requests=settings.max_queue_requests),
             self.room,
@@ -76,6 +80,28 @@ class Gateway:
         """A client sends a request now."""
         course = Course(self, job)
         self.clock.after(self._request, course.admit)
+
+    def expect(self, course: Course, by: int) -> None:
+        """Tell it when its first token is too late (ps), unless that is ``settled``. They come in
+        order."""
+        self._expected[course] = by
+        if not self._watching:
+            self._watching = True
+            self.clock.at(by, self._too_late)
+
+    def settled(self, course: Course) -> None:
+        """It has its first token, or will have none; idempotent."""
+        self._expected.pop(course, None)
+
+    def _too_late(self) -> None:
+        self._watching = False
+        for course, by in [*self._expected.items()]:
+            if by > self.clock.now:
+                self._watching = True
+                self.clock.at(by, self._too_late)
+                return
+            self.settled(course)
+            course.too_late()
 
     def choose(self, need: Need) -> Place | None:
         """Raises NoWorker, ContextLengthExceeded."""
@@ -123,7 +149,7 @@ class Course:
             return
         gateway.outcome.queue = max(gateway.outcome.queue, gateway.admission.tokens)
         if math.isfinite(gateway.deadlines.first_token):
-            gateway.clock.at(self._arrived + ps(gateway.deadlines.first_token), self._too_late)
+            gateway.expect(self, self._arrived + ps(gateway.deadlines.first_token))
         self._enter()
 
     def _enter(self) -> None:
@@ -196,19 +222,20 @@ class Course:
         gateway, outcome = self._gateway, self._gateway.outcome
         if not self._first:
             self._first = at
+            gateway.settled(self)
             outcome.cached_tokens += cached
             outcome.local += local
         self._latest = at
         if self._ticket is not None:
             self._ticket.give_back()
         if self._booking is not None:
-            self._booking.started(gateway.clock())
+            self._booking.started()
         gateway.room.changed()
 
     def went_on(self, at: int) -> None:
         gateway = self._gateway
         gateway.outcome.gaps.add(at - self._latest, 1)
-        if self._booking is not None and self._booking.handed_over(gateway.clock()):
+        if self._booking is not None and self._booking.handed_over():
             gateway.room.changed()
 
     def ended(self, at: int) -> None:
@@ -248,14 +275,13 @@ class Course:
             self._attempt.cancel()
             self._attempt = None
         if self._booking is not None:
-            self._booking.ended(self._gateway.clock())
+            self._booking.ended()
             self._booking = None
         self._gateway.room.changed()
 
-    def _too_late(self) -> None:
-        if not self._first and (self._waiter is not None or self._attempt is not None):
-            limit = self._gateway.deadlines.first_token
-            self._fail(DeadlineExceeded("first_token", limit))
+    def too_late(self) -> None:
+        """The time for its first token is over."""
+        self._fail(DeadlineExceeded("first_token", self._gateway.deadlines.first_token))
 
     def _waited(self, waiter: Waiter) -> None:
         if self._waiter is waiter:
@@ -268,4 +294,5 @@ class Course:
         if self._ticket is not None:
             self._ticket.give_back()
         self._leave()
+        self._gateway.settled(self)
         self._gateway.outcome.refused[error.code] += 1

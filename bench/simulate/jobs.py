@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from bench import trace
@@ -71,11 +72,9 @@ def at_rate(jobs: Sequence[Job], rate: float, seconds: float = 0.0) -> list[Job]
     count = max(len(jobs), math.ceil(rate * seconds))
     span = jobs[-1].at - jobs[0].at
     factor = (len(jobs) - 1) / rate / span if span else 0.0
-    made = []
-    for number, job in enumerate(_again(jobs, count)):
-        around = number // len(jobs) * len(jobs) / rate
-        made.append(replace(job, at=around + (job.at - jobs[0].at) * factor))
-    return made
+    turns = (number // len(jobs) * len(jobs) / rate for number in range(count))
+    times = (turn + (job.at - jobs[0].at) * factor for turn, job in zip(turns, cycle(jobs)))
+    return [*_again(jobs, times)]
 
 
 def drawn(
@@ -83,19 +82,19 @@ def drawn(
 ) -> Iterator[Job]:
     """``count`` jobs of these lengths, in turn, that come at random: see
     ``bench.load.workload.arrivals``."""
-    times = arrivals(count, rate, burstiness, seed)
-    for job, at in zip(_again(jobs, count), times, strict=True):
-        yield replace(job, at=at)
+    return _again(jobs, arrivals(count, rate, burstiness, seed))
 
 
-def _again(jobs: Sequence[Job], count: int) -> Iterator[Job]:
-    """In turn; those of another turn share with one another, not with those of the first."""
-    for number in range(count):
+def _again(jobs: Sequence[Job], times: Iterable[float]) -> Iterator[Job]:
+    """In turn, at these times; those of another turn share with one another, not with those of the
+    first."""
+    for number, at in enumerate(times):
         turn, index = divmod(number, len(jobs))
-        prompt = jobs[index].prompt
+        job = jobs[index]
+        prompt = job.prompt
         if turn and prompt:
             prompt = tuple(token + turn * _VOCABULARY for token in prompt)
-        yield replace(jobs[index], number=number, prompt=prompt)
+        yield Job(number, at, job.tokens, job.output, prompt)
 
 
 def share(jobs: Iterable[Job]) -> bool:

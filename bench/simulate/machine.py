@@ -11,9 +11,9 @@ from baton.settings import UpSettings
 from bench.costs import Costs
 from bench.simulate.clock import Clock, ps
 from bench.simulate.gaps import Gaps
+from bench.simulate.neighbours import Neighbours
 from bench.simulate.network import Port
 from bench.simulate.node import Node
-from bench.simulate.prices import Prices
 from bench.simulate.scheduler import Leaping
 from decode_worker.prefill_choice import Chooser
 from gateway.caches import CacheIndex
@@ -42,9 +42,8 @@ class Kind:
     def layout(self) -> CompatibilityClass:
         return CompatibilityClass(MODEL, LAYERS, 1, 1, self.settings.block_size)
 
-    def scheduler(self, *, colocated: bool) -> Leaping:
+    def scheduler(self) -> Leaping:
         settings = self.settings
-        unbounded = colocated and "local_prefill_share" not in settings.model_fields_set
         limits = SchedulerSettings(
             block_size=settings.block_size,
             max_model_len=self.longest,
@@ -52,7 +51,7 @@ class Kind:
             chunk_tokens=settings.chunk_tokens,
             max_running=settings.max_running,
             prefill_order=settings.prefill_order,
-            local_prefill_share=None if unbounded else settings.local_prefill_share,
+            itl_target_s=settings.itl_target_ms / 1e3,
         )
         return Leaping(limits, self.blocks, self.layout.layout, caching=self.caching)
 
@@ -69,6 +68,7 @@ class Machine:
         *,
         colocated: bool,
         phase: float,
+        neighbours: Neighbours,
         gaps: Gaps,
         news: Callable[[], None],
     ) -> None:
@@ -82,9 +82,7 @@ class Machine:
         self._due = False
         self._caches: CacheIndex | None = None
         self.role = role
-        prices = Prices.of(kind.costs)
-        scheduler = kind.scheduler(colocated=colocated)
-        self.node = Node(clock, scheduler, prices, gaps, self._changed, leaps=kind.leaps)
+        self.node = Node(clock, kind.scheduler(), neighbours, gaps, self._changed, leaps=kind.leaps)
         self._watch = CacheWatch(self.node)
         self.chooser = Chooser(self.node, kind.layout, kind.settings, colocated=colocated)
         self.out, self.into = Port(), Port()

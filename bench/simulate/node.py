@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from bench.simulate.clock import PS, Clock
 from bench.simulate.gaps import Gaps
+from bench.simulate.neighbours import Neighbours
 from bench.simulate.prices import Prices
 from bench.simulate.scheduler import TOKEN, Leaping
 from model.cache.blocks import BlockCounts
@@ -46,6 +47,7 @@ class _Run:
 
     began: int  #: ps: the first step that is not over yet
     ends: int  #: ps: the last one
+    prices: Prices
     plan: StepPlan | None
     steps: int = 1
     sequences: int = 0
@@ -61,7 +63,7 @@ class Node:
         self,
         clock: Clock,
         scheduler: Leaping,
-        prices: Prices,
+        neighbours: Neighbours,
         gaps: Gaps,
         changed: Callable[[], None],
         *,
@@ -70,13 +72,15 @@ class Node:
         """``changed`` is called when its load may have become another."""
         self._clock = clock
         self.scheduler = scheduler
-        self._prices = prices
+        self._neighbours = neighbours
         self._gaps = gaps
         self._changed = changed
         self._leaps = leaps
         self._hears: dict[int, Hears] = {}
         self._computing = set[int]()
         self._run: _Run | None = None
+        self._computes = False  # as its neighbours know
+        neighbours.join(self._cut)
         self._out: list[Callable[[], None]] = []
         self._last_step = 0
         self.busy = 0  #: ps of compute
@@ -142,7 +146,7 @@ class Node:
         if over and (run := self._run) is not None:
             blocks = _taken(blocks, scheduler.ahead(over))
             context = run.context + (over - 1) * run.sequences
-            last = self._prices.decodes(run.sequences, context)
+            last = run.prices.decodes(run.sequences, context)
         return Load(
             queued_tokens=scheduler.queued_tokens,
             running=scheduler.running,
@@ -175,20 +179,26 @@ class Node:
         """Begin with the next step, if there is one and none runs."""
         if self._run is not None:
             return
-        now, prices = self._clock.now, self._prices
+        now = self._clock.now
         steps, sequences, context = self.scheduler.start() if self._leaps else (0, 0, 0)
         if steps:
+            prices = self._neighbours.prices(prompts=False, computes=self._computes)
             ends = now + prices.steps(steps, sequences, context)
             if fresh := self.scheduler.take_fresh():
                 first = now + prices.decodes(sequences, context)
                 self._clock.at(first, lambda: self._second(fresh))
-            self._begin(_Run(now, ends, None, steps, sequences, context, len(fresh)))
-        else:
+            self._begin(_Run(now, ends, prices, None, steps, sequences, context, len(fresh)))
+        elif not self.scheduler.idle:
             plan = self.scheduler.plan()
             self._take_events()
             if plan.slices:
-                took = prices.plan(plan, self.scheduler.planned_decodes)
-                self._begin(_Run(now, now + took, plan))
+                decodes = self.scheduler.planned_decodes
+                prompts = decodes < len(plan.slices)
+                prices = self._neighbours.prices(prompts=prompts, computes=self._computes)
+                self._begin(_Run(now, now + prices.plan(plan, decodes), prices, plan))
+        if self._computes is (self._run is None):
+            self._computes = not self._computes
+            self._neighbours.turned(self._computes, self._cut)
 
     def _begin(self, run: _Run) -> None:
         self._run = run
@@ -247,7 +257,7 @@ class Node:
 
     def _leap(self, run: _Run, steps: int, *, running: bool) -> None:
         """So many of the run's steps are over."""
-        prices, scheduler, sequences = self._prices, self.scheduler, run.sequences
+        prices, scheduler, sequences = run.prices, self.scheduler, run.sequences
         growth = prices.context_token * sequences
         first = prices.decodes(sequences, run.context)
         took = prices.steps(steps, sequences, run.context)
@@ -277,14 +287,14 @@ class Node:
         if run is None or run.plan is not None or run.steps < 2:
             return 0
         passed = self._clock.now - run.began
-        return self._prices.within(passed, run.sequences, run.context, run.steps - 1)
+        return run.prices.within(passed, run.sequences, run.context, run.steps - 1)
 
     def _cut(self) -> None:
         """Something changes: the running step is the last one of its run."""
         run = self._run
         if run is not None and run.steps > 1:
             run.steps = self._over() + 1
-            run.ends = run.began + self._prices.steps(run.steps, run.sequences, run.context)
+            run.ends = run.began + run.prices.steps(run.steps, run.sequences, run.context)
             self._clock.at(run.ends, lambda: self._end(run))
 
     # -- news ------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from baton.settings import PlacementName, UpSettings
+from baton.settings import PlacementName, PrefillOrder, UpSettings
 from bench import costs
 from bench.arguments import at_least, positive
 from bench.costs import Costs
@@ -22,7 +22,7 @@ from bench.trace import Scale
 
 _COSTS = Path(__file__).parents[1] / "results" / "costs-cpu.json"
 #: Settings of workers and gateway that can be given; their defaults are Baton's own.
-_SETTINGS = (
+_COUNTS = (
     "block_size",
     "max_step_tokens",
     "chunk_tokens",
@@ -31,6 +31,7 @@ _SETTINGS = (
     "max_queue_tokens",
     "max_queue_requests",
 )
+_SETTINGS = (*_COUNTS, "placement", "prefill_order", "itl_target_ms")
 N = TypeVar("N", int, float)
 
 
@@ -58,7 +59,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     workers.add_argument("--blocks", type=at_least(1), default=4096, help="of KV (default: 4096)")
     workers.add_argument("--longest", type=at_least(2), default=16_384, help="tokens of a sequence")
     workers.add_argument("--placement", choices=get_args(PlacementName))
-    for name in _SETTINGS:
+    workers.add_argument("--prefill-order", choices=get_args(PrefillOrder))
+    workers.add_argument("--itl-target-ms", type=positive, metavar="MS")
+    for name in _COUNTS:
         workers.add_argument(f"--{name.replace('_', '-')}", type=at_least(0), metavar="N")
     good = parser.add_argument_group("what counts as good")
     good.add_argument("--slo-ttft", type=positive, default=1000.0, help="ms (default: 1000)")
@@ -90,20 +93,18 @@ def read_jobs(asked: argparse.Namespace) -> list[Job]:
 
 def timed(
     asked: argparse.Namespace, base: Sequence[Job], rate: float, seconds: float = 0.0
-) -> list[Job]:
-    """At so many requests per second on average, for so long at least."""
+) -> Iterable[Job]:
+    """At so many requests per second on average, for so long at least; may be had once."""
     if asked.trace is None or asked.burstiness is not None:
         burstiness, count = asked.burstiness or 1.0, max(len(base), math.ceil(rate * seconds))
         count = max(count, asked.requests)
-        return list(jobs.drawn(base, count, rate, burstiness, asked.seed))
+        return jobs.drawn(base, count, rate, burstiness, asked.seed)
     return jobs.at_rate(base, rate, seconds)
 
 
 def setup(asked: argparse.Namespace, fleet: Fleet, base: Sequence[Job]) -> Setup:
     """Raises CostsError, OSError, and ValueError for settings that are none."""
     given = {name: value for name in _SETTINGS if (value := getattr(asked, name)) is not None}
-    if asked.placement is not None:
-        given["placement"] = asked.placement
     return Setup(
         fleet=fleet,
         settings=UpSettings(model=MODEL, **given),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 
 from bench.costs import Costs
 from bench.simulate.clock import ps
@@ -20,13 +21,14 @@ class Prices:
     context_token: int
 
     @classmethod
-    def of(cls, costs: Costs) -> Prices:
+    def of(cls, costs: Costs, longer: float = 0.0) -> Prices:
+        """Where everything takes longer by that share."""
         return cls(
-            ps(costs.step_s),
-            ps(costs.prefill_token_s),
-            ps(costs.prefill_pair_s),
-            ps(costs.decode_s),
-            ps(costs.context_token_s),
+            ps(costs.step_s * (1 + longer)),
+            ps(costs.prefill_token_s * (1 + longer)),
+            ps(costs.prefill_pair_s * (1 + longer)),
+            ps(costs.decode_s * (1 + longer)),
+            ps(costs.context_token_s * (1 + longer)),
         )
 
     def plan(self, plan: StepPlan, decodes: int) -> int:
@@ -52,11 +54,10 @@ class Prices:
 
     def within(self, time: int, sequences: int, context: int, most: int) -> int:
         """How many such steps, up to ``most``, are over after ``time``."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.steps(middle, sequences, context) <= time:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        first, growth = self.decodes(sequences, context), self.context_token * sequences
+        if growth:  # the root of: steps(count) = time
+            linear = 2 * first - growth
+            count = (isqrt(linear * linear + 8 * growth * time) - linear) // (2 * growth)
+        else:
+            count = time // first if first else most
+        return min(count, most)

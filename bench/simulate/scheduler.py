@@ -132,6 +132,11 @@ class Leaping(Scheduler):
         return seq_id in self._live
 
     @property
+    def idle(self) -> bool:
+        """Whether there is nothing to plan."""
+        return not (self._decoding or len(self._queue) or self._events)
+
+    @property
     def planned_decodes(self) -> int:
         """Slices of the last plan that are decode steps; they come first."""
         return self.step_load[1]

@@ -7,6 +7,7 @@ contiguous, so that a hand-off moves it as plain bytes.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,17 +34,27 @@ class KvPool:
         device: torch.device,
         spare: int = 0,
     ) -> None:
-        """``spare`` blocks follow the others; they are nobody's, and steps may write there."""
+        """``spare`` blocks follow the others; they are nobody's, and steps may write there.
+
+        Raises ValueError for more than there is memory for.
+        """
         self.block_size = block_size
         self.num_blocks = num_blocks
         shape = (layers, num_blocks + spare, 2, block_size, kv_heads, head_dim)
         #: On a CPU the same memory as a numpy array, so that bytes move without torch.
         self.host: npt.NDArray[np.float16] | None = None
-        if device.type == "cpu":
-            self.host = _zeros(shape)
-            self.tensor = torch.from_numpy(self.host)
-        else:
-            self.tensor = torch.zeros(shape, dtype=torch.float16, device=device)
+        try:
+            if device.type == "cpu":
+                self.host = _zeros(shape)
+                self.tensor = torch.from_numpy(self.host)
+            else:
+                self.tensor = torch.zeros(shape, dtype=torch.float16, device=device)
+        except (MemoryError, torch.OutOfMemoryError):
+            gib = 2 * math.prod(shape) / 2**30
+            raise ValueError(
+                f"no memory on {device} for {num_blocks} KV blocks, {gib:.4g} GiB: give fewer by "
+                "--kv-memory-gib or --num-blocks"
+            ) from None
 
     def rows_of(
         self, blocks: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
@@ -87,8 +98,11 @@ class KvPool:
 def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
     """FP16 zeros that begin with a cache line: numpy's own begin 16 bytes into one, and then
     every head's row takes one line more. Written, not only reserved: a page fault for each page
-    would come in the middle of steps and hand-offs."""
+    would come in the middle of steps and hand-offs. Raises MemoryError: before the kernel ends us,
+    where it is more than the machine has."""
     size = 2 * math.prod(shape)
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise MemoryError
     memory = np.empty(size + _LINE, dtype=np.uint8)
     memory.fill(0)
     first = -memory.ctypes.data % _LINE

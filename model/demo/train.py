@@ -183,7 +183,9 @@ def report(net: Llama, tokenizer: Tokenizer, seed: int) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train Baton's demo model from scratch.")
+    parser = argparse.ArgumentParser(
+        prog="python -m model.demo.train", description="Train Baton's demo model from scratch."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=1800, help="optimizer steps")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for torch")

@@ -14,7 +14,7 @@ from model.engine.settings import SchedulerSettings
 class ComputeQueue:
     """Sequences in the order of ``model.engine.order``. Written by the scheduler alone.
 
-    Beside decodes, prompts get what ``local_prefill_share`` allows; without, the whole step.
+    Beside decodes, prompts get what ``itl_target_s`` leaves; without, the whole step.
 
     A prompt whose next block another computes in the same step (see ``Memory``) is left out of
     it, and takes up the block in the next step with what was computed of it. Two that share any
@@ -106,7 +106,7 @@ class ComputeQueue:
     def _budget(self, decodes: int) -> int:
         """Prompt tokens for a step beside so many decodes."""
         rest = self._settings.max_tokens_per_step - decodes
-        share = self._settings.local_prefill_share
-        if share is None or not decodes or not self._waiting:
+        target_s = self._settings.itl_target_s
+        if target_s is None or not decodes or not self._waiting:
             return rest
-        return min(rest, self._costs.allowance(decodes, share))
+        return min(rest, self._costs.allowance(decodes, target_s))

@@ -24,6 +24,9 @@ _HALF_LIFE = 2048
 #: How many times cheaper a prompt token may be beside decodes than alone: what a step takes
 #: beyond a decode step is a small difference of two noisy numbers.
 _GAIN = 2
+#: What prompts may add to a step that decodes, in decode steps, where the target leaves them less:
+#: however slow a machine, and however large its batch, they get on.
+_LEAST = 0.3
 #: How much of a new decode step goes into the estimate.
 _FRESH = 1 / 4
 
@@ -35,6 +38,16 @@ class Costs:
     decode_step_s: float = 0.0  #: a step of the present batch without prompt tokens
     prefill_token_s: float = 0.0  #: per prompt token
     prefill_tokens: float = 0.0  #: how many tokens that rests on, the older ones counting less
+
+
+def beside_s(decode_step_s: float, target_s: float) -> float:
+    """Seconds that prompts may add to a decode step: what is left of ``target_s``.
+
+    So a limit on the time between tokens decides how many tokens of prompts go into a step, as in
+    Sarathi-Serve (arXiv 2403.02310); but by what steps of the present batch take, not by a number
+    profiled beforehand.
+    """
+    return max(target_s - decode_step_s, _LEAST * decode_step_s)
 
 
 class StepCosts:
@@ -67,8 +80,8 @@ class StepCosts:
                 self._mixed.add(max(0.0, seconds - self._decode_step_s), prefill_tokens)
                 self._tried = max(self._tried, prefill_tokens)
 
-    def allowance(self, decodes: int, share: float) -> int:
-        """Prompt tokens for a step of so many decodes, which may make it longer by ``share``.
+    def allowance(self, decodes: int, target_s: float) -> int:
+        """Prompt tokens for a step of so many decodes, as many as ``beside_s`` says.
 
         At least 1, however slow, so that a prompt always goes on; but 0 where the measure of a
         decode step is old, which is once in ``REMEASURE`` steps and after the batch has changed.
@@ -82,7 +95,8 @@ class StepCosts:
             token_s = max(self._mixed.value, token_s / _GAIN)
         if not token_s or not self._decode_step_s:
             return FIRST_TOKENS
-        return max(1, min(int(share * self._decode_step_s / token_s), 2 * self._tried))
+        tokens = beside_s(self._decode_step_s, target_s) / token_s
+        return max(1, int(min(tokens, 2 * self._tried)))
 
     @property
     def estimate(self) -> Costs:

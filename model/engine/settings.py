@@ -21,16 +21,16 @@ class SchedulerSettings:
     max_running: int  #: sequences in one step
     prefill_order: PrefillOrder  #: which prompts are computed first (``order.py``)
     keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
-    #: How much longer prompt tokens may make a step that decodes, as a share of a decode step.
-    #: They get at least one token a step. None: as much as fits.
-    local_prefill_share: float | None = None
+    #: How long a step that decodes may last for the sake of prompts (``StepCosts.allowance``),
+    #: seconds. None: as long as it takes.
+    itl_target_s: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_model_len", "chunk_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if self.local_prefill_share is not None and self.local_prefill_share <= 0:
-            raise ValueError(f"local_prefill_share is {self.local_prefill_share}, not above 0")
+        if self.itl_target_s is not None and self.itl_target_s <= 0:
+            raise ValueError(f"itl_target_s is {self.itl_target_s}, not above 0")
         if self.max_tokens_per_step <= self.max_running:
             raise ValueError(
                 f"--max-step-tokens is {self.max_tokens_per_step}, but must be above "

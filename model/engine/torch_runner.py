@@ -68,8 +68,8 @@ class TorchRunner:
 
         ``revision`` names the weights (model_revision). On a CUDA device decode steps of up to
         ``graph_rows`` sequences are captured as graphs. Raises ValueError for sizes that are
-        not positive or an ``attention`` that cannot be had, RuntimeError when ``deterministic``
-        cannot be promised on this build of torch.
+        not positive, an ``attention`` that cannot be had, and ``deterministic`` where it cannot be
+        promised on this build of torch.
         """
         if num_blocks <= 0 or block_size <= 0:
             raise ValueError(f"num_blocks {num_blocks} and block_size {block_size} must be above 0")
@@ -282,7 +282,11 @@ def load_runner(
     )
     if num_blocks is None:
         memory = kv_memory_bytes if kv_memory_bytes is not None else _default_kv_bytes(device)
-        num_blocks = memory // (config.layers * config.kv_bytes_per_token * block_size)
+        block = config.layers * config.kv_bytes_per_token * block_size
+        if not (num_blocks := memory // block):
+            raise ValueError(
+                f"{memory} bytes for KV (--kv-memory-gib) do not hold a block of {block} bytes"
+            )
     return TorchRunner(
         config,
         weights,

@@ -106,12 +106,12 @@ def require_row_independence(
 ) -> None:
     """Try what ``TiledRows`` rests on, on one of the model's linears of every shape and kind.
 
-    Raises RuntimeError, naming the shape, where a row's product depends bitwise on its place in
+    Raises ValueError, naming the shape, where a row's product depends bitwise on its place in
     a tile or on the other rows.
     """
     for linear in {(linear.shape, linear.kind): linear for linear in linears}.values():
         if not is_row_independent(linear, dtype, device):
-            raise RuntimeError(
+            raise ValueError(
                 f"deterministic mode is not possible here: products with a {list(linear.shape)} "
                 f"matrix ({linear.kind}, {dtype}, {device}) are not the same at every row"
             )

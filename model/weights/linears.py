@@ -72,7 +72,7 @@ class LinearMaker:
     def __call__(self, weight: Tensor, bias: Tensor | None, *, keep: bool) -> Linear:
         """A Linear of ``weight`` [out, in]; with ``keep`` it may hold the tensor itself.
 
-        Raises RuntimeError where no form can.
+        Raises ValueError where no form can.
         """
         for form in self._forms:
             reason = form.refusal(weight)
@@ -88,7 +88,7 @@ class LinearMaker:
                     f"matrix ({weight.dtype}) are not the same at every row"
                 )
             self._pass_over(form, reason)
-        raise RuntimeError(f"a {list(weight.shape)} matrix cannot be held: {reason}")
+        raise ValueError(f"a {list(weight.shape)} matrix cannot be held: {reason}")
 
     def _pass_over(self, form: Form, reason: str) -> None:
         if (form.name, reason) not in self._logged:

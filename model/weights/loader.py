@@ -39,7 +39,7 @@ def load_weights(
     """Load all weights as ``dtype`` on ``device``, linears in the fastest form (LinearMaker).
 
     Raises CheckpointError, before reading any data when the headers already show what is wrong;
-    ValueError for a ``quantize`` that ``device`` has not; RuntimeError as LinearMaker does.
+    ValueError for a ``quantize`` that ``device`` has not, and as LinearMaker does.
     """
     checkpoint = read_checkpoint(directory)
     _check(checkpoint, expected_shapes(config), config)

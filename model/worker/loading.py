@@ -44,20 +44,24 @@ class LoadedModel:
 def load_model(settings: WorkerSettings, progress: Progress) -> LoadedModel:
     """Blocks for as long as the weights take; ``progress`` hears 0 to 1.
 
-    Raises CheckpointError, and ValueError or RuntimeError for settings that cannot be met.
+    Raises CheckpointError, and ValueError for settings that cannot be met.
     """
     if settings.mock:
         runner, vocab_size, context = _mock(settings)
     else:
         runner, vocab_size, context = _torch(settings, progress)
+    if settings.max_model_len is not None and settings.max_model_len > context:
+        raise ValueError(
+            f"--max-model-len {settings.max_model_len}: the model's context has {context} tokens"
+        )
     limits = SchedulerSettings(
         block_size=settings.block_size,
-        max_model_len=min(settings.max_model_len or context, context),
+        max_model_len=settings.max_model_len or context,
         max_tokens_per_step=settings.max_step_tokens,
         chunk_tokens=settings.chunk_tokens,
         max_running=settings.max_running,
         prefill_order=settings.prefill_order,
-        local_prefill_share=settings.prefill_share,
+        itl_target_s=settings.itl_target_s,
         keep_blocks=settings.prefill_blocks(runner.num_blocks),
     )
     return LoadedModel(runner, vocab_size, limits)
@@ -70,23 +74,30 @@ def _torch(settings: WorkerSettings, progress: Progress) -> tuple[Runner, int, i
     from model.engine.torch_runner import load_runner
     from model.sampling.sampler import sample
 
-    if settings.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"--device {settings.device}: torch {torch.__version__} finds no GPU here")
-    runner = load_runner(
-        resolve_model(settings.model),
-        sampler=sample,
-        dtype=getattr(torch, settings.dtype),
-        quantize=settings.quantize,
-        device=settings.device,
-        num_blocks=settings.num_blocks,
-        kv_memory_bytes=int(settings.kv_memory_gib * 2**30),
-        block_size=settings.block_size,
-        attention=settings.attention,
-        deterministic=settings.deterministic,
-        threads=settings.threads,
-        graph_rows=settings.max_running if settings.cuda_graphs else 0,
-        progress=progress,
-    )
+    device = torch.device(settings.device)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} from cuda:0 on" if count else "no GPU here"
+            raise ValueError(f"--device {device}: torch {torch.__version__} finds {found}")
+    try:
+        runner = load_runner(
+            resolve_model(settings.model),
+            sampler=sample,
+            dtype=getattr(torch, settings.dtype),
+            quantize=settings.quantize,
+            device=device,
+            num_blocks=settings.num_blocks,
+            kv_memory_bytes=int(settings.kv_memory_gib * 2**30),
+            block_size=settings.block_size,
+            attention=settings.attention,
+            deterministic=settings.deterministic,
+            threads=settings.threads,
+            graph_rows=settings.max_running if settings.cuda_graphs else 0,
+            progress=progress,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"--device {device}: {error}") from error
     log.info("attention", by=runner.chosen.name, why_not_better=runner.chosen.reason)
     return runner, runner.config.vocab_size, runner.config.max_positions
 

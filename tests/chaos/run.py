@@ -152,7 +152,7 @@ class Chaos:
             await self._fleet.require_integrity(SETTLE_SECONDS)
         except AssertionError as error:
             self._result.leaks.append(str(error))
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
             for name, admin in self._fleet.admins.items():
                 seen = (await http.get(f"{admin}/cluster")).json()["gateway"]
                 if seen["queued_tokens"] or seen["waiting_requests"]:

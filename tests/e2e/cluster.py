@@ -29,7 +29,7 @@ MODEL = "tested"
 #: A busy machine with two cores imports torch in each process one after the other.
 START_SECONDS = 120.0
 #: Until blocks, tasks and descriptors of ended requests are back.
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 30.0
 
 _WORKER = re.compile(r"baton \| (\w+) ready on (\S+), pid (\d+)")
 _ADMIN = re.compile(r"workers' state: (\S+)/cluster")
@@ -72,6 +72,11 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.05)
     return value
+
+
+def get(url: str) -> httpx.Response:
+    """What is there, as patiently as a busy machine asks for."""
+    return httpx.get(url, timeout=60.0, trust_env=False)
 
 
 class Cluster:
@@ -154,7 +159,7 @@ class Cluster:
     def loads(self) -> dict[str, dict[str, Any]]:
         """What the gateway last heard of each healthy worker's load, by the worker's name."""
         names = {process.address: process.name for process in self.workers}
-        seen = httpx.get(self.cluster_url).json()["workers"]
+        seen = get(self.cluster_url).json()["workers"]
         return {
             names[worker["address"]]: worker["load"]
             for worker in seen
@@ -173,17 +178,25 @@ class Cluster:
 
     def prefilled_locally(self) -> int:
         """Prompts that decode workers computed themselves, as the gateway last heard."""
-        workers = httpx.get(self.cluster_url).json()["workers"]
+        workers = get(self.cluster_url).json()["workers"]
         decisions = [d for worker in workers for d in worker["prefill_decisions"]]
         return sum(decision["count"] for decision in decisions if decision["local"])
 
     def migrations(self) -> dict[str, float]:
         """How many attempts were placed again, by the code of what ended the one before."""
-        return migrations(httpx.get(self.cluster_url.replace("/cluster", "/metrics")).text)
+        return migrations(get(self.cluster_url.replace("/cluster", "/metrics")).text)
 
     def until_healthy(self, *names: str) -> None:
         """Wait until the gateway takes these workers for healthy."""
-        until(lambda: self.loads().keys() >= set(names), 30.0, f"{names} healthy")
+        until(lambda: self.loads().keys() >= set(names), START_SECONDS, f"{names} healthy")
+
+    def until_back(self, killed: Process) -> None:
+        """Wait until another process of that name is there in its place, and healthy."""
+        name = killed.name
+        until(
+            lambda: self.processes[name].pid != killed.pid, START_SECONDS, f"{name} started again"
+        )
+        self.until_healthy(name)
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40.0) -> int:
         """Send a signal and wait; the exit status."""
@@ -201,7 +214,7 @@ class Cluster:
         except subprocess.TimeoutExpired:
             self._child.kill()
             raise
-        self._reader.join(5.0)
+        self._reader.join(30.0)
         assert self._child.stdout is not None
         self._child.stdout.close()
         return code

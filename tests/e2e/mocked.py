@@ -6,13 +6,11 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from baton.identity import CompatibilityClass
 from baton.sampling import SamplingSpec
 from model.engine.mock_runner import expected_tokens
 from tests.e2e import client
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, get
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +35,5 @@ def job(rng: random.Random, length: int, max_tokens: int) -> Job:
 
 def compatibility(running: Cluster) -> CompatibilityClass:
     """What the cluster's workers agreed on."""
-    workers = httpx.get(running.cluster_url).json()["workers"]
+    workers = get(running.cluster_url).json()["workers"]
     return CompatibilityClass(**next(w["compatibility"] for w in workers if "compatibility" in w))

@@ -13,9 +13,9 @@ from baton.keys import ApiKey
 from tests.e2e import client
 from tests.e2e.cluster import Cluster, cluster
 
-#: Tokens, so many that a prompt that is computed takes a second of the mock's time.
+#: Tokens, so many that a prompt that is computed takes two seconds of the mock's time.
 PROMPT = [7, *range(499)]
-MOCK = ("--mock", "--mock-prefill-us", "2000", "--prefill", "1", "--decode", "1")
+MOCK = ("--mock", "--mock-prefill-us", "4000", "--prefill", "1", "--decode", "1")
 
 
 def key_file(folder: Path) -> tuple[Path, ApiKey, ApiKey]:
@@ -49,8 +49,8 @@ def test_one_key_learns_nothing_of_anothers_prompts(
 ) -> None:
     file, alice, bob = key_file(tmp_path)
     with cluster(tiny_llama, *MOCK, "--api-keys", str(file), "--cache-scope", scope) as running:
-        assert httpx.post(f"{running.url}/v1/completions", json={}).status_code == 401
-        computed = 2000e-6 * len(PROMPT)
+        assert httpx.post(f"{running.url}/v1/completions", json={}, timeout=60).status_code == 401
+        computed = 4000e-6 * len(PROMPT)
         cached, seconds = ask(running, alice)
         assert cached == 0
         assert seconds > 0.9 * computed
@@ -81,7 +81,9 @@ def test_no_prompt_and_no_key_is_in_the_log(tiny_llama: Path, tmp_path: Path) ->
                 (client.body(secret * 5000, 3), 400),
             ):
                 url = f"{running.url}/v1/completions?q={secret}"
-                answer = httpx.post(url, json=body, headers=headers | {"X-Note": secret})
+                answer = httpx.post(
+                    url, json=body, headers=headers | {"X-Note": secret}, timeout=60
+                )
                 assert answer.status_code == (worse if status == 200 else status)
     printed = running.output
     assert "ready" in printed

@@ -85,7 +85,7 @@ async def test_every_query_of_the_dashboard_has_data(tiny_llama: Path, tmp_path:
     with cluster(tiny_llama, *flags) as running:
         assert len(targets(running)) == 3
         with prometheus(targets(running), tmp_path) as url:
-            async with client.connect(running.url) as http, httpx.AsyncClient() as asking:
+            async with client.connect(running.url) as http, httpx.AsyncClient(timeout=60) as asking:
                 working = [asyncio.create_task(work(http, number)) for number in range(3)]
                 try:
                     async with asyncio.timeout(PATIENCE):

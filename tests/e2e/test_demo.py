@@ -32,7 +32,7 @@ async def test_an_answer_streams_and_stops_by_itself(demo: Cluster) -> None:
             answer, pieces = current, pieces + 1
     assert answer.finish == "stop", answer
     assert "prefill" in answer.text.lower()
-    assert pieces > 10
+    assert pieces > 5, "on a busy machine several tokens share a piece"
 
 
 def test_the_printed_curl_line_works(demo: Cluster) -> None:
@@ -73,7 +73,7 @@ def test_no_child_outlives_a_killed_parent(tiny_llama: Path) -> None:
     assert running.url
     everyone = list(running.processes.values())
     assert running.stop(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: not any(process.alive for process in everyone), 15.0, "all children gone")
+    until(lambda: not any(process.alive for process in everyone), 60.0, "all children gone")
 
 
 def test_a_dead_worker_is_reported_and_started_again(tiny_llama: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_dead_worker_is_reported_and_started_again(tiny_llama: Path) -> None:
         before.send(signal.SIGKILL)
         until(lambda: running.processes["d0"] != before, 60.0, "d0 ready again")
         assert running.processes["d0"].address == before.address
-        assert "d0 died: killed by SIGKILL; again in 0.5 s" in running.output
+        assert "d0 died: killed by SIGKILL (out of memory?); again in 0.5 s" in running.output
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         running = Cluster(["--model", str(DEMO), "--port", port])
-        assert running.wait(30.0) == 1
+        assert running.wait(60.0) == 1
     assert f"--port {port} is in use" in running.lines[-1]
 
 
 def test_a_mistaken_flag_is_named() -> None:
     running = Cluster(["--model", str(DEMO), "--block-size", "0"])
-    assert running.wait(30.0) == 2
+    assert running.wait(60.0) == 2
     assert running.lines[-1].startswith("baton up: --block-size: ")

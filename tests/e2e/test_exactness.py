@@ -161,17 +161,19 @@ async def test_preempted(
         pytest.fail("five times together, and none was preempted")
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 async def test_each_kind_of_worker_killed_in_mid_stream(dtype: str) -> None:
     """On the demo model, which takes long enough to be killed within.
 
     One of two prefill workers is lost while it computes; then the only decode worker while it
     generates every stream, so that all wait until it is there again.
+
+    Sent again until a worker was lost in time, with other prompts, of which nothing is cached: on a
+    busy machine the moment may pass unseen.
     """
-    cases = [Case(length, seed, 100) for length in (1600, 40) for seed in (None, 7, 8)]
-    cases += [Case(41, seed, 100, n=3) for seed in (None, 9)]
-    wanted = await asyncio.to_thread(alone_and_together, DEMO, dtype, cases)
-    with deterministic(DEMO, dtype, "--prefill", "2") as running:
+    # In chunks this small a prompt is computed for a second or more.
+    with deterministic(DEMO, dtype, "--prefill", "2", "--chunk-tokens", "16") as running:
         running.until_healthy("p0", "p1", "d0")
 
         def computing(_: Sequence[client.Answer]) -> bool:
@@ -182,9 +184,20 @@ async def test_each_kind_of_worker_killed_in_mid_stream(dtype: str) -> None:
         def streaming(growing: Sequence[client.Answer]) -> bool:
             return all(answer.token_ids for answer in growing)
 
-        assert await together_while_killing(running, "p0", cases, computing) == wanted
-        assert await together_while_killing(running, "d0", cases, streaming) == wanted
-        assert running.migrations().keys() >= {"prefill_lost", "decode_lost"}
+        lost: dict[str, float] = {}
+        for turn in range(4):  # `baton up` gives up a worker that dies five times in a row
+            cases = [
+                Case(turn + length, seed, 100) for length in (1600, 40) for seed in (None, 7, 8)
+            ]
+            cases += [Case(turn + 41, seed, 100, n=3) for seed in (None, 9)]
+            wanted = await asyncio.to_thread(alone_and_together, DEMO, dtype, cases)
+            if "prefill_lost" not in lost:
+                assert await together_while_killing(running, "p0", cases, computing) == wanted
+            assert await together_while_killing(running, "d0", cases, streaming) == wanted
+            lost = running.migrations()
+            if lost.keys() >= {"prefill_lost", "decode_lost"}:
+                return
+        pytest.fail(f"sent four times, but lost in time were only {lost}")
 
 
 async def together_while_killing(
@@ -193,7 +206,10 @@ async def together_while_killing(
     cases: Sequence[Case],
     is_time: Callable[[Sequence[client.Answer]], bool],
 ) -> Tokens:
-    """Send all cases at once; kill the worker when ``is_time``, of the answers so far."""
+    """Send all cases at once; kill the worker when ``is_time``, of the answers so far.
+
+    It is not killed if that was not seen before all have ended; if it was, it is healthy again.
+    """
     victim = running.processes[name]
     growing = [client.Answer() for _ in cases]
 
@@ -205,9 +221,14 @@ async def together_while_killing(
 
     async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
         following = [group.create_task(follow(http, index)) for index in range(len(cases))]
-        while not await asyncio.to_thread(is_time, growing):
+        while not (seen := await asyncio.to_thread(is_time, growing)):
+            if all(task.done() for task in following):
+                break
             await asyncio.sleep(0.001)
-        victim.send(signal.SIGKILL)
+        if seen:
+            victim.send(signal.SIGKILL)
+    if seen:
+        await asyncio.to_thread(running.until_back, victim)
     return {case: task.result() for case, task in zip(cases, following, strict=True)}
 
 

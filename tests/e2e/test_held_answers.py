@@ -60,7 +60,7 @@ async def test_the_client_s_stream_tells_of_calls(openai: AsyncOpenAI) -> None:
     async with openai.chat.completions.stream(**asked) as stream:
         seen = [event.type async for event in stream]
         final = await stream.get_final_completion()
-    assert seen.count("tool_calls.function.arguments.delta") > 5
+    assert seen.count("tool_calls.function.arguments.delta") > 2
     assert whole.choices[0].finish_reason == final.choices[0].finish_reason == "tool_calls"
     [call], [same] = whole.choices[0].message.tool_calls, final.choices[0].message.tool_calls
     assert (call.id, call.function.arguments) == (same.id, same.function.arguments)

@@ -71,16 +71,18 @@ async def test_mock_workers_lose_repeat_and_change_nothing(
     work = jobs(rng)
     flags = ("--mock", "--mock-step-ms", "1", "--num-blocks", str(BLOCKS), *PATIENT, *roles)
     with cluster(tiny_llama, *flags) as running:
-        answers = await storm(running, work, rng)
         same = compatibility(running)
-        for index, (task, answer) in enumerate(zip(work, answers, strict=True)):
-            wanted = task.expected(same)
-            assert answer.error is None, (index, answer)
-            assert answer.token_ids == wanted[: len(answer.token_ids)], (index, task)
-            if answer.done:
-                assert answer.token_ids == wanted, (index, task)
-        assert running.migrations().get("preempted", 0) > 0, "the pool was never short"
-        # The books are checked by cluster() when the block ends.
+        for _ in range(5):  # until the pool was short: on a busy machine clients may come late
+            answers = await storm(running, work, rng)
+            for index, (task, answer) in enumerate(zip(work, answers, strict=True)):
+                wanted = task.expected(same)
+                assert answer.error is None, (index, answer)
+                assert answer.token_ids == wanted[: len(answer.token_ids)], (index, task)
+                if answer.done:
+                    assert answer.token_ids == wanted, (index, task)
+            if running.migrations().get("preempted", 0):
+                return  # the books are checked by cluster() as the block ends
+        pytest.fail("the pool was never short")
 
 
 @pytest.mark.timeout(400)

@@ -119,7 +119,7 @@ async def test_cancel_in_mid_stream_frees_the_worker(demo: Cluster, openai: Asyn
         if received == 5:
             break
     await stream.close()
-    until(lambda: demo.loads()["d0"]["blocks_owned"] == 0, 10.0, "blocks of the cancelled freed")
+    until(lambda: demo.loads()["d0"]["blocks_owned"] == 0, 30.0, "blocks of the cancelled freed")
     assert received == 5
 
 

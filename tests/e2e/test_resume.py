@@ -20,7 +20,7 @@ from baton import AsyncClient, Client
 from baton.cli import ports
 from baton.client import AsyncStream, Chunk, GenerateOptions
 from tests.e2e import client
-from tests.e2e.cluster import DEMO, MODEL, ROOT, START_SECONDS, Cluster, cluster, until
+from tests.e2e.cluster import DEMO, MODEL, ROOT, START_SECONDS, Cluster, cluster, get, until
 from tests.lines import TcpLine
 
 TOKENS = 300
@@ -83,7 +83,7 @@ def another_gateway(running: Cluster) -> Iterator[tuple[str, subprocess.Popen[by
 
     def ready() -> bool:
         try:
-            return httpx.get(f"http://{address}/ready", trust_env=False).status_code == 200
+            return get(f"http://{address}/ready").status_code == 200
         except httpx.TransportError:
             return False
 

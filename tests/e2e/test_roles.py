@@ -15,7 +15,7 @@ from baton import wire
 from baton.identity import ROLES
 from baton.v1 import membership_pb2, membership_pb2_grpc, worker_pb2, worker_pb2_grpc
 from tests.e2e import client, mocked
-from tests.e2e.cluster import DEMO, Cluster, Process, cluster, until
+from tests.e2e.cluster import DEMO, Cluster, Process, cluster, get, until
 from tests.e2e.test_membership import command
 
 TOKENS = 400
@@ -28,14 +28,14 @@ def told(process: Process, role: str, grace: float = 0.2) -> tuple[int, float]:
     )
     began = time.monotonic()
     with grpc.insecure_channel(process.address) as channel:
-        reply = worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(request, timeout=30.0)
+        reply = worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(request, timeout=60.0)
     return reply.handed_back, time.monotonic() - began
 
 
 def roles(running: Cluster) -> dict[str, str]:
     """What each worker does, as the gateway has it."""
     names = {process.address: process.name for process in running.workers}
-    seen = httpx.get(running.cluster_url).json()["workers"]
+    seen = get(running.cluster_url).json()["workers"]
     return {names[w["address"]]: "+".join(w["roles"]) for w in seen if "roles" in w}
 
 
@@ -82,15 +82,15 @@ async def test_no_stream_notices_a_change_of_roles() -> None:
                     process = running.processes[name]
                     handed_back, seconds = await asyncio.to_thread(told, process, role)
                     print(f"{name} {role}: {seconds:.2f} s, {handed_back} handed back")
-                    assert seconds < 10.0, "one second, on a machine that is not busy"
+                    assert seconds < 20.0, "one second, on a machine that is not busy"
                     moved += handed_back
                 over.set()
             assert moved, "no stream was under way"
             address = running.processes["d1"].address
             said = await asyncio.to_thread(command, "role", address, "both", "--grace", "0")
             assert f"{address}: prefill + decode" in said
-            until(lambda: roles(running)["d1"] == "decode+prefill", 10.0, "the gateway knows")
-            until(lambda: len(registered(running, address)) == 2, 10.0, "so does its register")
+            until(lambda: roles(running)["d1"] == "decode+prefill", 30.0, "the gateway knows")
+            until(lambda: len(registered(running, address)) == 2, 30.0, "so does its register")
         assert {process.name: process.pid for process in running.workers} == pids
 
 
@@ -118,7 +118,7 @@ async def test_the_gateway_moves_workers_to_the_side_that_waits(tiny_llama: Path
             async with client.connect(running.url) as http, asyncio.TaskGroup() as group:
                 for _ in range(12):
                     group.create_task(follow(http))
-                async with asyncio.timeout(90.0):
+                async with asyncio.timeout(150.0):
                     while await asyncio.to_thread(count, role) < workers:
                         await asyncio.sleep(0.2)
                 changed.set()

@@ -68,7 +68,7 @@ class Load:
 async def load(running: Fleet) -> AsyncIterator[Load]:
     """Requests for the length of the body; all have ended after it."""
     work, tally, enough = cases(), Load(), asyncio.Event()
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         seen = (await http.get(f"{running.admins['g0']}/cluster")).json()["workers"]
     same = CompatibilityClass(**seen[0]["compatibility"])
     expected = {case: case.expected(same) for case in work}
@@ -120,7 +120,7 @@ def settings() -> UpSettings:
 
 
 async def protocols(running: Fleet) -> set[int]:
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         seen = (await http.get(f"{running.admins['g0']}/cluster")).json()["workers"]
     return {worker["protocol"] for worker in seen}
 
@@ -131,14 +131,14 @@ async def roll(running: Fleet) -> None:
             await restart(running, name)
     assert not tally.wrong, tally.wrong
     assert tally.answered > CLIENTS
-    await running.require_integrity(30.0)
+    await running.require_integrity(60.0)
 
 
 @pytest.mark.timeout(400)
 async def test_workers_restart_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_DRAIN_GRACE", GRACE)
     async with fleet(settings(), tmp_path / "fleet.log") as running:
-        await running.until_healthy(4, 30.0)
+        await running.until_healthy(4, START_SECONDS)
         await roll(running)
 
 
@@ -155,7 +155,7 @@ async def test_an_upgrade_from_the_protocol_before(
         return replace(spec, module="tests.previous", arguments=arguments)
 
     async with fleet(settings(), tmp_path / "fleet.log", launch=old) as running:
-        await running.until_healthy(4, 30.0)
+        await running.until_healthy(4, START_SECONDS)
         assert await protocols(running) == {PROTOCOL - 1}
         await roll(running)
         assert await protocols(running) == {PROTOCOL}

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tests.e2e import client
-from tests.e2e.cluster import Cluster, cluster, until
+from tests.e2e.cluster import Cluster, cluster, get, until
 from tests.e2e.mocked import compatibility, job
 from tests.tls import needs_openssl
 
@@ -33,7 +31,7 @@ def baton(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def seen(running: Cluster) -> list[dict[str, Any]]:
     """The gateway's view of its workers."""
-    workers: list[dict[str, Any]] = httpx.get(running.cluster_url).json()["workers"]
+    workers: list[dict[str, Any]] = get(running.cluster_url).json()["workers"]
     return workers
 
 

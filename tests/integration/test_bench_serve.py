@@ -171,4 +171,4 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     monkeypatch.delitem(sys.modules, "bench.serve")
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     assert cli.main(["bench", "serve"]) == 1
-    assert "pip install 'baton-serve[bench]'" in capsys.readouterr().err
+    assert "pip install '.[bench]'" in capsys.readouterr().err

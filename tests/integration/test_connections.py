@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -45,7 +44,7 @@ async def test_a_worker_that_is_full_is_not_dialled_again(dialled: list[grpc.aio
     ):
         await two.submit(generation(prompt(4), max_tokens=2), c.prefill[0]).finished()
         first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
-        await asyncio.sleep(0.1)
+        await eventually(lambda: c.prefill[0].runtime.engine.load().blocks.owned > 0)
         known = len(dialled)
         asked = generation(prompt(40, 3), request_id="2", max_tokens=2)
         error = await two.submit(asked, c.prefill[0]).failed()

@@ -254,7 +254,7 @@ async def test_endpoints_that_tell(checkpoint: Path) -> None:
         assert 'baton_requests_total{code="200"} 1.0' in metrics
         assert "baton_time_to_first_token_seconds_count 1.0" in metrics
         assert (await gateway.client.get("/cluster")).status_code == 404
-        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+        async with httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin:
             cluster = (await admin.get("/cluster")).json()
         assert {worker["state"] for worker in cluster["workers"]} == {"healthy"}
         assert sorted(role for w in cluster["workers"] for role in w["roles"]) == [
@@ -288,7 +288,7 @@ async def test_hand_offs_are_shown(checkpoint: Path) -> None:
         assert gateway.metric("baton_kv_downgraded_pairs", **downgraded) == 1
         worker.kv_pairings = [pairing(complete=1, bytes=100)]  # it was forgotten, and is back
         await eventually(lambda: pairs(transport="none", checksums="off") == 0)
-        async with httpx.AsyncClient(base_url=gateway.admin_url) as admin:
+        async with httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin:
             (described,) = (await admin.get("/cluster")).json()["workers"]
         assert described["kv_pairings"] == [
             {

@@ -197,8 +197,7 @@ async def test_a_client_that_leaves_cancels_every_choice(checkpoint: Path) -> No
     worker = colocated(script)
     async with serving(checkpoint, [worker]) as gateway:
         asking = asyncio.create_task(gateway.complete(n=LEN))
-        await worker.submitted(1)
-        await asyncio.sleep(0.05)
+        await gateway.until_generated(2 * LEN)
         asking.cancel()
         await eventually(lambda: len(worker.cancels) == LEN)
         [place] = gateway.service.registry.roster.workers

@@ -100,7 +100,7 @@ async def test_a_connection_too_many_is_refused_and_closed(checkpoint: Path) -> 
                 await raw.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
                 return (await raw.answer())[0] == 200
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await accepted():
                 await asyncio.sleep(0.01)
 

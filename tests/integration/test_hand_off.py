@@ -26,6 +26,7 @@ from baton.generation import FinishReason
 from baton.kv.transport import Agreement, negotiate
 from baton.v1 import kv_pb2
 from model.engine.mock_runner import CostModel
+from tests.fakes import eventually
 from tests.workers import (
     BLOCK,
     LAYOUT,
@@ -455,16 +456,16 @@ async def test_a_full_prefill_worker_says_so() -> None:
         session(c.decode[1]) as two,
     ):
         first = one.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
-        await asyncio.sleep(0.1)
+        await eventually(lambda: c.prefill[0].runtime.engine.load().blocks.owned > 0)
         error = await two.submit(generation(prompt(40, 3), max_tokens=2), c.prefill[0]).failed()
         assert isinstance(error, PrefillFull) and c.prefill[0].address in error.message
         await first.finished()
 
 
 async def test_a_full_decode_worker_says_so() -> None:
-    async with cluster(num_blocks=16, cost=CostModel(step_s=0.1)) as c, session(c.decode[0]) as s:
+    async with cluster(num_blocks=16, cost=CostModel(step_s=0.3)) as c, session(c.decode[0]) as s:
         first = s.submit(generation(prompt(40), max_tokens=2), c.prefill[0])
-        await asyncio.sleep(0.05)
+        await eventually(lambda: c.decode[0].runtime.engine.load().blocks.owned > 0)
         second = s.submit(generation(prompt(40, 3), request_id="2", max_tokens=2), c.prefill[0])
         assert isinstance(await second.failed(), WorkerFull)
         await first.finished()

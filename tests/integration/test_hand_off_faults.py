@@ -95,7 +95,7 @@ def nothing_stays_open() -> Iterator[None]:
     before = left_open()
     yield
     gc.collect()  # of the event loop, which is closed by now, and of tracebacks
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + 30.0
     while len(left := left_open()) > len(before):  # gRPC's threads close what was theirs
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
@@ -113,7 +113,7 @@ class Stand:
         """Until the first decode worker has so many pieces, or one was tampered with."""
         store = self.workers.decode[0].runtime.store
         assert isinstance(store, LateStore)
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             while store.written < pieces and not (self.tampering and self.tampering.struck):
                 assert not all(stream.ended.done() for stream in streams), "the fault comes late"
                 await asyncio.sleep(0.001)
@@ -274,7 +274,7 @@ def _cancel(s: SessionDouble, streams: list[Stream]) -> None:
 
 async def ended(s: SessionDouble, stream: Stream) -> BatonError | None:
     """Wait for the end of one attempt: None when it came to its own."""
-    async with asyncio.timeout(20.0):
+    async with asyncio.timeout(60.0):
         await asyncio.wait((stream.ended, s.ended), return_when=asyncio.FIRST_COMPLETED)
     if not stream.ended.done():
         return DecodeLost(s.ended.result())

@@ -15,10 +15,20 @@ from baton import channels, wire
 from baton.generation import Generation
 from baton.v1 import worker_pb2, worker_pb2_grpc
 from model.engine.mock_runner import CostModel
-from tests.fakes import MODEL, FakeWorker, answering, write_checkpoint
+from tests.fakes import (
+    MODEL,
+    FakeSession,
+    FakeWorker,
+    Submitted,
+    answering,
+    eventually,
+    write_checkpoint,
+)
 from tests.gateways import serving
 from tests.workers import (
     BLOCK,
+    CALM,
+    CALM_GATEWAY,
     Worker,
     cluster,
     expected,
@@ -28,8 +38,9 @@ from tests.workers import (
     session,
 )
 
-#: A decode step takes 5 ms, a prompt token 1 ms: 1.5 prompt tokens fit a step that decodes.
+#: A decode step takes 5 ms, a prompt token 1 ms: of the target, two fit a step that decodes.
 COST = CostModel(step_s=0.005, prefill_token_s=0.001)
+TARGET_MS = 7.0
 KNOWN = {"prefill_us_per_token": 1000.0}
 
 
@@ -78,10 +89,13 @@ async def test_a_prompt_that_is_cached_whole_takes_one_block_more() -> None:
 
 
 async def test_a_long_fresh_prompt_leaves_the_batch_alone() -> None:
-    """Beside decodes it would take six times as long here as there."""
-    running = generation(prompt(20, 3), request_id="running", max_tokens=60)
+    """Beside decodes it would take three and a half times as long here as there."""
+    running = generation(prompt(20, 3), request_id="running", max_tokens=150)
     asked = generation(prompt(100))
-    async with cluster(cost=COST, num_blocks=128) as c, session(c.decode[0]) as s:
+    async with (
+        cluster(cost=COST, num_blocks=128, itl_target_ms=TARGET_MS) as c,
+        session(c.decode[0]) as s,
+    ):
         decoding = s.submit(running)
         await decoding.progress.wait()
         await asyncio.sleep(0.02)
@@ -96,7 +110,10 @@ async def test_a_long_suffix_beside_decodes_stays_if_the_other_queue_is_long() -
     """It is computed in small chunks between the steps of the batch, and gets done."""
     running = generation(prompt(20, 3), request_id="running", max_tokens=150)
     asked = generation(prompt(60))
-    async with cluster(cost=COST, num_blocks=128) as c, session(c.decode[0]) as s:
+    async with (
+        cluster(cost=COST, num_blocks=128, itl_target_ms=TARGET_MS) as c,
+        session(c.decode[0]) as s,
+    ):
         decoding = s.submit(running)
         await decoding.progress.wait()
         await asyncio.sleep(0.02)
@@ -140,11 +157,10 @@ async def test_a_colocated_worker_counts_too() -> None:
 
 async def test_cancelled_while_it_is_computed_here() -> None:
     asked = [generation(prompt(60, i), request_id=str(i)) for i in range(2)]
-    slow = CostModel(prefill_token_s=0.005)
+    slow = CostModel(prefill_token_s=0.02)
     async with cluster(cost=slow, num_blocks=128) as c, session(c.decode[0]) as s:
         streams = [s.submit(each, c.prefill[0], queued_tokens=9999, **KNOWN) for each in asked]
-        await asyncio.sleep(0.1)
-        assert c.decode[0].runtime.engine.load().queued_tokens
+        await eventually(lambda: c.decode[0].runtime.engine.load().queued_tokens > 0)
         for stream in streams:
             s.cancel(stream)
         await c.settle()
@@ -153,10 +169,15 @@ async def test_cancelled_while_it_is_computed_here() -> None:
 
 async def test_a_gateway_passes_on_what_it_knows(tmp_path: Path) -> None:
     """Queued tokens include what it placed itself and no report shows yet."""
+
+    async def both_there(session: FakeSession, submitted: Submitted) -> None:
+        await decode.submitted(2)
+        await answering("hello")(session, submitted)
+
     prefill = FakeWorker(
         roles=(worker_pb2.ROLE_PREFILL,), queued_tokens=700, prefill_us_per_token=12.5, beat=5.0
     )
-    decode = FakeWorker(script=answering("hello", pause=0.1))
+    decode = FakeWorker(script=both_there)
     async with serving(write_checkpoint(tmp_path / "toy"), [decode, prefill]) as gateway:
         both = [gateway.complete([1] * length, max_tokens=3) for length in (30, 40)]
         await asyncio.gather(*both)
@@ -169,13 +190,13 @@ async def test_a_gateway_says_what_it_takes(tmp_path: Path) -> None:
     """Two turns through gateway, prefill and decode worker; /cluster tells costs and counts."""
     first = generation(tuple(range(60)))  # ids that the toy tokenizer has
     second = second_turn(first, 6)
-    settings = {"served_model_name": MODEL, "heartbeat_interval": 0.1}
+    settings = {"served_model_name": MODEL, **CALM}
     async with cluster(cost=COST, **settings) as c:
         addresses = [worker.address for worker in c.workers]
         checkpoint = write_checkpoint(tmp_path / "toy")
         async with (
-            serving(checkpoint, [], healthy=2, prefill=addresses) as gateway,
-            httpx.AsyncClient(base_url=gateway.admin_url) as admin,
+            serving(checkpoint, [], healthy=2, prefill=addresses, **CALM_GATEWAY) as gateway,
+            httpx.AsyncClient(base_url=gateway.admin_url, timeout=20) as admin,
         ):
 
             async def worker(role: str) -> dict[str, Any]:
@@ -192,7 +213,7 @@ async def test_a_gateway_says_what_it_takes(tmp_path: Path) -> None:
                 )
                 assert answer.json()["choices"][0]["token_ids"] == expected(asked)
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await ask(first)
                 while (await worker("prefill"))["load"]["prefill_token"] < 0.001:
                     await asyncio.sleep(0.02)

@@ -97,7 +97,7 @@ async def test_nothing_read_after_the_offer_closed_counts() -> None:
         offer = there.open(whole.source)
         told(whole, TOKENS // 2)
         reading = asyncio.create_task(here.read(terms(instance, offer), whole.sink))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not whole.sink.bytes:
                 await asyncio.sleep(0.01)
         offer.close()

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 
 from baton.errors import PrefillLost
 from model.engine.mock_runner import CostModel
+from tests.fakes import eventually
 from tests.nixl import needs_nixl
 from tests.workers import cluster, expected, generation, prompt, session
 
@@ -55,9 +56,9 @@ async def test_cancelled_at_any_stage_frees_both_sides() -> None:
 
 async def test_a_prefill_worker_lost_in_mid_transfer() -> None:
     asked = generation(prompt(200))
-    async with cluster(cost=SLOW, **NIXL) as c, session(c.decode[0]) as s:
+    async with cluster(cost=CostModel(step_s=0.2), **NIXL) as c, session(c.decode[0]) as s:
         stream = s.submit(asked, c.prefill[0])
-        await asyncio.sleep(0.15)
+        await eventually(lambda: c.prefill[0].runtime.engine.load().steps > 1)
         await c.prefill[0].kill()
         error = await stream.failed()
         assert isinstance(error, PrefillLost) and error.retryable

@@ -51,7 +51,7 @@ async def told(worker: Worker, *, until: int) -> list[worker_pb2.CacheChanges]:
     found, known = [], set[int]()
     async with channels.connect(worker.address, shared=False) as channel:
         call = worker_pb2_grpc.WorkerServiceStub(channel).Watch(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(known) != until or not found:
                 status = await call.read()
                 if status.HasField("cache"):
@@ -144,7 +144,7 @@ async def test_a_gap_has_the_whole_told_again(checkpoint: Path) -> None:
         assert [m.health.value for m in gateway.service.registry.members] == ["healthy"]
         worker.cache = [whole(TOKENS)]
         asks = {"x-baton-debug": "placement"}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 body = {"model": "toy", "prompt": TOKENS}
                 answer = await gateway.client.post("/v1/completions", json=body, headers=asks)

@@ -108,7 +108,7 @@ async def test_what_the_prefill_worker_answers_passes_through() -> None:
 
 
 async def _refusal(call: Any) -> BatonError:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (event := await call.read()) is not grpc.aio.EOF:
             if event.WhichOneof("message") == "error":
                 return wire.error_from_wire(event.error)
@@ -293,9 +293,9 @@ async def test_a_silent_prefill_worker_is_noticed_at_the_other_end() -> None:
 
 async def test_a_prefill_worker_killed_in_mid_transfer() -> None:
     asked = generation(prompt(200))
-    async with relayed(cost=SLOW, **FORCED) as (c, _), session(c.decode[0]) as s:
+    async with relayed(cost=CostModel(step_s=0.1), **FORCED) as (c, r), session(c.decode[0]) as s:
         stream = s.submit(asked, c.prefill[0])
-        await asyncio.sleep(0.15)
+        await eventually(lambda: r.relay.reads == 1)
         await c.prefill[0].kill()
         error = await stream.failed()
         assert isinstance(error, PrefillLost) and error.retryable

@@ -47,7 +47,7 @@ async def become(
     async with channels.connect(worker.address, shared=False) as channel:
         reply = await worker_pb2_grpc.WorkerServiceStub(channel).SetRoles(request)
     assert wire.roles_from_wire(reply.roles) == ROLES[role]
-    assert time.monotonic() - began < grace + 5.0, "one second, on a machine that is not busy"
+    assert time.monotonic() - began < grace + 15.0, "one second, on a machine that is not busy"
     return reply
 
 
@@ -126,7 +126,7 @@ async def test_prefill_calls_finish_while_it_decodes_already() -> None:
 async def test_back_and_forth_under_streams() -> None:
     """Two workers swap their roles again and again; each stream goes on where there is decode."""
     async with (
-        cluster(prefill=0, decode=2, cost=CostModel(step_s=0.005), num_blocks=256) as c,
+        cluster(prefill=0, decode=2, cost=CostModel(step_s=0.01), num_blocks=512) as c,
         session(c.decode[0]) as one,
         session(c.decode[1]) as other,
     ):
@@ -149,7 +149,7 @@ async def test_back_and_forth_under_streams() -> None:
                     stream = sessions[decoding].submit(again, c.decode[1 - decoding])
 
         async with asyncio.TaskGroup() as group:
-            following = [group.create_task(follow(each)) for each in asked(8, max_tokens=100)]
+            following = [group.create_task(follow(each)) for each in asked(8, max_tokens=200)]
             for _ in range(6):
                 await asyncio.sleep(0.2)
                 await become(c.decode[1 - decoding], "both")
@@ -158,7 +158,7 @@ async def test_back_and_forth_under_streams() -> None:
                 decoding = 1 - decoding
                 await become(c.decode[decoding], "decode")
         assert moved >= 8
-        for task, each in zip(following, asked(8, max_tokens=100), strict=True):
+        for task, each in zip(following, asked(8, max_tokens=200), strict=True):
             assert task.result() == expected(each)
 
 

@@ -16,7 +16,7 @@ import pytest
 from baton.errors import PrefillLost
 from baton.identity import new_instance_id
 from baton.kv.shm import MEMORY_NAME
-from tests.shm import HandOff, descriptors, memories, outlet, reader, terms
+from tests.shm import HandOff, descriptors, memories, outlet, reach, reader, terms
 
 TOKENS = 2000
 
@@ -36,7 +36,7 @@ async def process(*arguments: str) -> AsyncIterator[Process]:
 
 
 async def until(true: object, what: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():  # type: ignore[operator]
             await asyncio.sleep(0.01)
 
@@ -60,7 +60,7 @@ async def test_the_prefill_side_is_killed(stopped_first: bool) -> None:
         token = bytes.fromhex((await child.stdout.readline()).decode())
         before = descriptors()
         hand_off = HandOff(TOKENS)
-        assert not (await here.offer(instance_id)).unavailable
+        await reach(here, instance_id)
         reading = asyncio.create_task(here.read(terms(instance_id, token), hand_off.sink))
         half = hand_off.shape.total_bytes // 2
         await until(lambda: hand_off.sink.bytes >= half, "the half that was computed")
@@ -68,7 +68,7 @@ async def test_the_prefill_side_is_killed(stopped_first: bool) -> None:
             child.send_signal(signal.SIGSTOP)
         child.kill()
         with pytest.raises(PrefillLost) as failure:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await reading
         assert failure.value.retryable
         del reading, failure

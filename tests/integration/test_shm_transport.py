@@ -46,7 +46,7 @@ def nothing_stays_open() -> Iterator[None]:
 
 
 async def until(true: object, what: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not true():  # type: ignore[operator]
             await asyncio.sleep(0.01)
 
@@ -306,7 +306,7 @@ async def test_a_notification_that_is_not_right_breaks_the_link(
         offer = there.open(hand_off.source)
         hand_off.compute(offer)
         with pytest.raises(HandoffFailed) as failure:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await here.read(terms(ID, offer.token), hand_off.sink)
         assert failure.value.retryable
         assert hand_off.sink.bytes < hand_off.shape.total_bytes or direction == "up"
@@ -325,7 +325,7 @@ async def test_a_notification_that_cannot_be_fails_the_hand_off(tamper: object) 
         offer = there.open(hand_off.source)
         hand_off.compute(offer)
         with pytest.raises(HandoffFailed):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await here.read(terms(ID, offer.token), hand_off.sink)
         await until(lambda: not hand_off.holds, "the hold is given up")
 
@@ -365,10 +365,13 @@ async def test_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "user" in (await here.offer(ID)).unavailable
 
 
-async def test_a_peer_that_does_not_answer_holds_nobody_up() -> None:
+async def test_a_peer_that_does_not_answer_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("baton.kv.shm.reader.PATIENCE", 0.3)
     listener = listen(name_of(ID))
     async with reader() as here:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             assert "did not answer" in (await here.offer(ID)).unavailable
         listener.close()
 

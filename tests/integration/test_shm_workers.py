@@ -16,6 +16,7 @@ from baton.kv.checksums import SUM_BYTES
 from baton.kv.shm.segment import Segment
 from baton.kv.shm.wire import name_of
 from model.engine.mock_runner import CostModel
+from tests.fakes import eventually
 from tests.shm import descriptors, memories
 from tests.workers import (
     LAYOUT,
@@ -126,9 +127,9 @@ async def test_cancelled_at_any_stage_frees_both_sides(delay: float) -> None:
 
 async def test_a_prefill_worker_killed_in_mid_transfer() -> None:
     asked = generation(prompt(200))
-    async with cluster(cost=SLOW, **SMALL) as c, session(c.decode[0]) as s:
+    async with cluster(cost=CostModel(step_s=0.2), **SMALL) as c, session(c.decode[0]) as s:
         stream = s.submit(asked, c.prefill[0])
-        await asyncio.sleep(0.15)
+        await eventually(lambda: c.prefill[0].runtime.engine.load().steps > 1)
         await c.prefill[0].kill()
         error = await stream.failed()
         assert isinstance(error, PrefillLost) and error.retryable

@@ -23,7 +23,7 @@ from model.engine.mock_runner import CostModel
 from tests.collector import Collector, Span, collecting
 from tests.fakes import MODEL, FakeWorker, answering, eventually, ids, write_checkpoint
 from tests.gateways import Gateway, serving
-from tests.workers import LAYOUT, Cluster, cluster
+from tests.workers import CALM, CALM_GATEWAY, LAYOUT, Cluster, cluster
 
 #: Tokens of a prompt: several chunks, and so several pieces of KV.
 PROMPT = list(range(1, 61))
@@ -47,7 +47,7 @@ async def whole(
     traced: dict[str, Any] = {"otlp_endpoint": otlp} if otlp else {}
     where: dict[str, Any] = {"local_prefill": True} if local else {"local_prefill_queue": 0}
     async with (
-        cluster(0 if local else 1, decode, cost=COST, **where, **traced) as c,
+        cluster(0 if local else 1, decode, cost=COST, **CALM, **where, **traced) as c,
         serving(
             checkpoint,
             [],
@@ -55,6 +55,7 @@ async def whole(
             served_model_name="mock",
             decode=[w.address for w in c.decode],
             prefill=[w.address for w in c.prefill],
+            **CALM_GATEWAY,
             **traced,
         ) as gateway,
     ):

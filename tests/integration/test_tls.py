@@ -134,7 +134,7 @@ async def test_another_trust_domain_is_refused_and_counted(fleet: Fleet) -> None
 async def test_no_certificate_that_is_accepted(
     fleet: Fleet, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gate, "HANDSHAKE", 0.5)
+    monkeypatch.setattr(gate, "HANDSHAKE", 1.0)
     ca = fleet.directory / "ca.pem"
     async with cluster(prefill=0, tls=fleet) as c:
         if wrong == "plain":
@@ -161,14 +161,14 @@ async def _dial(c: Cluster, intruder: grpc.ChannelCredentials | None) -> None:
         c.decode[0].address, shared=False, credentials=intruder, host="decode.baton.internal"
     ) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
 
 
 async def test_a_gateway_counts_them_in_its_metrics(
     fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody's certificate, another authority's, one of no role in this domain."""
-    monkeypatch.setattr(gate, "HANDSHAKE", 0.5)
+    monkeypatch.setattr(gate, "HANDSHAKE", 1.0)
     files, ca = fleet.settings("g0", Party.GATEWAY), fleet.directory / "ca.pem"
     Authority(tmp_path / "other").issue("a9", [Party.ADMIN])
     Authority(fleet.directory, "elsewhere").issue("a9", [Party.ADMIN])
@@ -184,7 +184,7 @@ async def test_a_gateway_counts_them_in_its_metrics(
             ) as channel:
                 with pytest.raises(grpc.aio.AioRpcError):
                     stub = membership_pb2_grpc.MembershipServiceStub(channel)
-                    await stub.List(membership_pb2.ListRequest(), timeout=10)
+                    await stub.List(membership_pb2.ListRequest(), timeout=30)
             counted = partial(g.metric, "baton_tls_refused_total", reason=why)
             await eventually(lambda counted=counted, least=refused: counted() >= least)
 
@@ -206,7 +206,7 @@ async def test_only_the_role_that_was_meant_is_talked_to(fleet: Fleet) -> None:
             error = await stream.failed()
             assert isinstance(error, PrefillLost) and "Verification" in error.message
         async with session(c.prefill[0], links=links) as s:
-            assert "Verification" in await asyncio.wait_for(s.ended, 10)
+            assert "Verification" in await asyncio.wait_for(s.ended, 30)
 
 
 # -- roles that change -------------------------------------------------------------------------
@@ -314,6 +314,6 @@ async def test_a_worker_registers_itself_and_nobody_else(fleet: Fleet, tmp_path:
         assert g.metric("baton_tls_refused_total", reason="wrong_id") == 2
         assert g.metric("baton_tls_refused_total", reason="wrong_role") == 2
         assert g.metric("baton_tls_certificate_expiry_timestamp_seconds") > time.time()
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=20) as http:
             said = (await http.get(f"{g.admin_url}/cluster")).json()["gateway"]
         assert said["tls"] and said["refused"] == {"wrong_role": 2, "wrong_id": 2}

@@ -18,7 +18,7 @@ from baton.top.orders import FleetOrders, OrderFailed
 from model.engine.mock_runner import CostModel
 from tests.fakes import FakeWorker, answering, eventually, write_checkpoint
 from tests.gateways import Gateway, serving
-from tests.workers import Cluster, cluster
+from tests.workers import CALM, CALM_GATEWAY, Cluster, cluster
 
 #: Slow enough that an answer is seen on its way.
 COST = CostModel(step_s=0.005, prefill_token_s=1e-4)
@@ -44,13 +44,13 @@ def noted(top: Top, text: str) -> bool:
 @asynccontextmanager
 async def fleet(checkpoint: Path) -> AsyncIterator[tuple[Gateway, Cluster]]:
     async with (
-        cluster(1, 2, cost=COST, local_prefill_queue=0) as c,
+        cluster(1, 2, cost=COST, local_prefill_queue=0, **CALM) as c,
         serving(
             checkpoint,
             [],
             healthy=3,
             served_model_name="mock",
-            heartbeat_interval=0.5,  # more than the workers' own, less than their patience
+            **CALM_GATEWAY,
             decode=[w.address for w in c.decode],
             prefill=[w.address for w in c.prefill],
         ) as gateway,
@@ -61,7 +61,7 @@ async def fleet(checkpoint: Path) -> AsyncIterator[tuple[Gateway, Cluster]]:
 async def test_a_fleet_is_watched_and_steered(checkpoint: Path) -> None:
     async with (
         fleet(checkpoint) as (gateway, c),
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(timeout=20) as http,
         AsyncClient(gateway.admin_url, patience=2.0) as client,
     ):
         orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)
@@ -99,7 +99,7 @@ async def test_a_stream_is_shown_while_it_runs(checkpoint: Path) -> None:
     worker = FakeWorker(script=answering("hello", pause=0.3, stop_after=3), local_prefill=True)
     async with (
         serving(checkpoint, [worker]) as gateway,
-        httpx.AsyncClient() as http,
+        httpx.AsyncClient(timeout=20) as http,
         AsyncClient(gateway.url) as client,
     ):
         orders = FleetOrders(PLAIN, client, drain_grace=0.0, role_grace=0.0)

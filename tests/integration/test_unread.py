@@ -47,7 +47,7 @@ async def test_a_prefill_worker_lets_go_of_it() -> None:
             async with calling(worker.address) as control, calling(worker.address) as kv:
                 call, token = await accepted(control, worker)
                 reading = kv.read(token)
-                await asyncio.wait_for(stuck(), 10)
+                await asyncio.wait_for(stuck(), 30)
                 call.cancel()  # type: ignore[attr-defined]
                 await eventually(reading.done)
                 await c.settle_wholly()
@@ -68,7 +68,7 @@ async def test_a_relay_lets_go_of_it() -> None:
         call = await control.prefill(d.instance_id, p.instance_id)
         await call.read()
         reading = kv.read(p.token)
-        await asyncio.wait_for(stuck(), 10)
+        await asyncio.wait_for(stuck(), 30)
         call.cancel()
         await eventually(reading.done)
         await eventually(lambda: not r.relay.reads and not p.reads)

@@ -98,7 +98,7 @@ async def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="1 watch it, as many as may"):
             await stub.Watch(watch_request()).read()
         first.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while True:
                 again = stub.Watch(watch_request())
                 with suppress(grpc.aio.AioRpcError):
@@ -128,6 +128,10 @@ async def test_draining_is_told_and_health_follows() -> None:
         watch.cancel()
 
 
+#: Seconds of one that is computed while health is asked for.
+STEP = 0.5
+
+
 def burn(seconds: float) -> None:
     """Computes in Python, holding the interpreter lock as much as one thread can."""
     end = time.perf_counter() + seconds
@@ -136,9 +140,11 @@ def burn(seconds: float) -> None:
 
 
 async def test_health_answers_while_the_engine_computes() -> None:
+    """Well within a step, though this machine may be busy; a loop that waits for the engine
+    answers between two."""
     asked = [generation(prompt(60, i), request_id=str(i), max_tokens=30) for i in range(3)]
     async with (
-        cluster(prefill=0, num_blocks=128, cost=CostModel(step_s=0.1), sleep=burn) as c,
+        cluster(prefill=0, num_blocks=128, cost=CostModel(step_s=STEP), sleep=burn) as c,
         session(c.decode[0]) as s,
         channels.connect(c.decode[0].address, shared=False) as channel,
     ):
@@ -153,6 +159,6 @@ async def test_health_answers_while_the_engine_computes() -> None:
             assert reply.status == SERVING
             await asyncio.sleep(0.02)
         assert not streams[0].ended.done(), "the engine was idle"
-        assert sorted(took)[len(took) // 2] < 0.05, took
+        assert sorted(took)[len(took) // 2] < STEP / 3, took
         for stream in streams:
             s.cancel(stream)

@@ -11,12 +11,13 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from baton.deadlines import UNLIMITED, Deadlines
 from baton.errors import DeadlineOutOfReach, InvalidRequest, QueueFull
+from baton.keys import KeyLimits
 from baton.sampling import SamplingSpec
 from gateway.admission import Admission, Pace, QueueLimits, pace
 from gateway.fleet import Load, Role, Worker
 from gateway.keys import Caller
 from gateway.presence import Presence
-from gateway.quota import KeyLimits, Quota
+from gateway.quota import Quota
 from gateway.requests import ValidRequest
 from gateway.waiting import PRIORITY_TOKENS, WaitingRoom
 from tests.unit.test_gateway_placement import PREFILL, worker

@@ -17,8 +17,8 @@ COSTS = Costs(decode_step_s=0.01, prefill_token_s=0.001, prefill_tokens=1e9)
 
 
 def here(missing: int = 10, **fields: Any) -> Here:
-    values: dict[str, Any] = {"queued": 0, "queue_limit": 1000, "decoding": False, "share": 0.25}
-    return Here(missing=missing, **{**values, "costs": COSTS, **fields})
+    values: dict[str, Any] = {"queued": 0, "queue_limit": None, "decoding": False}
+    return Here(missing=missing, **{**values, "target_s": 0.014, "costs": COSTS, **fields})
 
 
 def there(missing: int = 10, **fields: Any) -> There:
@@ -27,24 +27,30 @@ def there(missing: int = 10, **fields: Any) -> There:
 
 
 def test_both_costs_are_said() -> None:
+    """Of 14 ms a step that decodes leaves 4 to a prompt: 25 tokens share six and a quarter."""
     choice = choose(here(20, queued=5), there(100, queued=30, transfer_s=0.5))
     assert choice.why is Why.CHEAPER and choice.local
-    assert choice.here_s == pytest.approx(0.025)
+    assert choice.here_s == pytest.approx(0.025 + 0.0625)
     assert choice.there_s == pytest.approx(0.63)
 
 
 @pytest.mark.parametrize(
     ("mine", "theirs", "why"),
     [
-        (here(10), there(10, transfer_s=0.001), Why.CHEAPER),  # the hand-off is saved
-        (here(10, queued=50), there(10, transfer_s=0.001), Why.DEARER),
-        (here(10, queued=50), there(10, queued=100), Why.CHEAPER),
-        # Beside decodes 2.5 tokens a step of 12.5 ms: five times slower.
-        (here(10, decoding=True), there(10, transfer_s=0.001), Why.DEARER),
-        (here(10, decoding=True), there(60), Why.CHEAPER),  # most of it is cached here alone
-        (here(10, decoding=True), there(10, transfer_s=0.05), Why.CHEAPER),
-        (here(600, queued=401), there(5000), Why.QUEUE_FULL),
-        (here(600, queued=400), there(5000), Why.CHEAPER),
+        # Three and a half times slower, if sequences decode or are still to come.
+        (here(10), there(10, transfer_s=0.001), Why.DEARER),
+        (here(10), there(10, transfer_s=0.025), Why.CHEAPER),  # the hand-off is saved
+        (here(10), there(10, queued=26), Why.CHEAPER),  # it would wait there
+        (here(10), there(10, queued=24), Why.DEARER),
+        (here(10, queued=10), there(10, queued=58), Why.DEARER),  # and here
+        (here(10), there(36), Why.CHEAPER),  # most of it is cached here alone
+        (here(10, decoding=True), there(10, queued=26), Why.CHEAPER),
+        (here(10, decoding=True), there(10, queued=24), Why.DEARER),
+        # A step is shared whole with those that decode, however short the prompt.
+        (here(1, decoding=True), there(10), Why.DEARER),
+        (here(1), there(10), Why.CHEAPER),
+        (here(600, queued=401, queue_limit=1000), there(5000), Why.QUEUE_FULL),
+        (here(600, queued=400, queue_limit=1000), there(5000), Why.CHEAPER),
         (here(1, queue_limit=0), there(5000), Why.SWITCHED_OFF),
         (here(1), there(5000, token_s=0.0), Why.UNMEASURED),
         (here(1, decoding=True, costs=Costs()), there(5000), Why.UNMEASURED),
@@ -57,10 +63,28 @@ def test_who_computes(mine: Here, theirs: There, why: Why) -> None:
 
 
 def test_one_token_a_step_is_the_least() -> None:
-    """A decode step of 10 ms leaves 2.5 ms: a token of 100 ms goes all the same, one a step."""
+    """A decode step of 10 ms leaves 4 ms: a token of 100 ms goes all the same, one a step."""
     costs = Costs(decode_step_s=0.01, prefill_token_s=0.1, prefill_tokens=1e9)
     choice = choose(here(10, decoding=True, costs=costs), there())
     assert choice.here_s == pytest.approx(10 * (0.1 + 0.01))
+
+
+def test_steps_beyond_the_target_leave_a_prompt_less() -> None:
+    """Of 10 ms steps and a target of 5 ms it gets 3 tokens each: what is long goes elsewhere, a
+    few tokens after a long prefix stay."""
+    mine = here(6, decoding=True, target_s=0.005)
+    assert choose(mine, there(20)).here_s == pytest.approx(0.006 + 2 * 0.01)
+    assert choose(mine, there(20)).why is Why.DEARER
+    assert choose(mine, there(500)).why is Why.CHEAPER
+
+
+def test_a_wider_target_draws_prompts_here() -> None:
+    """The same prompt, the same wait elsewhere: what was promised to those that decode decides."""
+    made = [
+        choose(here(100, decoding=True, target_s=t), there(100, queued=60)) for t in (0.02, 0.06)
+    ]
+    assert [one.why for one in made] == [Why.DEARER, Why.CHEAPER]
+    assert [one.here_s for one in made] == [pytest.approx(0.2), pytest.approx(0.12)]
 
 
 def test_little_measured_leans_on_the_other_side() -> None:
@@ -75,7 +99,7 @@ def test_little_measured_leans_on_the_other_side() -> None:
     missing=st.integers(1, 2000),
     queued=st.integers(0, 2000),
     decoding=st.booleans(),
-    share=st.floats(0.01, 3.0),
+    target_s=st.floats(0.001, 1.0),
     more=st.integers(0, 500),
     theirs=st.integers(1, 4000),
     token_s=st.floats(1e-6, 0.1),
@@ -86,7 +110,7 @@ def test_more_work_on_a_side_never_draws_a_prompt_to_it(
     missing: int,
     queued: int,
     decoding: bool,
-    share: float,
+    target_s: float,
     more: int,
     theirs: int,
     token_s: float,
@@ -100,9 +124,8 @@ def test_more_work_on_a_side_never_draws_a_prompt_to_it(
             here(
                 missing,
                 queued=queued + extra_here,
-                queue_limit=10_000,
                 decoding=decoding,
-                share=share,
+                target_s=target_s,
                 costs=costs,
             ),
             there(
@@ -119,9 +142,8 @@ def test_more_work_on_a_side_never_draws_a_prompt_to_it(
     assert decide(0, 0, slower=1.0) >= now
 
 
-def test_the_settings_of_a_colocated_worker() -> None:
-    """The baseline is what others do: no bound on prefill, unless one is asked for."""
-    assert DecodeSettings(model="m").prefill_share == 0.3
-    assert DecodeSettings(model="m", local_prefill=True).prefill_share is None
-    asked = DecodeSettings(model="m", local_prefill=True, local_prefill_share=0.3)
-    assert asked.prefill_share == 0.3
+def test_the_target_is_one_for_all_workers_that_decode() -> None:
+    """Also for a colocated one: long prompts stop those that decode there like anywhere else."""
+    for colocated in (False, True):
+        assert DecodeSettings(model="m", local_prefill=colocated).itl_target_s == 0.06
+    assert DecodeSettings(model="m", itl_target_ms=25).itl_target_s == 0.025

@@ -176,11 +176,11 @@ def running(engine: Engine) -> Iterator[Engine]:
     try:
         yield engine
     finally:
-        engine.stop(timeout_s=10)
+        engine.stop(timeout_s=60)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.001)
@@ -205,13 +205,13 @@ def test_commands_do_not_wait_for_the_runner() -> None:
     class Stuck(MockRunner):
         def run(self, plan: StepPlan, on_layer: LayerListener) -> StepResult:
             inside.set()
-            assert go_on.wait(10)
+            assert go_on.wait(60)
             return super().run(plan, on_layer)
 
     events: list[Event] = []
     with running(engine_on(Stuck(MOCK_CLASS, 32), events.extend)) as engine:
         seq = engine.add(SequenceRequest(prompt_ids=PROMPT, spec=GREEDY)).seq_id
-        assert inside.wait(10)
+        assert inside.wait(60)
         started = time.monotonic()
         other = engine.add(SequenceRequest(prompt_ids=PROMPT, spec=GREEDY, receive=True))
         engine.hold(other.seq_id)
@@ -220,7 +220,7 @@ def test_commands_do_not_wait_for_the_runner() -> None:
         assert engine.check_integrity() == []
         with pytest.raises(TimeoutError):
             engine.stop(timeout_s=0.01)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
         go_on.set()
     assert events == []
     assert engine.load().blocks.quarantined == 0

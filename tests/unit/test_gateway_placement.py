@@ -169,23 +169,85 @@ def test_placements_count_until_they_are_reported() -> None:
     assert (prefill.room_blocks, prefill.queued_tokens) == (98, 30)
     prefill.reported(report("p"), now=10.0 + SETTLING / 2)
     assert prefill.queued_tokens == 30, "too early to be in the report"
-    booking.started(10.1)
+    booking.started()
     assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0), "its KV is still to be taken"
-    assert booking.handed_over(10.15)
-    assert not booking.handed_over(10.16)
+    assert booking.handed_over()
+    assert not booking.handed_over()
     assert (prefill.room_blocks, prefill.queued_tokens) == (100, 0)
-    booking.ended(10.2)
+    booking.ended()
     assert decode.room_blocks == 100
     for each in (decode, prefill):
         each.reported(report("x", queued=7), now=20.0)
         assert (each.room_blocks, each.queued_tokens) == (100, 7)
 
 
+def test_what_a_prompt_gave_back_does_not_hide_the_next_one() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 30, now=10.0)
+    prefill.reported(report("p", queued=30), now=10.2)
+    assert prefill.queued_tokens == 30
+    booking.started()
+    assert prefill.queued_tokens == 0, "it said so before it was through"
+    prefill.reported(report("p"), now=10.201)
+    Booking(decode, prefill, 40, now=10.6)
+    assert prefill.queued_tokens == 40, "an idle worker says nothing new for a second"
+
+
+def test_who_is_through_before_it_reports_is_not_counted_twice() -> None:
+    decode, prefill = worker("d"), worker("p", roles=PREFILL)
+    booking = Booking(decode, prefill, 30, now=10.0)
+    booking.started()
+    prefill.reported(report("p"), now=10.05)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0)
+    prefill.reported(report("p", free=98), now=10.2)
+    assert (prefill.room_blocks, prefill.queued_tokens) == (98, 0)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["place", "start", "hand over", "end", "report"]),
+            st.integers(0, 99),
+            st.sampled_from([0.0, SETTLING / 3, 2 * SETTLING]),
+        ),
+        max_size=60,
+    )
+)
+def test_books_are_exact_where_workers_hear_in_time(acts: list[tuple[str, int, float]]) -> None:
+    """Reports show what was placed SETTLING before, and not what we know to be over."""
+    decode, prefill, now = worker("d", free=10_000), worker("p", free=10_000, roles=PREFILL), 0.0
+    live: list[list[Any]] = []  # booking, when, tokens, those still queued and held at the prefill
+    for act, number, later in acts:
+        now += later
+        if act == "place":
+            tokens = 16 * number + 1
+            live.append([Booking(decode, prefill, tokens, now), now, tokens, tokens, number + 1])
+        elif act == "report":
+            old = [one for one in live if one[1] < now - SETTLING]
+            queued, held = sum(one[3] for one in old), sum(one[4] for one in old)
+            prefill.reported(report("p", queued, 10_000 - held), now)
+            decode.reported(report("d", 0, 10_000 - sum(one[2] // 16 + 1 for one in old)), now)
+        elif live:
+            one = live[number % len(live)]
+            if act == "start":
+                one[0].started()
+                one[3] = 0
+            elif act == "hand over":
+                one[0].handed_over()
+                one[4] = 0
+            else:
+                one[0].ended()
+                live.remove(one)
+        assert prefill.queued_tokens == sum(one[3] for one in live)
+        assert prefill.room_blocks == 10_000 - sum(one[4] for one in live)
+        assert decode.room_blocks == 10_000 - sum(one[2] // 16 + 1 for one in live)
+
+
 def test_what_is_cached_is_not_queued() -> None:
     decode, prefill = worker("d"), worker("p", roles=PREFILL)
     booking = Booking(decode, prefill, 30, now=10.0, cached=16)
     assert (prefill.queued_tokens, prefill.room_blocks) == (14, 98)
-    booking.ended(10.1)
+    booking.ended()
     assert (prefill.queued_tokens, prefill.room_blocks) == (0, 100)
 
 
@@ -194,10 +256,10 @@ def test_choices_take_the_prompt_once_and_a_block_each() -> None:
     booking = Booking(decode, prefill, 40, now=1.0, choices=4)
     assert decode.room_blocks == 100 - 2 - 4, "one of them has the partial block"
     assert prefill.room_blocks == 100 - 3
-    booking.ended(1.1)
+    booking.ended()
     assert decode.room_blocks == 100 - 2 - 3
     for _ in range(3):
-        booking.ended(1.2)
+        booking.ended()
     assert (decode.room_blocks, prefill.room_blocks) == (100, 100)
 
 
@@ -205,13 +267,13 @@ def test_the_prefill_side_has_its_room_back_once_a_choice_goes_on() -> None:
     decode, prefill = worker("d"), worker("p", roles=PREFILL)
     booking = Booking(decode, prefill, 40, now=1.0, choices=3, cached=16)
     assert (prefill.room_blocks, prefill.queued_tokens) == (97, 24), "what is cached is pinned"
-    booking.started(1.1)
-    booking.ended(1.2)
+    booking.started()
+    booking.ended()
     assert (prefill.room_blocks, prefill.queued_tokens) == (97, 0), "two are to go on"
-    assert booking.handed_over(1.3)
-    assert not booking.handed_over(1.3), "they share it"
+    assert booking.handed_over()
+    assert not booking.handed_over(), "they share it"
     for _ in range(2):
-        booking.ended(1.4)
+        booking.ended()
     assert (decode.room_blocks, prefill.room_blocks) == (100, 100)
 
 
@@ -235,9 +297,9 @@ def test_bookings_cancel_out(steps: list[tuple[int, bool, bool, int]]) -> None:
     for number, (tokens, remote, started, choices) in enumerate(steps):
         booking = Booking(decode, prefill if remote else None, tokens, float(number), choices)
         if started:
-            booking.started(number + 0.1)
+            booking.started()
         for _ in range(choices):
-            booking.ended(number + 0.2)
+            booking.ended()
     for each in (decode, prefill):
         assert (each.room_blocks, each.queued_tokens) == (10_000, 0)
 
@@ -250,7 +312,7 @@ def test_a_doubted_worker_gets_one_request_at_a_time() -> None:
     assert decode.has_room(1)
     booking = Booking(decode, None, 1, now=1.0)
     assert not decode.has_room(1)
-    booking.started(2.0)
+    booking.started()
     assert decode.has_room(1)
     Booking(decode, None, 1, now=3.0)
     assert decode.has_room(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,20 @@ def new(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
     assert cli.main(["keys", "new", *arguments]) == 0
     key, line = capsys.readouterr().out.splitlines()
     return key, line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("a b",), ("a", "--concurrent", "0"), ("a", "--requests-per-minute", "inf"),
+     ("a", "--best-priority", "-101")],
+)  # fmt: skip
+def test_a_key_that_no_gateway_would_take_is_not_made(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    assert cli.main(["keys", "new", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.search(r"^baton keys new: (name|concurrent|requests-per|best-p).*given: ", said.err)
 
 
 def test_a_key_that_was_made_is_let_in(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -65,9 +80,9 @@ A, B = ApiKey.new(), ApiKey.new()
         (line("a", A) + "\n" + line("b", A), "line 2: id .* twice"),
         (line("a", A) + "\n" + line("a", B, concurrent=1), "line 2: a has other limits"),
         (line("a b", A), "line 1: name"),
-        (line("a", A, concurrent=0), "line 1: concurrent .*greater"),
+        (line("a", A, concurrent=0), "line 1: concurrent: .*greater"),
         (line("a", A, requests_per_minute=float("inf")), "line 1: requests_per_minute"),
-        (line("a", A, best_priority=-101), "line 1: best_priority .*greater"),
+        (line("a", A, best_priority=-101), "line 1: best_priority: .*greater"),
         (line("a", A, wombat=1), "line 1: wombat"),
         ('{"name": "a", "id": "x", "hash": "secret-by-mistake"}', "line 1: id"),
     ],

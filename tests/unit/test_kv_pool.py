@@ -101,3 +101,9 @@ def test_every_bfloat16_rounds_as_numpy_does() -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         expected = every.float().numpy().astype(np.float16)
     assert_same(stored(every), expected)
+
+
+def test_more_than_the_machine_has_is_refused_before_it_is_taken() -> None:
+    sizes = {"layers": 1, "num_blocks": 2**30, "block_size": 256, "kv_heads": 1, "head_dim": 256}
+    with pytest.raises(ValueError, match=r"no memory on cpu for 1073741824 KV blocks.*kv-memory"):
+        KvPool(**sizes, device=torch.device("cpu"))

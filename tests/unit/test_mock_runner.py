@@ -13,16 +13,27 @@ from hypothesis import strategies as st
 
 from baton.identity import CompatibilityClass
 from baton.sampling import SamplingSpec
+from baton.settings import PrefillSettings
 from bench import costs
 from bench.costs import Costs
 from model.engine.events import LayerReady
 from model.engine.mock_runner import Answers, CostModel, MockRunner, MockStore, expected_tokens
 from model.engine.plan import Sample, Slice, StepPlan
 from model.engine.runner import BlockStore, Runner
+from model.worker.loading import load_model
 from tests.mock_engines import BLOCK, GREEDY, MOCK_CLASS, SteppedEngine, hand_off
 
 PROMPT = tuple(range(100, 111))
 SEEDED = SamplingSpec(temperature=0.8, seed=11, max_tokens=8)
+
+
+def test_no_sequence_is_longer_than_the_model_takes(tmp_path: Path) -> None:
+    config = {"vocab_size": 200, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = {"model": str(tmp_path), "mock": True}
+    assert load_model(PrefillSettings(**asked, max_model_len=64), print).max_model_len == 64
+    with pytest.raises(ValueError, match="--max-model-len 65: the model's context has 64 tokens"):
+        load_model(PrefillSettings(**asked, max_model_len=65), print)
 
 
 def test_stands_behind_the_runner_interface() -> None:

@@ -13,6 +13,7 @@ from baton.kv.nixl.agent import PATIENCE, Agent
 from baton.kv.nixl.api import Api
 from baton.kv.nixl.seals import MAX_SEALS, SEAL_BYTES, Seals
 from baton.kv.transport import Region
+from tests.fakes import eventually
 
 POOL = Region(address=4096, layers=2, num_blocks=8, block_bytes=512)
 
@@ -111,7 +112,7 @@ async def agent() -> AsyncIterator[tuple[Agent, FakeNixl]]:
 async def test_a_cancelled_read_ends_when_its_bytes_do() -> None:
     async with agent() as (made, nixl):
         reading = asyncio.create_task(made.read("peer", [1], [2]))
-        await asyncio.sleep(0.02)
+        await eventually(lambda: len(nixl.reads) == 1)
         reading.cancel()
         await asyncio.sleep(PATIENCE / 4)
         assert not reading.done() and nixl.reads == [([1], [2])]
@@ -126,7 +127,7 @@ async def test_one_that_does_not_end_takes_the_agent_with_it() -> None:
     async with agent() as (made, nixl):
         other = asyncio.create_task(made.read("peer", [3], [4]))
         reading = asyncio.create_task(made.read("peer", [1], [2]))
-        await asyncio.sleep(0.02)
+        await eventually(lambda: len(nixl.reads) == 2)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading

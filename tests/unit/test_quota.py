@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from baton.errors import RateLimited
-from gateway.quota import KeyLimits, Quota, TokenBucket
+from baton.keys import KeyLimits
+from gateway.quota import Quota, TokenBucket
 
 
 class Clock:

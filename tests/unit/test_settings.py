@@ -40,6 +40,10 @@ def test_lists_from_environment_and_file(monkeypatch: pytest.MonkeyPatch, tmp_pa
         (["--model", "m", "--block-size", "0"], "--block-size: .*greater than or equal to 1"),
         (["--port", "1"], "--model is missing: give --model a Hugging Face directory, such as"),
         (["--model", "m", "--dtype", "int3"], "--dtype: .*float32"),
+        (["--model", "m", "--device", "gpu"], "--device: must be cpu, or cuda:N.*given: 'gpu'"),
+        (["--model", "m", "--advertise", "a"], "--advertise: must be HOST:PORT.*given: 'a'"),
+        (["--model", "m", "--kv-transports", "shm,tcp"], "--kv-transports: .*'nixl'.*'tcp'"),
+        (["--model", "m", "--otlp-endpoint", "a:1"], "--otlp-endpoint: must begin with http://"),
         (["--model", "m", "--mock-costs", "f"], "--mock-costs needs --mock"),
         (
             ["--model", "m", "--mock", "--mock-costs", "f", "--mock-step-ms", "1"],
@@ -83,6 +87,16 @@ def test_a_gateway_without_workers_is_refused(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         load(GatewaySettings, ["--model", "m"], "gateway")
     assert "--decode names no worker" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        load(GatewaySettings, ["--model", "m", "--decode", "a:7001,b"], "gateway")
+    assert "--decode: must be HOST:PORT" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_told_what_it_looks_like(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, said in (("--num-block", "(is --num-blocks meant?)"), ("--tp", "arguments: --tp 5")):
+        with pytest.raises(SystemExit):
+            load(PrefillSettings, ["--model", "m", flag, "5"], "prefill_worker")
+        assert capsys.readouterr().err.rstrip().endswith(said)
 
 
 def test_an_unknown_key_in_the_file_is_refused(
@@ -93,6 +107,29 @@ def test_an_unknown_key_in_the_file_is_refused(
     with pytest.raises(SystemExit):
         load(GatewaySettings, [*GATEWAY, "--config", str(file)], "gateway")
     assert "--prot: this process has no such setting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", ["flag", "environment", "file"])
+def test_a_setting_that_is_no_more_is_refused_with_its_successor(
+    where: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the environment too, where other names are not looked at."""
+    argv = ["--model", "m"]
+    if where == "flag":
+        argv += ["--local-prefill-share", "0.3"]
+    elif where == "environment":
+        monkeypatch.setenv("BATON_LOCAL_PREFILL_SHARE", "0.3")
+    else:
+        (tmp_path / "baton.yaml").write_text("local_prefill_share: 0.3\n")
+        argv += ["--config", str(tmp_path / "baton.yaml")]
+    with pytest.raises(SystemExit):
+        load(DecodeSettings, argv, "decode_worker")
+    said = capsys.readouterr().err
+    assert "no such setting any more; give --itl-target-ms" in said
+    assert said.count("\n") == 1
 
 
 def test_help_gives_lists_as_one_would(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,13 +84,34 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
     assert leaping.busy == stepping.busy
 
 
+def test_leaps_come_to_what_steps_come_to_beside_busy_neighbours() -> None:
+    slow = replace(COSTS, prompt_beside=0.05, decode_beside=0.1)
+    made, jobs = setup(Fleet(prefill=2, decode=3), costs=slow), load(400, 12.0)
+    leaping, stepping = run(made, jobs), run(replace(made, leaps=False), jobs)
+    alone = run(setup(Fleet(prefill=2, decode=3)), jobs)
+    assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
+    assert leaping.gaps == stepping.gaps
+    assert leaping.busy["decode"] > 1.1 * alone.busy["decode"]
+
+
+def test_a_neighbour_that_computes_makes_steps_longer_while_it_does() -> None:
+    costs = Costs(step_s=0.01, prefill_token_s=0.001, prompt_beside=0.5, decode_beside=1.0)
+    made = setup(Fleet(prefill=1, decode=1), costs=costs, local_prefill_queue=0)
+    alone = run(made, [Job(0, 0.0, 40, 101)])
+    assert (alone.ttft[0], alone.tpot[0]) == (pytest.approx(0.05), pytest.approx(0.01))
+    beside = run(made, [Job(0, 0.0, 40, 101), Job(1, 0.203, 110, 1)])
+    assert beside.ttft.tolist() == [pytest.approx(1.5 * 0.12), pytest.approx(0.05)]
+    # From 0.203 s to 0.383; the steps that begin at 0.21, 0.23, ... 0.37 take 0.02 s.
+    assert 100 * beside.tpot[1] == pytest.approx(1.0 + 9 * 0.01)
+
+
 @pytest.mark.parametrize(
     ("fleet", "seed"), [(Fleet(prefill=2, decode=3), 2), (Fleet(colocated=4), 1)], ids=str
 )
 def test_leaps_come_to_what_steps_come_to_where_memory_is_short(fleet: Fleet, seed: int) -> None:
-    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=80)
+    jobs, short = load(250, 40.0, seed), setup(fleet, blocks=64)
     leaping, stepping = run(short, jobs), run(replace(short, leaps=False), jobs)
-    assert leaping.preempted == stepping.preempted > 30
+    assert leaping.preempted == stepping.preempted > 15
     assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
 
 
@@ -225,6 +246,27 @@ def test_percentiles_of_gaps_are_as_exact_as_their_buckets() -> None:
         gaps.add(millisecond * 10**9, 1)
     assert gaps.percentile(50) == pytest.approx(0.050, rel=0.006)
     assert gaps.percentile(99) == pytest.approx(0.099, rel=0.006)
+
+
+def beside_streams(every: float | None, **changed: object) -> Outcome:
+    """Four answers of many tokens and, one ``every`` so many seconds, ten prompts of 900."""
+    jobs = [Job(n, 0.01 * n, 100, 800) for n in range(4)]
+    if every is not None:
+        jobs += [Job(4 + n, 1.0 + n * every, 900, 2) for n in range(10)]
+    return run(setup(Fleet(prefill=1, decode=1), itl_target_ms=20, **changed), jobs)
+
+
+def test_long_prompts_leave_those_who_decode_alone_while_prefill_keeps_up() -> None:
+    alone, beside = beside_streams(None), beside_streams(0.25)
+    assert beside.local == 0
+    assert beside.gaps.percentile(99) == pytest.approx(alone.gaps.percentile(99), rel=0.1)
+
+
+def test_where_prefill_falls_behind_the_decode_worker_helps_within_the_target() -> None:
+    helped, apart = beside_streams(0.1), beside_streams(0.1, local_prefill_queue=0)
+    assert 0 < helped.local < 10
+    assert max(helped.ttft) < 0.75 * max(apart.ttft)
+    assert apart.gaps.percentile(99) < 0.01 < helped.gaps.percentile(99) < 1.1 * 0.02
 
 
 def test_kv_moves_while_it_is_computed() -> None:

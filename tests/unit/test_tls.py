@@ -87,7 +87,7 @@ def test_a_certificate_may_name_several_roles(tmp_path: Path) -> None:
 
 
 @needs_openssl
-@pytest.mark.parametrize("wrong", ["role", "authority", "key", "expired", "cut"])
+@pytest.mark.parametrize("wrong", ["role", "authority", "key", "expired", "cut", "gone"])
 def test_files_that_are_not_right_are_refused_at_the_start(wrong: str, tmp_path: Path) -> None:
     here, there = Authority(tmp_path / "here"), Authority(tmp_path / "there")
     good, other = here.issue("p0", [Party.PREFILL]), there.issue("p0", [Party.PREFILL])
@@ -100,6 +100,7 @@ def test_files_that_are_not_right_are_refused_at_the_start(wrong: str, tmp_path:
         "key": (Issued(good.certificate, other.key, good.authorities), "KEY_VALUES_MISMATCH"),
         "expired": (here.issue("old", [Party.PREFILL], days=-1), "certificate has expired"),
         "cut": (Issued(good.certificate, tmp_path / "empty", good.authorities), "--tls-key"),
+        "gone": (Issued(tmp_path / "no", good.key, good.authorities), "--tls-cert .*no: No such"),
     }[wrong]
     (tmp_path / "empty").touch()
     with pytest.raises(BadCertificate, match=said):

@@ -453,7 +453,7 @@ def test_it_says_which_extra_it_needs(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setitem(__import__("sys").modules, "textual", None)
     assert top.main([]) == 1
-    assert "pip install 'baton-serve[tui]'" in capsys.readouterr().err
+    assert "pip install '.[tui]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from baton.errors import ContextLengthExceeded, InternalError, InvalidRequest, KvOverflow
 from baton.sampling import SamplingSpec
+from baton.settings import PrefillSettings
 from model.engine.plan import Sample, StepPlan
 from model.engine.runner import Runner
 from model.engine.torch_runner import load_runner
 from model.sampling.sampler import sample as draw_next
+from model.worker.loading import load_model
 from tests.reference import make_checkpoint
 from tests.runners import GREEDY, Driver, Logits
 
@@ -89,8 +91,17 @@ def test_quantised_weights_are_another_function_of_the_same_kv(tmp_path: Path) -
 def test_the_pool_is_sized_by_memory(checkpoint: Path) -> None:
     runner = load_runner(checkpoint, sampler=argmax, kv_memory_bytes=100_000, block_size=16)
     assert runner.num_blocks == 100_000 // (3 * runner.compatibility.block_bytes)
-    with pytest.raises(ValueError, match="num_blocks 0"):
+    with pytest.raises(ValueError, match=r"10 bytes for KV \(--kv-memory-gib\) do not hold"):
         load_runner(checkpoint, sampler=argmax, kv_memory_bytes=10)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = PrefillSettings(model="m", device="cuda:2")
+    for count, said in ((0, "finds no GPU here"), (2, "finds 2 from cuda:0 on")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda count=count: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        with pytest.raises(ValueError, match=f"--device cuda:2: torch .* {said}"):
+            load_model(asked, print)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

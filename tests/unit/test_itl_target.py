@@ -1,4 +1,4 @@
-"""Prompts beside decodes: the running batch is slowed by the share at most, and prompts get on."""
+"""Prompts beside decodes: steps last no longer than the target, and prompts get on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOKEN = 7
 DECODES = 6
 COST = CostModel(step_s=0.01, prefill_token_s=0.0005, decode_s=0.001)
 DECODE_STEP = 0.016
-SHARE = 0.3
+TARGET = 0.021
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Step:
 class Bench(Scheduler):
     """Six sequences decode for a long time; steps take what ``COST`` says."""
 
-    def __init__(self, share: float | None = SHARE, cost: CostModel = COST) -> None:
+    def __init__(self, target_s: float | None = TARGET, cost: CostModel = COST) -> None:
         settings = SchedulerSettings(
             block_size=16,
             max_model_len=4096,
@@ -43,10 +43,10 @@ class Bench(Scheduler):
             chunk_tokens=64,
             max_running=16,
             prefill_order="fcfs",
-            local_prefill_share=share,
+            itl_target_s=target_s,
         )
         pool = BlockPool(1024)
-        super().__init__(settings, pool, PrefixCache(pool, 16, "share"), lambda: 0.0)
+        super().__init__(settings, pool, PrefixCache(pool, 16, "target"), lambda: 0.0)
         self.cost = cost
 
     def decode(self) -> None:
@@ -85,10 +85,10 @@ class Bench(Scheduler):
         raise AssertionError(f"{self.queued_tokens} tokens are left after {most} steps")
 
 
-def test_a_long_prompt_slows_the_batch_by_the_share_at_most() -> None:
+def test_beside_a_long_prompt_steps_keep_to_the_target() -> None:
     bench = Bench()
     bench.decode()
-    cap = int(SHARE * DECODE_STEP / COST.prefill_token_s)
+    cap = round((TARGET - DECODE_STEP) / COST.prefill_token_s)
     steps = bench.until_computed(
         bench.arrive(400), most=400 // cap * (REMEASURE + 1) // REMEASURE + 3
     )
@@ -96,7 +96,8 @@ def test_a_long_prompt_slows_the_batch_by_the_share_at_most() -> None:
     assert {step.decodes for step in steps} == {DECODES}, "no decode is left out"
     assert sum(step.prefill for step in steps) == 400
     assert all(step.prefill <= cap for step in steps)
-    assert all(step.seconds <= (1 + SHARE) * DECODE_STEP + 1e-9 for step in steps)
+    assert all(step.seconds <= TARGET + 1e-9 for step in steps)
+    assert any(step.seconds > TARGET - COST.prefill_token_s for step in steps), "and it is used"
 
 
 def test_several_prompts_share_what_one_gets() -> None:
@@ -104,7 +105,7 @@ def test_several_prompts_share_what_one_gets() -> None:
     bench.decode()
     first, second = bench.arrive(30), bench.arrive(30)
     steps = bench.until_computed(first, most=6)
-    assert max(step.prefill for step in steps) <= 9
+    assert max(step.prefill for step in steps) <= 10
     bench.until_computed(second, most=6)
 
 
@@ -122,22 +123,30 @@ def test_without_decodes_a_prompt_has_the_whole_step() -> None:
     assert first and second
 
 
-def test_without_a_share_the_baseline_takes_what_fits() -> None:
-    bench = Bench(share=None)
+def test_a_batch_that_takes_all_of_the_target_leaves_prompts_a_share() -> None:
+    """0.3 decode steps: 9 tokens, and steps of 20.5 ms."""
+    bench = Bench(target_s=0.001)
+    bench.decode()
+    steps = bench.until_computed(bench.arrive(60), most=9)
+    assert max(step.prefill for step in steps) == 9
+
+
+def test_without_a_target_a_prompt_takes_what_fits() -> None:
+    bench = Bench(target_s=None)
     bench.decode()
     bench.arrive(64)
     assert bench.step().prefill == 64
 
 
-def test_a_share_is_above_zero() -> None:
-    with pytest.raises(ValueError, match="local_prefill_share is 0, not above 0"):
-        Bench(share=0)
+def test_a_target_is_above_zero() -> None:
+    with pytest.raises(ValueError, match="itl_target_s is 0, not above 0"):
+        Bench(target_s=0)
 
 
-def test_the_tokens_are_the_same_with_any_share() -> None:
+def test_the_tokens_are_the_same_with_any_target() -> None:
     prompts = [tuple(range(i, i + 40)) for i in range(3)]
-    for share in (None, 0.05, 0.3, 3.0):
-        engine = SteppedEngine(128, cost=COST, local_prefill_share=share)
+    for target_s in (None, 0.001, 0.021, 1.0):
+        engine = SteppedEngine(128, cost=COST, itl_target_s=target_s)
         seqs = []
         for prompt in prompts:
             seqs.append(engine.submit(prompt))
