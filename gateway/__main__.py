@@ -11,15 +11,14 @@ from dataclasses import replace
 import structlog
 import uvloop
 
+from baton import garbage, tasks
 from baton import log as logs
-from baton import tasks
 from baton.configure import load
 from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
 from baton.tracing import TracingUnavailable
-from gateway import garbage
 from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError
@@ -59,12 +58,9 @@ async def serve(
             rpc=service.rpc,
             model=settings.served_name,
         )
-        async with tasks.group() as beside:
-            collecting = beside.create_task(garbage.collect(), name="garbage")
-            async with tasks.group() as group:
-                for server, listening in servers.items():
-                    group.create_task(server.serve([listening]))
-            collecting.cancel()
+        async with garbage.seldom(), tasks.group() as group:
+            for server, listening in servers.items():
+                group.create_task(server.serve([listening]))
     log.info("stopped")
 
 
