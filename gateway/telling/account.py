@@ -28,7 +28,7 @@ class Accounts:
         asked = http.headers.get(ASK)
         if asked not in (None, ASKED):
             raise InvalidRequest(f"header {ASK} is {asked!r}, but only {ASKED!r} says something")
-        return Account(self, http.url.path, timed=asked is not None)
+        return Account(self, http.scope["path"], timed=asked is not None)
 
     def tale(self, request: ValidRequest, path: str, arrived: float) -> Tale:
         """Of a request that is valid, heard by its trace."""

@@ -86,7 +86,7 @@ def test_leaps_come_to_what_steps_come_to(fleet: Fleet) -> None:
 
 def test_leaps_come_to_what_steps_come_to_beside_busy_neighbours() -> None:
     slow = replace(COSTS, prompt_beside=0.05, decode_beside=0.1)
-    made, jobs = setup(Fleet(prefill=2, decode=3), costs=slow), load(400, 12.0)
+    made, jobs = setup(Fleet(prefill=2, decode=3), costs=slow), load(200, 12.0)
     leaping, stepping = run(made, jobs), run(replace(made, leaps=False), jobs)
     alone = run(setup(Fleet(prefill=2, decode=3)), jobs)
     assert (leaping.ttft, leaping.tpot) == (stepping.ttft, stepping.tpot)
