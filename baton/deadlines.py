@@ -44,7 +44,7 @@ class Deadlines:
                     f"deadline '{name}' is {seconds:g} s, but must be at most {most:g} s",
                     param="deadlines",
                 )
-        return replace(self, **asked)
+        return replace(self, **asked) if asked else self
 
     def after(self, elapsed: float, *, started: bool) -> Deadlines:
         """What remains ``elapsed`` seconds after arrival, for a worker to keep.
@@ -55,8 +55,7 @@ class Deadlines:
         least = 0.001
         total = max(self.total - elapsed, least)
         first_token = math.inf if started else min(max(self.first_token - elapsed, least), total)
-        return replace(
-            self,
+        return Deadlines(
             queue=min(self.queue, first_token, total),
             prefill=min(self.prefill, first_token, total),
             transfer=min(self.transfer, total),

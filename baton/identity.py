@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import secrets
 from collections.abc import Mapping
@@ -76,7 +77,12 @@ class Family(NamedTuple):
     @property
     def digest(self) -> str:
         """Names it to a client, for whom it is opaque: blake2b-64, hex."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=8).hexdigest()
+        return _digest(self)
+
+
+@functools.lru_cache(maxsize=64)  # told with every answer, and there are few
+def _digest(family: Family) -> str:
+    return hashlib.blake2b(repr(family).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

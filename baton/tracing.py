@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 Kind = Literal["server", "client", "internal"]
-Value: TypeAlias = str | bool | int | float | list[int]
+Value: TypeAlias = str | bool | int | float | list[int] | list[float]
 Attributes: TypeAlias = Mapping[str, Value]
 
 NOTHING: Attributes = {}

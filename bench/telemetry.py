@@ -3,10 +3,12 @@
 CPU seconds per generated token of gateway and workers together, by their threads' own clocks. Mock
 workers compute nothing, so that is of what Baton itself takes; their steps are long enough for the
 processors to be idle in between: on busy ones tokens come in larger messages, which cost less each.
-With ``--model`` the workers compute, and it is of all that a token takes. The same requests are
-made in every way, one after the other in an order that is drawn anew for each round; each way is
-compared with ``off`` in its own round. What a process costs depends by percents on where it came to
-lie in memory, so the fleets are started anew now and then.
+With ``--model`` the workers compute, and it is of all that a token takes. Requests alike, of
+prompts that no cache has, are made in every way, one after the other in an order that is drawn anew
+for each round; each way is compared with ``off`` in its own round. What a process costs depends by
+percents on where it came to lie in memory, so the fleets are started anew now and then.
+``--instructions`` counts those instead, by perf: they know neither of that nor of neighbours, so
+that few rounds tell what seconds would not.
 
     off            nobody asks, nobody listens
     timings        every request asks for them (x-baton-timings)
@@ -28,9 +30,11 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -50,7 +54,12 @@ PROMPT, AT_ONCE = 40, 32
 _DRAWS = 10_000
 #: Seconds after which the last spans are sent: OpenTelemetry's batches go every 5.
 _SETTLING = 5.5
-_FLAGS = ("--rpc-port", "0")
+#: Seconds until perf has found all threads.
+_ATTACHING = 0.3
+_SCALE = {"us": 1e6, "k instructions": 1e-3}
+#: Every prompt is handed over: else that depends on the load of a moment, and costs more than all
+#: that is told.
+_FLAGS = ("--rpc-port", "0", "--local-prefill-queue", "0")
 _MOCK = ("--mock", "--mock-step-ms", "10")
 _TIMED = {"x-baton-timings": "1"}
 _NOT_SAMPLED = {"traceparent": f"00-{'1' * 32}-{'2' * 16}-00"}
@@ -162,8 +171,38 @@ async def listening(admin: str, wanted: bool) -> AsyncIterator[None]:
         await asyncio.gather(reading, return_exceptions=True)
 
 
-async def run(fleet: overload.Fleet, way: Way, requests: int, tokens: int, seed: int) -> float:
-    """CPU seconds per token of so many requests. Raises RuntimeError when one fails."""
+async def seconds(fleet: overload.Fleet, work: Awaitable[None]) -> float:
+    """Of CPU that the fleet takes for ``work``."""
+    before = cpu_seconds(fleet.gateway_pid)
+    await work
+    return cpu_seconds(fleet.gateway_pid) - before
+
+
+async def instructions(fleet: overload.Fleet, work: Awaitable[None]) -> float:
+    """That the fleet executes for ``work``. Raises RuntimeError where perf cannot count them."""
+    watched = ",".join(map(str, fleet.pids.values()))
+    perf = await asyncio.create_subprocess_exec(
+        *("perf", "stat", "--field-separator", ",", "--event", "instructions", "--pid", watched),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await asyncio.sleep(_ATTACHING)
+    await work
+    perf.send_signal(signal.SIGINT)
+    _, told = await perf.communicate()
+    counted = told.decode().partition(",")[0]
+    if not counted.isdigit():
+        raise RuntimeError(f"perf counts no instructions here: {told.decode()}")
+    return float(counted)
+
+
+#: What the fleet took for work.
+Meter: TypeAlias = Callable[[overload.Fleet, Awaitable[None]], Awaitable[float]]
+
+
+async def run(
+    fleet: overload.Fleet, way: Way, requests: int, tokens: int, seed: int, meter: Meter
+) -> float:
+    """What a token takes, of so many requests. Raises RuntimeError when one fails."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(256) for _ in range(PROMPT)] for _ in range(requests)]
     turns = asyncio.Semaphore(AT_ONCE)
@@ -182,10 +221,11 @@ async def run(fleet: overload.Fleet, way: Way, requests: int, tokens: int, seed:
             if not answer.text.endswith("data: [DONE]\n\n") or '"error"' in answer.text:
                 raise RuntimeError(f"a request failed: {answer.text[-300:]}")
 
-        before = cpu_seconds(fleet.gateway_pid)
-        await asyncio.gather(*(ask(*one) for one in enumerate(prompts)))
-        await asyncio.sleep(_SETTLING)
-        return (cpu_seconds(fleet.gateway_pid) - before) / (requests * tokens)
+        async def ask_all() -> None:
+            await asyncio.gather(*(ask(*one) for one in enumerate(prompts)))
+            await asyncio.sleep(_SETTLING)
+
+        return await meter(fleet, ask_all()) / (requests * tokens)
 
 
 #: Of each way, by start and round.
@@ -206,22 +246,23 @@ def interval(ratios: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 async def measure(asked: argparse.Namespace) -> list[Record]:
     found: dict[str, list[list[float]]] = {name: [] for name in asked.ways}
-    collector, rng = Collector(), random.Random(os.getpid())
-    for start in range(asked.starts):
+    collector, rng, seeds = Collector(), random.Random(os.getpid()), count()
+    size, meter = (asked.requests, asked.tokens), instructions if asked.instructions else seconds
+    for _ in range(asked.starts):
         async with _fleets(collector, asked.model) as fleets:
             for running in fleets.values():  # warms up
-                await run(running, WAYS["off"], asked.requests, asked.tokens, -start)
+                await run(running, WAYS["off"], *size, next(seeds), seconds)
             for name in asked.ways:
                 found[name].append([])
-            for number in range(asked.rounds):
+            for _ in range(asked.rounds):
                 for name in rng.sample(asked.ways, len(asked.ways)):
                     running = fleets[WAYS[name].traced is not None]
-                    seed = 1000 * start + number
-                    took = await run(running, WAYS[name], asked.requests, asked.tokens, seed)
+                    took = await run(running, WAYS[name], *size, next(seeds), meter)
                     found[name][-1].append(took)
     if any(WAYS[name].traced for name in asked.ways) and not collector.spans:
         raise RuntimeError("no span has reached the collector")
-    return [record for name in asked.ways for record in _compared(name, found)]
+    unit = "k instructions" if asked.instructions else "us"
+    return [record for name in asked.ways for record in _compared(name, found, unit)]
 
 
 @asynccontextmanager
@@ -239,7 +280,7 @@ async def _fleets(
         }
 
 
-def _compared(name: str, found: Found) -> list[Record]:
+def _compared(name: str, found: Found, unit: str) -> list[Record]:
     ratios = [
         [mine / theirs - 1 for mine, theirs in zip(*both, strict=True)]
         for both in zip(found[name], found["off"], strict=True)
@@ -247,7 +288,7 @@ def _compared(name: str, found: Found) -> list[Record]:
     low, high = interval(ratios)
     params: dict[str, Param] = {"way": name}
     return [
-        Record("CPU per token", fmean(map(fmean, found[name])) * 1e6, "us", params),
+        Record("CPU per token", fmean(map(fmean, found[name])) * _SCALE[unit], unit, params),
         Record("cost", fmean(map(fmean, ratios)) * 100, "%", params),
         Record("from", low * 100, "%", params),
         Record("to", high * 100, "%", params),
@@ -269,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of each start (default: 6)")
     parser.add_argument("--requests", type=int, default=128, help="of each way in a round")
     parser.add_argument("--tokens", type=int, default=128, help="of each request (default: 128)")
+    parser.add_argument("--instructions", action="store_true", help="count these, not seconds")
     parser.add_argument("--model", type=Path, metavar="DIR", help="a checkpoint to compute with")
     parser.add_argument("--json", help="where to write the records", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)

@@ -12,6 +12,9 @@ from baton.v1 import common_pb2, decode_pb2
 
 #: Unsent tokens of each attempt that are never too many.
 _EACH = 32
+#: Seconds that word of how far an attempt is waits for a message to go with: one of its own takes
+#: as long to send and to read as the tokens of a whole step.
+_RIDE = 0.02
 
 
 @dataclass(slots=True)
@@ -38,6 +41,8 @@ class Outbox:
         self._tokens: dict[AttemptKey, _Unsent] = {}
         self._ended: list[decode_pb2.Ended] = []
         self._progress: dict[AttemptKey, Progress] = {}  # the newest of each attempt
+        self._ride: asyncio.TimerHandle | None = None  # until it goes by itself ...
+        self._due = False  # ... as it does now
         self._beats: deque[decode_pb2.SessionEvent] = deque(maxlen=1)  # only the newest matters
         self._news = asyncio.Event()
         self._closed = False
@@ -69,9 +74,18 @@ class Outbox:
         self._news.set()
 
     def progress(self, progress: Progress) -> None:
-        """How far an attempt is; what was said of it before and is not sent yet need not be."""
+        """How far an attempt is; what was said of it before and is not sent yet need not be. It is
+        no hurry: it goes with what is sent next, or in a moment."""
         self._progress[progress.key] = progress
-        self._news.set()
+        if self._ride is None:
+            self._ride = asyncio.get_running_loop().call_later(_RIDE, self._depart)
+
+    def _depart(self) -> None:
+        """Nothing came for it to go with, or it went."""
+        self._ride = None
+        if self._progress:
+            self._due = True
+            self._news.set()
 
     def forget(self, key: AttemptKey) -> None:
         """Nobody wants the attempt's tokens any more."""
@@ -98,7 +112,7 @@ class Outbox:
             if self._beats:
                 self._news.set()  # there may be more
                 return self._beats.popleft()
-            if self._tokens or self._ended or self._progress:
+            if self._tokens or self._ended or (self._due and self._progress):
                 return decode_pb2.SessionEvent(step=self._step())
             if self._closed:
                 return None
@@ -109,6 +123,7 @@ class Outbox:
         ended, self._ended = self._ended, []
         progress, self._progress = self._progress, {}
         self._count = 0
+        self._due = False
         deltas = [
             decode_pb2.TokenDelta(
                 request_id=key.request_id,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from baton.generation import AttemptKey, Progress, Timings
@@ -25,7 +24,15 @@ class Report:
     def __init__(
         self, key: AttemptKey, say: Say, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._progress = Progress(key=key, prefill_instance_id="")
+        #: Of its Progress.
+        self._known: dict[str, Any] = {
+            "key": key,
+            "prefill_instance_id": "",
+            "computed_tokens": 0,
+            "cached_tokens": 0,
+            "total_tokens": 0,
+        }
+        self._layers = 0  # whole there
         self._say = say
         self._clock = clock
         self._said_at = 0.0
@@ -34,7 +41,7 @@ class Report:
         """The prompt is to be computed there, all but ``cached`` of ``total`` tokens."""
         self._learn(
             prefill_instance_id=prefill_instance_id,
-            computed_tokens=cached,
+            computed_tokens=max(cached, self._known["computed_tokens"]),
             cached_tokens=cached,
             total_tokens=total,
         )
@@ -46,29 +53,29 @@ class Report:
         self._learn(kv_total_bytes=shape.total_bytes, layers=shape.layers, transport=transport)
 
         def written(piece: Piece) -> None:
-            whole = piece.end == shape.end
-            layers = self._progress.kv_layers + whole
-            self._learn(kv_bytes=sink.bytes, kv_layers=layers)
+            self._layers += piece.end == shape.end
+            self._known["kv_bytes"] = sink.bytes
+            self._known["kv_layers"] = self._layers
             self._tell_sometimes()
 
         sink.on_written = written
 
     def computed(self, end: int) -> None:
         """KV of all layers is computed below position ``end``."""
-        self._learn(computed_tokens=max(end, self._progress.computed_tokens))
+        self._learn(computed_tokens=max(end, self._known["computed_tokens"]))
         self._tell_sometimes()
 
     def complete(self, timings: Timings) -> None:
         """All KV is here."""
         self._learn(
-            computed_tokens=self._progress.total_tokens,
-            cached_tokens=max(timings.prefill_cached_tokens, self._progress.cached_tokens),
+            computed_tokens=self._known["total_tokens"],
+            cached_tokens=max(timings.prefill_cached_tokens, self._known["cached_tokens"]),
             timings=timings,
         )
         self._tell()
 
     def _learn(self, **known: Any) -> None:
-        self._progress = replace(self._progress, **known)
+        self._known.update(known)
 
     def _tell_sometimes(self) -> None:
         if self._clock() - self._said_at >= EVERY:
@@ -76,4 +83,4 @@ class Report:
 
     def _tell(self) -> None:
         self._said_at = self._clock()
-        self._say(self._progress)
+        self._say(Progress(**self._known))

@@ -2,9 +2,8 @@
 
 decode attempt                server: one attempt, until all its choices are over
   prefill call                client: the prefill worker's spans are below it, and
-    kv transfer               from the first byte to the last
-      kv layer 0, 1, ...      likewise
-  prefill queue, prefill      instead of these, where the prompt is computed here
+    kv transfer               from the first byte to the last; an event as each layer is whole
+  prefill compute             instead of these, where the prompt is computed here
   generate                    each choice, from its first decode step to its end
 """
 
@@ -55,10 +54,12 @@ def prefill_call(attempt: Span, target: Target, trace: Trace | None) -> Iterator
 
 def prefill_here(span: Span, since: float, timings: SequenceTimings) -> None:
     """The prompt was computed by this worker, from ``since`` on, and the first token just drawn."""
-    begun = since + timings.queued_s
-    span.past("prefill queue", since, begun)
-    computed = {"baton.cached_tokens": timings.cached_tokens, "baton.compute_s": timings.prefill_s}
-    span.past("prefill", begun, time.monotonic(), computed)
+    computed = {
+        "baton.queue_s": timings.queued_s,
+        "baton.compute_s": timings.prefill_s,
+        "baton.cached_tokens": timings.cached_tokens,
+    }
+    span.past("prefill compute", since + timings.queued_s, time.monotonic(), computed)
 
 
 def generate(span: Span, since: float, choices: Iterable[Choice]) -> None:
@@ -86,7 +87,12 @@ def _tell(span: Span, trace: Trace) -> None:
             layers.setdefault(layer, []).append(at)
     if not layers:
         return
-    whole = span.child("kv transfer", at=min(moments[0] for moments in layers.values()))
-    for layer, moments in sorted(layers.items()):
-        whole.past(f"kv layer {layer}", moments[0], moments[-1], {"baton.layer": layer})
+    took = [moments[-1] - moments[0] for _, moments in sorted(layers.items())]
+    whole = span.child(
+        "kv transfer",
+        at=min(moments[0] for moments in layers.values()),
+        attributes={"baton.layer_s": took},
+    )
+    for layer, moments in sorted(layers.items()):  # no spans: they take five times as long to make
+        whole.event(f"kv layer {layer}", moments[-1])
     whole.end(at=max(moments[-1] for moments in layers.values()))

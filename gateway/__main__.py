@@ -59,12 +59,9 @@ async def serve(
             rpc=service.rpc,
             model=settings.served_name,
         )
-        async with tasks.group() as beside:
-            collecting = beside.create_task(garbage.collect(), name="garbage")
-            async with tasks.group() as group:
-                for server, listening in servers.items():
-                    group.create_task(server.serve([listening]))
-            collecting.cancel()
+        async with garbage.seldom(), tasks.group() as group:
+            for server, listening in servers.items():
+                group.create_task(server.serve([listening]))
     log.info("stopped")
 
 

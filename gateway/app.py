@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import Receive, Scope, Send
 
 from baton.errors import (
     BatonError,
@@ -62,9 +63,9 @@ def public_app(
     )
     return application(
         [
-            Route("/v1/chat/completions", once(generation.chat), methods=["POST"]),
-            Route("/v1/completions", once(generation.completion), methods=["POST"]),
-            Route("/v1/responses", once(generation.response), methods=["POST"]),
+            Route("/v1/chat/completions", Answering(once(generation.chat)), methods=["POST"]),
+            Route("/v1/completions", Answering(once(generation.completion)), methods=["POST"]),
+            Route("/v1/responses", Answering(once(generation.response)), methods=["POST"]),
             Route("/tokenize", tokens.tokenize, methods=["POST"]),
             Route("/detokenize", tokens.detokenize, methods=["POST"]),
             Route("/v1/models", status.models),
@@ -82,6 +83,18 @@ def public_app(
             *_guards(callers, bodies),
         ],
     )
+
+
+class Answering:
+    """An endpoint as Starlette takes it as it is. It would wrap a function once more, for errors
+    that are rendered without that, too, and every token would go through it."""
+
+    def __init__(self, handle: Callable[[Request], Awaitable[Response]]) -> None:
+        self._handle = handle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handle(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def _saying(body: Mapping[str, object]) -> Callable[[Request], Awaitable[Response]]:
@@ -105,7 +118,7 @@ def admin_app(
     """What operators see, on a port of its own. The page's chat asks here as clients do there, with
     a key where they need one."""
     chat = [
-        Route("/chat/completions", idempotency.once(generation.chat), methods=["POST"]),
+        Route("/chat/completions", Answering(idempotency.once(generation.chat)), methods=["POST"]),
         Route("/models", status.models),
     ]
     return application(

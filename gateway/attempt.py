@@ -57,7 +57,7 @@ class Attempt:
         self._tokens: list[int] = []
         self._wants_logprobs = logprobs
         self._logprobs: deque[TokenLogprobs] = deque()
-        self._news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None  # somebody waits for it
 
     def put(
         self, index: int, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()
@@ -72,14 +72,14 @@ class Attempt:
         self._tokens.extend(token_ids)
         if self._wants_logprobs:
             self._logprobs.extend(logprobs)
-        self._news.set()
+        self._tell()
         return True
 
     def end(self, how: Finished | BatonError) -> None:
         """No more tokens; those received stay to be taken. The first end counts."""
         if self.ended is None:
             self.ended = how
-            self._news.set()
+            self._tell()
 
     def give_up(self, error: BatonError) -> None:
         """End it here and on the worker."""
@@ -101,13 +101,17 @@ class Attempt:
 
         Raises what ended the attempt early, once all tokens before it were taken.
         """
-        await self._news.wait()
+        if not self._tokens and self.ended is None:
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         tokens, self._tokens = self._tokens, []
-        if self.ended is None:
-            self._news.clear()
-        elif not tokens and isinstance(self.ended, BatonError):
+        if not tokens and isinstance(self.ended, BatonError):
             raise self.ended
         return tokens
+
+    def _tell(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def logprobs(self, count: int) -> list[TokenLogprobs]:
         """Of the next ``count`` tokens taken; empty where none are wanted."""

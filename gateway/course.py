@@ -84,13 +84,18 @@ class Course:
         self.generated = list(self.request.generated_ids)
 
     @property
-    def need(self) -> Need:
-        """What placement has to find."""
+    def tokens(self) -> int:
+        """Of prompt and answer so far."""
+        return len(self.request.prompt_ids) + len(self.generated)
+
+    def need(self, choices: int) -> Need:
+        """What placement has to find for so many that stand here."""
         request = self.request
         return Need(
             model=request.model,
-            tokens=len(request.prompt_ids) + len(self.generated),
+            tokens=self.tokens,
             longest=len(request.prompt_ids) + request.sampling.max_tokens,
+            choices=choices,
             family=self.family,
             avoid=frozenset(self.avoid),
             prefer=self.last.decode.instance_id if self.last is not None else "",
@@ -166,7 +171,7 @@ class Course:
         self.give_up_room()
         if self.last is not None and self.last.decode.instance_id not in self.avoid:
             decode = self.last.decode
-            self._kept = decode, decode.blocks(self.need.tokens)
+            self._kept = decode, decode.blocks(self.tokens)
             decode.keep(self._kept[1])
 
     def give_up_room(self) -> None:

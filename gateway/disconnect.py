@@ -27,7 +27,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
             with suppress(RuntimeError):  # the work is done
                 limit.reschedule(0.0)
 
-    watching = asyncio.create_task(_disconnected(receive), name="client")
+    watching = asyncio.create_task(disconnected(receive), name="client")
     watching.add_done_callback(end)
     try:
         async with limit:
@@ -40,7 +40,7 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         watching.cancel()
 
 
-async def _disconnected(receive: Receive) -> None:
+async def disconnected(receive: Receive) -> None:
     """Returns once the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -236,7 +236,7 @@ class Generation:
         )
 
     def _count(self, status: int) -> None:
-        self._metrics.requests.labels(code=str(status)).inc()
+        self._metrics.requests.labels(str(status)).inc()
 
 
 async def _nothing(request: ValidRequest) -> AsyncGenerator[Piece, None]:

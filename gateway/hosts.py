@@ -7,6 +7,7 @@ takes our answers for the page's own. What gives it away is the name in the Host
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers
@@ -64,6 +65,7 @@ def _name(host: str) -> str:
     return host.partition(":")[0].lower()
 
 
+@lru_cache(maxsize=64)  # asked of every request
 def _is_address(name: str) -> bool:
     try:
         ip_address(name)

@@ -63,8 +63,8 @@ class HttpServer(uvicorn.Server):
 
         uvicorn cancels instead, does not wait for what it cancelled, and writes a traceback for
         each: for 10,000 streams that took longer than anyone waits for a process to end."""
-        async for connection in in_rounds(list(self.server_state.connections), _ROUND):
-            connection.transport.abort()
+        connections = list(self.server_state.connections)
+        await in_rounds(connections, _ROUND, lambda connection: connection.transport.abort())
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -31,6 +31,8 @@ from gateway.requests import ValidRequest
 from gateway.transcript import Finish, Piece, Scored
 
 DONE = b"data: [DONE]\n\n"
+#: Of ``json.dumps``, which would make an encoder each time.
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 _CHUNK = {"chat": "chat.completion.chunk", "completion": "text_completion"}
 
@@ -48,10 +50,11 @@ class Usage:
         self.prompt = sum(len(request.prompt_ids) for request in requests)  #: tokens
         self.completion = sum(len(request.generated_ids) for request in requests)
         self._cached: dict[int, int] = {}  # of each prompt, by its first choice
+        self._prompts = len(requests)
 
     def count(self, piece: Piece) -> None:
         self.completion += len(piece.token_ids)
-        if piece.cached_tokens is not None:
+        if piece.cached_tokens is not None and len(self._cached) < self._prompts:
             request = self._of[piece.choice]
             cached = min(len(request.prompt_ids), piece.cached_tokens)
             self._cached.setdefault(request.choices[0], cached)
@@ -207,7 +210,7 @@ class Chunks:
         prompt's first opens its choices."""
         request = self._of[piece.choice]
         opening = b""
-        if request.choices[0] in self._unopened:
+        if self._unopened and request.choices[0] in self._unopened:
             self._unopened.remove(request.choices[0])
             opening = self._open(request, piece)
         self._usage.count(piece)
@@ -224,8 +227,7 @@ class Chunks:
         end = f",{_compact(self._so_far())[1:]}\n\n" if self._continuous else "}\n\n"
         if more:
             return opening + f'{before}"delta":{_compact(delta(piece))}}}]{end}'.encode()
-        text = json.dumps(piece.text)
-        return opening + f"{before}{self._text}{text}{self._after}{end}".encode()
+        return opening + f"{before}{self._text}{_compact(piece.text)}{self._after}{end}".encode()
 
     def finish(self, index: int, finish: Finish) -> bytes:
         """Why a choice ended."""
@@ -324,10 +326,6 @@ def _origin(request: ValidRequest, workers: str) -> Origin:
     if request.return_token_ids:
         origin["prompt_token_ids"] = list(request.prompt_ids)
     return origin
-
-
-def _compact(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _event(value: Mapping[str, Any]) -> bytes:

@@ -39,8 +39,9 @@ class Patience:
 
     def progress(self) -> float:
         """A token is here. Returns the seconds since the one before, or since arrival."""
-        waited, self._last_token = self.waited, self._clock()
-        return waited
+        before, now = self._last_token, self._clock()
+        self._last_token = now
+        return now - (self._arrival if before is None else before)
 
     @property
     def waited(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from baton.errors import DeadlineOutOfReach
 from gateway.again import Again
@@ -40,9 +39,7 @@ class Placing:
         """Wait for their turn and for room, then begin an attempt at each. Raises NoWorker,
         DeadlineOutOfReach."""
         first = courses[0]
-        return await self._waiting.take_turn(
-            first.turn, first.need.tokens, lambda: self._start(courses)
-        )
+        return await self._waiting.take_turn(first.turn, first.tokens, lambda: self._start(courses))
 
     def try_again_soon(self, place: Place) -> None:
         """One that was full, whatever it reports."""
@@ -51,7 +48,7 @@ class Placing:
     def _start(self, courses: Sequence[Course]) -> list[Run] | None:
         """Place and submit in one go, so that the next in line sees the room that is left."""
         first, *others = courses
-        need = replace(first.need, choices=len(courses))
+        need = first.need(len(courses))
         began = time.monotonic()
         place = self._placement.choose(self._registry.roster, need)
         if place is None:
@@ -81,7 +78,7 @@ class Placing:
         nothing. Whoever is alone is tried: its prompt may be cached."""
         if course.generated or len(self._waiting) < 2:
             return
-        worker, missing = place.prefill or place.decode, course.need.tokens - place.cached
+        worker, missing = place.prefill or place.decode, course.tokens - place.cached
         seconds = worker.begins_in + missing * worker.report.load.prefill_token
         if seconds > course.patience.left:
             raise DeadlineOutOfReach(

@@ -209,9 +209,10 @@ class Validator:
             )
         prompts = fields.prompts(wire)
         ids = []
-        for prompt in prompts:
+        for place, prompt in enumerate(prompts):
+            if place:
+                await asyncio.sleep(0)  # others may run between two of many
             ids.append(await self._ids(prompt))
-            await asyncio.sleep(0)  # others may run between two of many
         asked = wire.max_tokens
         valid = self._finish("completion", wire, ids[0], asked, limits, caller, traceparent)
         first = await self._held(valid, self._output.grammar(wire), wire)
@@ -250,6 +251,8 @@ class Validator:
             raise InvalidRequest(
                 "an answer with tools is gone on with as a stream: set 'stream'", param="stream"
             )
+        if not grammar:
+            return valid
         sampling = replace(valid.sampling, grammar=grammar)
         await self._output.check(sampling, valid.generated_ids, wire)
         return replace(valid, sampling=sampling)

@@ -142,8 +142,7 @@ class Session:
     async def _end_all(self, error: BatonError) -> None:
         attempts, self._attempts = self._attempts, {}
         try:
-            async for key in in_rounds(list(attempts), _ROUND):
-                attempts.pop(key).end(error)
+            await in_rounds(list(attempts), _ROUND, lambda key: attempts.pop(key).end(error))
         finally:  # cancelled: nothing is to be kept going
             for attempt in attempts.values():
                 attempt.end(error)
@@ -207,29 +206,33 @@ class Session:
             attempt = self._attempts.get(progress.key)
             if attempt is not None and attempt.heed is not None:
                 attempt.heed(progress)
-        async for delta in in_rounds(step.tokens, _ROUND):
-            key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
-            attempt = self._attempts.get(key)
-            if attempt is not None and _put(attempt, delta):
-                if delta.HasField("cached_tokens"):
-                    attempt.cached_tokens = delta.cached_tokens
-                continue
-            self._stale_tokens.inc(len(delta.token_ids))
-            if attempt is not None:
-                attempt.end(
-                    DecodeLost(
-                        f"decode worker {self._address} sent token {delta.token_index} out of "
-                        "order, or without its log probabilities"
-                    )
+        await in_rounds(step.tokens, _ROUND, self._hand_on)
+        await in_rounds(step.ended, _ROUND, self._end)
+
+    def _hand_on(self, delta: decode_pb2.TokenDelta) -> None:
+        key = AttemptKey(delta.request_id, delta.attempt, delta.choice_index)
+        attempt = self._attempts.get(key)
+        if attempt is not None and _put(attempt, delta):
+            if delta.HasField("cached_tokens"):
+                attempt.cached_tokens = delta.cached_tokens
+            return
+        self._stale_tokens.inc(len(delta.token_ids))
+        if attempt is not None:
+            attempt.end(
+                DecodeLost(
+                    f"decode worker {self._address} sent token {delta.token_index} out of "
+                    "order, or without its log probabilities"
                 )
-                del self._attempts[key]
-            self._disown(key)
-        async for ended in in_rounds(step.ended, _ROUND):
-            key = AttemptKey(ended.request_id, ended.attempt, ended.choice_index)
-            attempt = self._attempts.pop(key, None)
-            self._disowned.pop(key, None)
-            if attempt is not None:
-                attempt.end(_how(ended))
+            )
+            del self._attempts[key]
+        self._disown(key)
+
+    def _end(self, ended: decode_pb2.Ended) -> None:
+        key = AttemptKey(ended.request_id, ended.attempt, ended.choice_index)
+        attempt = self._attempts.pop(key, None)
+        self._disowned.pop(key, None)
+        if attempt is not None:
+            attempt.end(_how(ended))
 
 
 def _put(attempt: Attempt, delta: decode_pb2.TokenDelta) -> bool:

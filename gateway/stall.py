@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-import anyio
-
 
 class Stall:
-    """``with stall:`` around each thing; all of them within ``with stall.watching():``.
+    """``with stall:`` around each thing; all of them within ``with stall.watching(late):``.
 
-    What is inside that is cancelled once nothing was done for ``seconds`` while something was under
-    way; then ``passed`` says so. On the event loop alone.
+    ``late`` is called, once, when nothing was done for ``seconds`` while something was under way.
+    On the event loop alone.
     """
 
     def __init__(self, seconds: float) -> None:
-        self.passed = False
         self._seconds = seconds
         self._clock = asyncio.get_running_loop().time
         self._under_way = 0
@@ -39,25 +36,23 @@ class Stall:
         self._since = self._clock()
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Swallows the cancellation that it causes."""
+    def watching(self, late: Callable[[], None]) -> Iterator[None]:
+        """See the class."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
-        with anyio.CancelScope() as scope:
 
-            def look() -> None:
-                nonlocal timer
-                now = self._clock()
-                due = (self._since if self._under_way else now) + self._seconds
-                if now < due:
-                    timer = loop.call_at(due, look)
-                else:
-                    self.passed = True
-                    scope.cancel()
+        def look() -> None:
+            nonlocal timer
+            now = self._clock()
+            due = (self._since if self._under_way else now) + self._seconds
+            if now < due:
+                timer = loop.call_at(due, look)
+            else:
+                late()
 
-            look()
-            try:
-                yield
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        look()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -9,7 +10,9 @@ import structlog
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from baton import tasks
 from baton.errors import BatonError, ClientGone, InternalError
+from gateway.disconnect import disconnected
 from gateway.requests import ValidRequest
 from gateway.stall import Stall
 from gateway.transcript import Finish, Piece
@@ -76,18 +79,34 @@ class AnswerStream(EventSourceResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same tasks as sse-starlette's own, but for its watch for the process's end, which is
+        ``HttpServer``'s here. A group of anyio's takes a fifth of the time of a short answer."""
         try:
-            with self._stall.watching():
-                await super().__call__(scope, receive, send)
-            if self._stall.passed:
-                log.warning(
-                    "client reads too slowly",
-                    request_id=self._requests[0].request_id,
-                    seconds=self.send_timeout,
-                )
+            async with tasks.group() as parts:
+                sending = parts.create_task(self._send(send), name="answer")
+                pinging = parts.create_task(self._ping(send), name="ping")
+                watching = parts.create_task(disconnected(receive), name="client")
+                watching.add_done_callback(lambda _: sending.cancel())
+                sending.add_done_callback(lambda _: (pinging.cancel(), watching.cancel()))
         finally:
             await self._rest.aclose()
             self._on_end(self.status)
+
+    async def _send(self, send: Send) -> None:
+        """In a task of its own: each token wakes all that await it, from the server down."""
+        sending = asyncio.current_task()
+        assert sending is not None, "a coroutine runs in a task"
+
+        def too_slow() -> None:
+            log.warning(
+                "client reads too slowly",
+                request_id=self._requests[0].request_id,
+                seconds=self.send_timeout,
+            )
+            sending.cancel()
+
+        with self._stall.watching(too_slow):
+            await self._stream_response(send)
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """sse-starlette's has a timer for every event, which takes as long as making the event."""
@@ -99,18 +118,22 @@ class AnswerStream(EventSourceResponse):
         choices = sum(request.n for request in self._requests)
         piece, ended = first, 0
         try:
-            yield chunks.piece(first)
             while (ended := ended + (piece.finish is not None)) < choices:
+                event = chunks.piece(piece)
                 if piece.finish is not None:
-                    yield chunks.finish(piece.choice, piece.finish)
-                piece = await anext(self._rest)
-                if event := chunks.piece(piece):
+                    event += chunks.finish(piece.choice, piece.finish)
+                if event:
                     yield event
+                piece = await anext(self._rest)
             # What runs is cancelled before the client is told that all is done.
             await self._rest.aclose()
             self.status = 200
             assert piece.finish is not None, "the last piece of all ends its choice"
-            yield chunks.finish(piece.choice, piece.finish) + chunks.last(self._extra())
+            yield (
+                chunks.piece(piece)
+                + chunks.finish(piece.choice, piece.finish)
+                + chunks.last(self._extra())
+            )
         except BatonError as error:
             self.status = error.http_status
             yield chunks.error(error)

@@ -11,7 +11,7 @@ from typing import Literal
 from baton.generation import FinishReason, TokenLogprobs
 from gateway.detokenizer import Detokenizer
 from gateway.orchestrator import Delta, Deltas
-from gateway.reply import Parts, Reader
+from gateway.reply import Reader
 from gateway.requests import ValidRequest
 from gateway.resume import finished
 from gateway.stopper import Stopper
@@ -110,22 +110,14 @@ class Transcript:
         of: Delta,
         scored: list[Scored],
     ) -> Piece:
-        parts = Parts(text)
+        piece = Piece(text, token_ids, finish, of.cached_tokens, self._choice, of.workers)
+        piece.scored = scored
         if self._reader is not None:
             parts = self._reader.push(text, last=finish is not None)
+            piece.text, piece.reasoning, piece.calls = parts.text, parts.reasoning, parts.calls
             if finish == "stop" and self._reader.calls:
-                finish = "tool_calls"
-        return Piece(
-            parts.text,
-            token_ids,
-            finish,
-            of.cached_tokens,
-            self._choice,
-            of.workers,
-            parts.reasoning,
-            parts.calls,
-            scored,
-        )
+                piece.finish = "tool_calls"
+        return piece
 
 
 async def transcribe(deltas: Deltas, transcript: Transcript) -> AsyncGenerator[Piece, None]:

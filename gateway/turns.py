@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -61,9 +61,9 @@ class OneByOne:
         await self._app(scope, receive, send)
 
 
-async def in_rounds(items: Iterable[T], width: int) -> AsyncIterator[T]:
-    """All of ``items``, so many in each round of the loop."""
+async def in_rounds(items: Iterable[T], width: int, do: Callable[[T], None]) -> None:
+    """``do`` with each of ``items``, so many in each round of the loop."""
     for number, item in enumerate(items, 1):
-        yield item
+        do(item)
         if number % width == 0:
             await asyncio.sleep(0)

@@ -223,8 +223,10 @@ class PrefillCall:
 
 def _tell(span: Span, since: float, timings: SequenceTimings) -> None:
     """The prompt was taken on at ``since``, and its first token has just been drawn."""
-    begun = since + timings.queued_s
-    span.past("prefill queue", since, begun)
-    computed = {"baton.cached_tokens": timings.cached_tokens, "baton.compute_s": timings.prefill_s}
-    span.past("prefill compute", begun, time.monotonic(), computed)
+    computed = {
+        "baton.queue_s": timings.queued_s,
+        "baton.compute_s": timings.prefill_s,
+        "baton.cached_tokens": timings.cached_tokens,
+    }
+    span.past("prefill compute", since + timings.queued_s, time.monotonic(), computed)
     span.event("first token")

@@ -12,7 +12,7 @@
     memory              that each open stream takes
 
 ``per token / WAY``, ``per request / WAY`` and ``memory per stream / WAY`` are over those of a bare
-server under the same load.
+server under the same load, ``p50 - WAY`` and ``p99 - WAY`` the milliseconds added to its own.
 """
 
 from __future__ import annotations
@@ -89,15 +89,20 @@ def evaluate(side: Side, load: Load, seen: Sequence[Seen]) -> list[Record]:
 
 
 def compared(found: Sequence[Record]) -> list[Record]:
-    """CPU time and memory over those of each bare server under the same load."""
+    """CPU time, memory and latency beside those of each bare server under the same load."""
     measured = {(r.name, r.params["load"], r.params["side"]): r.value for r in found}
-    return [
-        Record(f"{one.name.removeprefix('CPU ')} / {way}", one.value / base, "ratio", one.params)
-        for one in found
-        if one.name.startswith(("CPU per", "memory per"))
-        for way in bare.WAYS
-        if (base := measured.get((one.name, one.params["load"], way), 0.0)) > 0
-    ]
+    beside = list[Record]()
+    for one in found:
+        for way in bare.WAYS:
+            if (base := measured.get((one.name, one.params["load"], way), 0.0)) <= 0:
+                continue
+            if one.name.startswith(("CPU per", "memory per")):
+                name = f"{one.name.removeprefix('CPU ')} / {way}"
+                beside.append(Record(name, one.value / base, "ratio", one.params))
+            elif one.params["load"] == "latency" and one.unit == "ms":
+                name = f"{one.name} - {way}"
+                beside.append(Record(name, one.value - base, "ms", one.params))
+    return beside
 
 
 async def measure(asked: argparse.Namespace) -> list[Record]:

@@ -28,17 +28,15 @@ class Accounts:
         asked = http.headers.get(ASK)
         if asked not in (None, ASKED):
             raise InvalidRequest(f"header {ASK} is {asked!r}, but only {ASKED!r} says something")
-        return Account(self, http.url.path, timed=asked is not None)
+        return Account(self, http.scope["path"], timed=asked is not None)
 
-    def tale(self, request: ValidRequest, path: str, arrived: float, *, timed: bool) -> Tale:
-        """Of a request that is valid, with whoever is to hear of it by itself."""
+    def tale(self, request: ValidRequest, path: str, arrived: float) -> Tale:
+        """Of a request that is valid, heard by its trace."""
         tale = Tale(request, arrived, book=self._book, policy=self._policy)
         spans = Spans(tale, self._tracing, path)
         tale.traceparent = spans.traceparent
         if spans.recording:
-            tale.hearers += (spans,)
-        if timed:
-            tale.hearers += (Timings(tale),)
+            tale.hear(spans)
         return tale
 
 
@@ -52,11 +50,16 @@ class Account:
         self._timed = timed
         self._arrived = time.monotonic()
         self._tales: list[Tale] = []
+        self._timings: list[Timings] = []  #: of each tale, where they were asked for
 
     def tale(self, request: ValidRequest) -> Tale:
         """Where what happens to ``request`` is said."""
-        tale = self._accounts.tale(request, self._path, self._arrived, timed=self._timed)
+        tale = self._accounts.tale(request, self._path, self._arrived)
         self._tales.append(tale)
+        if self._timed:
+            timings = Timings(tale)
+            self._timings.append(timings)
+            tale.hear(timings)
         return tale
 
     def ended(self, status: int) -> None:
@@ -84,12 +87,7 @@ class Account:
         """What goes into the answer beside it, once every attempt has ended; of several prompts a
         list."""
         now = time.monotonic()
-        timings = [
-            hearer.rendered(now)
-            for tale in self._tales
-            for hearer in tale.hearers
-            if isinstance(hearer, Timings)
-        ]
+        timings = [each.rendered(now) for each in self._timings]
         if not timings:
             return {}
         return {FIELD: timings[0] if len(timings) == 1 else timings}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from baton import live
-from gateway.telling.feed import Feed, Listener
+from gateway.telling.feed import WAITING, Feed, Listener
 from gateway.telling.live import Clock, Counting, Live, standing
 from gateway.telling.paces import Paces
 from gateway.telling.tale import Tale
@@ -17,8 +17,9 @@ from gateway.telling.workers import Workers
 
 #: Requests in a snapshot, so that to connect does not hold up the loop.
 _NEWEST = 1000
-#: Seconds between two words of the gateway.
-_EVERY = 1.0
+#: Seconds between two words of the gateway, and between two looks at the requests: in each, so many
+#: of them are told of, as a listener lets no more events wait than WAITING.
+_EVERY, _LOOK, _AT_ONCE = 1.0, 0.25, WAITING // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Broadcast:
         self._clock = Clock(time.time() - time.monotonic())
         self._count = Counting()
         self._open: dict[Tale, None] = {}  # in order of arrival; several may share an id
-        self._hearing: dict[Tale, Live] = {}
+        self._hearing: dict[Tale, Live] = {}  # those told of longest ago first
         self._said_at = 0.0
         self._said_tokens = 0
         feed.on_watched = self._turn
@@ -64,7 +65,7 @@ class Broadcast:
     def _hear(self, tale: Tale) -> None:
         hearer = Live(tale, self._feed, self._paces, self._clock, self._count)
         self._hearing[tale] = hearer
-        tale.hearers = (*tale.hearers, hearer)
+        tale.hear(hearer)
 
     def _turn(self, watched: bool) -> None:
         """Hear of those that are open from now on, or no more."""
@@ -74,7 +75,7 @@ class Broadcast:
                 self._hear(tale)
             return
         for tale, hearer in self._hearing.items():
-            tale.hearers = tuple(other for other in tale.hearers if other is not hearer)
+            tale.leave(hearer)
         self._hearing.clear()
         self._workers.forget()
 
@@ -100,13 +101,25 @@ class Broadcast:
 
     async def run(self) -> None:
         """Tell of workers and of the gateway, for as long as somebody listens, for ever."""
+        looked_at = 0.0  # at the workers
         while True:
             await self._feed.until_watched()
-            await self._feed.pause(self._workers.pause)
-            if self._feed.watched:
+            await self._feed.pause(_LOOK)
+            now = time.monotonic()
+            if not self._feed.watched:
+                continue
+            self._look(now)
+            if now - looked_at >= self._workers.pause:
+                looked_at = now
                 self._workers.look(self._clock.unix)
-                if time.monotonic() - self._said_at >= _EVERY:
-                    self._feed.say(self._gateway())
+            if now - self._said_at >= _EVERY:
+                self._feed.say(self._gateway())
+
+    def _look(self, now: float) -> None:
+        """Tell how far requests are."""
+        for tale, hearer in list(islice(self._hearing.items(), _AT_ONCE)):
+            hearer.look(now)
+            self._hearing[tale] = self._hearing.pop(tale)
 
     def close(self) -> None:
         """End every connection."""

@@ -14,9 +14,8 @@ from baton.live import Event, Lost, rendered
 WAITING = 1024
 #: Connections; each costs what waits for it, and its share of rendering.
 LISTENERS = 64
-#: Seconds between two sends to one listener, about a frame of a screen: a send costs as much as
-#: making a dozen events.
-_TOGETHER = 0.02
+#: Seconds between two sends to one listener: a send costs as much as making a dozen events.
+_TOGETHER = 0.1
 
 
 class Listener:

@@ -12,8 +12,8 @@ from gateway.telling.gaps import Gaps, milliseconds
 from gateway.telling.paces import Paces
 from gateway.telling.tale import Ending, Leaving, Placing, Tale
 
-#: Seconds between two ``decode`` events of a choice.
-_DECODE_EVERY = 0.25
+#: Seconds that a rate is taken over, at least.
+_LEAST = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,8 @@ class Counting:
 
 @dataclass(slots=True)
 class _Choice:
-    last_at: float = 0.0  #: of tokens
-    said_at: float = 0.0  #: of the last event
-    said_tokens: int = 0  #: by then
-    begun: bool = False
+    tokens: int  #: that were told of
+    at: float | None = None  #: when
     decode: str = ""  #: worker that has it
 
 
@@ -54,11 +52,9 @@ class Live:
         self._clock = clock
         self._count = count
         self._id = tale.request.request_id
-        begun = tale.first_token_at is not None
         place = tale.place
         decode = "" if place is None else live.short(place.decode.instance_id)
-        self._choices = {c: _Choice(begun=begun, decode=decode) for c in tale.request.choices}
-        self._gaps = Gaps()
+        self._choices = {c: _Choice(tokens, decode=decode) for c, tokens in tale.tokens.items()}
 
     def queued(self, at: float) -> None:
         request = self._tale.request
@@ -74,28 +70,32 @@ class Live:
         )
 
     def placed(self, placing: Placing) -> None:
-        place = placing.place
+        place, at = placing.place, placing.at
+        decode, prefill = live.short(place.decode.instance_id), _prefill(self._tale)
         for choice in placing.choices:
-            self._choices[choice].decode = live.short(place.decode.instance_id)
+            self._choices[choice].decode = decode
+        prompt = self._id, placing.attempt
+        self._paces.computed(prefill or decode, prompt, at, place.cached, placing.tokens)
         self._feed.say(
             live.Placed(
                 request=self._id,
-                at=self._clock.unix(placing.at),
+                at=self._clock.unix(at),
                 attempt=placing.attempt,
                 choices=list(placing.choices),
-                decode=live.short(place.decode.instance_id),
-                prefill=_prefill(self._tale),
+                decode=decode,
+                prefill=prefill,
                 policy=placing.policy,
                 tokens=placing.tokens,
                 cached=place.cached,
-                waited_ms=milliseconds(placing.at - placing.since),
+                waited_ms=milliseconds(at - placing.since),
             )
         )
 
     def progressed(self, attempt: int, progress: Progress, at: float) -> None:
         unix, worker = self._clock.unix(at), live.short(progress.prefill_instance_id)
         computed, total = progress.computed_tokens, progress.total_tokens
-        self._paces.computed(worker, (self._id, attempt), at, computed, total)
+        cached = progress.cached_tokens
+        self._paces.computed(worker, (self._id, attempt), at, computed, total, cached)
         self._feed.say(
             live.Prefill(
                 request=self._id,
@@ -103,7 +103,7 @@ class Live:
                 attempt=attempt,
                 worker=worker,
                 computed=computed,
-                cached=progress.cached_tokens,
+                cached=cached,
                 total=total,
             )
         )
@@ -121,17 +121,38 @@ class Live:
                 )
             )
 
-    def received(self, choice: int, attempt: int, count: int, at: float) -> None:
-        self._count.tokens += count
-        mine = self._choices[choice]
-        if mine.last_at:
-            self._gaps.add(at - mine.last_at)
-        mine.last_at = at
-        if not mine.begun:
-            mine.begun = True
-            self._begin(choice, attempt, mine, at)
-        elif at - mine.said_at >= _DECODE_EVERY:
-            self._go_on(choice, attempt, mine, at)
+    def begun(self, choice: int, attempt: int, at: float) -> None:
+        self._counted(choice, at)
+        request = self._tale.request
+        total = len(request.prompt_ids) + len(request.generated_ids)
+        self._paces.begun((self._id, attempt), at, total)
+        self._feed.say(
+            live.FirstToken(
+                request=self._id,
+                at=self._clock.unix(at),
+                attempt=attempt,
+                choice=choice,
+                ttft_ms=milliseconds(at - self._tale.arrived),
+            )
+        )
+
+    def look(self, at: float) -> None:
+        """Tell how far each choice is that has gone on since the last time."""
+        for choice, mine in self._choices.items():
+            since = mine.at
+            if since is not None and at - since < _LEAST:
+                continue
+            if count := self._counted(choice, at):
+                self._go_on(choice, 0.0 if since is None else count / (at - since), at)
+
+    def _counted(self, choice: int, at: float) -> int:
+        """Tokens of a choice that nobody was told of so far."""
+        mine, tokens = self._choices[choice], self._tale.tokens[choice]
+        count = tokens - mine.tokens
+        if count:
+            mine.tokens, mine.at = tokens, at
+            self._count.tokens += count
+        return count
 
     def left(self, leaving: Leaving) -> None:
         self._paces.left((self._id, leaving.attempt))
@@ -150,6 +171,9 @@ class Live:
 
     def ended(self, ending: Ending) -> None:
         tale = self._tale
+        for choice in self._choices:
+            self._counted(choice, ending.at)
+        gaps = Gaps.together(arrivals.gaps for arrivals in tale.arrivals.values())
         self._feed.say(
             live.Ended(
                 request=self._id,
@@ -160,37 +184,22 @@ class Live:
                 cached_tokens=tale.cached_tokens,
                 attempts=tale.attempts,
                 ttft_ms=_ttft(tale),
-                itl_p50_ms=milliseconds(self._gaps.percentile(0.5)) if len(self._gaps) else None,
-                itl_max_ms=milliseconds(self._gaps.longest) if len(self._gaps) else None,
+                itl_p50_ms=milliseconds(gaps.percentile(0.5)) if len(gaps) else None,
+                itl_max_ms=milliseconds(gaps.longest) if len(gaps) else None,
                 total_ms=milliseconds(ending.at - tale.arrived),
             )
         )
 
-    def _begin(self, choice: int, attempt: int, mine: _Choice, at: float) -> None:
-        mine.said_at, mine.said_tokens = at, self._tale.tokens[choice]
-        self._feed.say(
-            live.FirstToken(
-                request=self._id,
-                at=self._clock.unix(at),
-                attempt=attempt,
-                choice=choice,
-                ttft_ms=milliseconds(at - self._tale.arrived),
-            )
-        )
-
-    def _go_on(self, choice: int, attempt: int, mine: _Choice, at: float) -> None:
-        tokens = self._tale.tokens[choice]
-        known = bool(mine.said_at)
-        rate = (tokens - mine.said_tokens) / (at - mine.said_at) if known else 0.0
-        mine.said_at, mine.said_tokens = at, tokens
+    def _go_on(self, choice: int, rate: float, at: float) -> None:
+        mine = self._choices[choice]
         self._paces.streamed(mine.decode, at, rate)
         self._feed.say(
             live.Decode(
                 request=self._id,
                 at=self._clock.unix(at),
-                attempt=attempt,
+                attempt=self._tale.latest[choice],
                 choice=choice,
-                tokens=tokens,
+                tokens=mine.tokens,
                 tokens_per_s=round(rate, 1),
             )
         )

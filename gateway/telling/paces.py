@@ -50,9 +50,9 @@ class _Seen:
     computed_at: float = 0.0
     slow: bool = False
 
-    def computed(self, prompt: Prompt, at: float, computed: int, total: int) -> None:
+    def computed(self, prompt: Prompt, at: float, computed: int, total: int, cached: int) -> None:
         busy = at - self.computed_at if self.under else 0.0
-        tokens = computed - self.under.get(prompt, computed)
+        tokens = max(0, computed - max(cached, self.under.get(prompt, computed)))
         self.under[prompt] = computed
         if computed >= total:
             del self.under[prompt]
@@ -97,10 +97,21 @@ class Paces:
         if id and rate:
             self._of(id).streams.append((at, rate))
 
-    def computed(self, id: str, prompt: Prompt, at: float, computed: int, total: int) -> None:
-        """It has so many tokens of a prompt."""
-        self._of(id).computed(prompt, at, computed, total)
+    def computed(
+        self, id: str, prompt: Prompt, at: float, computed: int, total: int, cached: int = 0
+    ) -> None:
+        """It has so many tokens of a prompt, of which it did not compute ``cached``. First as the
+        prompt is placed there: of a short one nothing more is heard before its first token."""
+        if self._where.get(prompt, id) != id:  # it is computed elsewhere
+            self.left(prompt)
+        self._of(id).computed(prompt, at, computed, total, cached)
         self._where[prompt] = id
+
+    def begun(self, prompt: Prompt, at: float, total: int) -> None:
+        """Its first token is here, so all of it is computed."""
+        id = self._where.get(prompt, "")
+        if id in self._seen and prompt in self._seen[id].under:
+            self.computed(id, prompt, at, total, total)
 
     def left(self, prompt: Prompt) -> None:
         """Nobody computes it any more."""

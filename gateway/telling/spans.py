@@ -1,8 +1,7 @@
 """The gateway's part of a request's trace.
 
     POST /v1/chat/completions            server
-      queue                              for each attempt: waiting for a place
-      placement                                            choosing it
+      queue                              for each attempt: waiting for a place, and choosing it
       attempt 0                          client: until it ends, by whatever
         (the decode worker's spans, and below them the prefill worker's)
       attempt 1                          a sibling: the request was placed again
@@ -76,8 +75,8 @@ class Spans:
         self._span.event("queued", at)
 
     def placed(self, placing: Placing) -> None:
-        self._span.past("queue", placing.since, placing.at - placing.decided)
-        self._span.past("placement", placing.at - placing.decided, placing.at)
+        decided = {"baton.placement_s": placing.decided}
+        self._span.past("queue", placing.since, placing.at, decided)
         prefill = placing.place.prefill
         span = self._span.child(
             f"attempt {placing.attempt}",
@@ -102,7 +101,7 @@ class Spans:
     def progressed(self, attempt: int, progress: Progress, at: float) -> None:
         """Workers have spans of their own."""
 
-    def received(self, choice: int, attempt: int, count: int, at: float) -> None:
+    def begun(self, choice: int, attempt: int, at: float) -> None:
         if not self._begun:
             self._begun = True
             self._running[attempt, choice].span.event("first token", at)

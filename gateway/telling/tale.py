@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,7 @@ from baton.generation import FinishReason, Progress, Timings
 from gateway.attempt import Finished
 from gateway.placement import Place
 from gateway.requests import ValidRequest
+from gateway.telling.gaps import Arrivals
 
 #: How an attempt ends of which the gateway wanted no more.
 CANCELLED = "cancelled"
@@ -69,7 +71,7 @@ class Ending:
 class Hearer(Protocol):
     """Hears of one request. Called on the event loop; returns at once, and raises nothing."""
 
-    #: Whether workers are to tell how far they are.
+    #: Whether workers are to tell how far they are, and when tokens came is to be noted.
     curious: bool
 
     def queued(self, at: float) -> None:
@@ -79,8 +81,9 @@ class Hearer(Protocol):
 
     def progressed(self, attempt: int, progress: Progress, at: float) -> None: ...
 
-    def received(self, choice: int, attempt: int, count: int, at: float) -> None:
-        """Tokens of a choice are here."""
+    def begun(self, choice: int, attempt: int, at: float) -> None:
+        """The first tokens of a choice are here. Of those that follow nobody is told: what there
+        is to know of them stands in the tale."""
 
     def left(self, leaving: Leaving) -> None: ...
 
@@ -112,26 +115,49 @@ class Tale:
         """``book``: where it stands as long as it is open."""
         self.request = request
         self.arrived = clock() if arrived is None else arrived
-        self.hearers: tuple[Hearer, ...] = ()
         self.traceparent = request.traceparent  #: that its next attempt gets
         #: Generated of each choice, what its client had before included.
         self.tokens = dict.fromkeys(request.choices, len(request.generated_ids))
+        #: When they came, by choice; as long as somebody is curious.
+        self.arrivals: defaultdict[int, Arrivals] = defaultdict(Arrivals)
+        self.first_at: dict[int, float] = {}  #: of each choice, its first token
         self.attempts = 0
+        self.latest: dict[int, int] = {}  #: attempt at each choice
         self.place: Place | None = None  #: of the latest attempt
-        self.first_token_at: float | None = None
         self.cached_tokens: int | None = None  #: of the prompt, once a worker has said so
         self._reasons: dict[int, str] = {}  # of each choice: why its latest attempt ended
         self._error: BatonError | None = None
         self._waits_since = self.arrived
+        self._hearers: tuple[Hearer, ...] = ()
+        self._curious = False
         self._book = book
         self._policy = policy
         self._clock = clock
+
+    def hear(self, hearer: Hearer) -> None:
+        """From now on."""
+        self._heard_by(*self._hearers, hearer)
+
+    def leave(self, hearer: Hearer) -> None:
+        """It does not hear any more."""
+        self._heard_by(*(other for other in self._hearers if other is not hearer))
+        if not self._curious:
+            self.arrivals.clear()  # the next that comes would go on with a gap of all that time
+
+    def _heard_by(self, *hearers: Hearer) -> None:
+        self._hearers = hearers
+        self._curious = any(hearer.curious for hearer in hearers)
+
+    @property
+    def first_token_at(self) -> float | None:
+        """Of any choice."""
+        return next(iter(self.first_at.values()), None)
 
     def queued(self) -> None:
         """It was taken on."""
         if self._book is not None:
             self._book.opened(self)
-        for hearer in self.hearers:
+        for hearer in self._hearers:
             hearer.queued(self._clock())
 
     def placed(
@@ -142,31 +168,32 @@ class Tale:
         Returns the trace context that goes with it.
         """
         self.attempts = max(self.attempts, attempt + 1)
+        self.latest.update(dict.fromkeys(choices, attempt))
         self.place = place
-        if self.hearers:
+        if self._hearers:
             now = self._clock()
             placing = Placing(
                 attempt, choices, place, self._policy, tokens, self._waits_since, now - began, now
             )
-            for hearer in self.hearers:
+            for hearer in self._hearers:
                 hearer.placed(placing)
         return self.traceparent
 
     def heed(self, attempt: int) -> Callable[[Progress], None] | None:
         """Whom to tell how far an attempt is; None where nobody wants to hear it."""
-        if not any(hearer.curious for hearer in self.hearers):
+        if not self._curious:
             return None
         return lambda progress: self._progressed(attempt, progress)
 
     def received(self, choice: int, attempt: int, count: int) -> None:
         """So many tokens more of a choice are here."""
         self.tokens[choice] += count
-        if self.first_token_at is None:
-            self.first_token_at = self._clock()
-        if self.hearers:
-            now = self._clock()
-            for hearer in self.hearers:
-                hearer.received(choice, attempt, count, now)
+        if choice not in self.first_at:
+            self.first_at[choice] = now = self._clock()
+            for hearer in self._hearers:
+                hearer.begun(choice, attempt, now)
+        if self._curious:
+            self.arrivals[choice].note(self._clock())
 
     def left(self, choice: int, attempt: int, how: Finished | BatonError | None) -> None:
         """An attempt at a choice is over."""
@@ -174,7 +201,7 @@ class Tale:
         leaving = Leaving(attempt, choice, how, now)
         self._reasons[choice] = leaving.reason
         self._waits_since = now
-        for hearer in self.hearers:
+        for hearer in self._hearers:
             hearer.left(leaving)
 
     def failed(self, error: BatonError) -> None:
@@ -186,7 +213,8 @@ class Tale:
         if self._book is not None:
             self._book.closed(self)
         ending = Ending(status, self._reason(status), self._error, self._clock())
-        hearers, self.hearers = self.hearers, ()
+        hearers = self._hearers
+        self._heard_by()
         for hearer in hearers:
             hearer.ended(ending)
 
@@ -204,5 +232,5 @@ class Tale:
 
     def _progressed(self, attempt: int, progress: Progress) -> None:
         now = self._clock()
-        for hearer in self.hearers:
+        for hearer in self._hearers:
             hearer.progressed(attempt, progress, now)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from baton.generation import Progress
 from baton.generation import Timings as Phases
 from baton.live import short
-from gateway.telling.gaps import Gaps, milliseconds
+from gateway.telling.gaps import milliseconds
 from gateway.telling.tale import Ending, Leaving, Placing, Tale
 
 #: The header that asks, what it must say, and the field that answers.
@@ -33,13 +33,6 @@ class _Attempt:
     ends: list[Rendered] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Choice:
-    first_at: float | None = None
-    last_at: float = 0.0
-    gaps: Gaps = field(default_factory=Gaps)
-
-
 class Timings:
     """Hears of one request, and keeps a few hundred numbers however long its answer is."""
 
@@ -49,7 +42,6 @@ class Timings:
         self._tale = tale
         self._attempts: list[_Attempt] = []
         self._running: dict[tuple[int, int], _Attempt] = {}  #: by attempt and choice
-        self._choices = {choice: _Choice() for choice in tale.request.choices}
 
     def queued(self, at: float) -> None:
         """Arrival is what counts."""
@@ -66,13 +58,8 @@ class Timings:
             running.transport = progress.transport
             running.phases = progress.timings or running.phases
 
-    def received(self, choice: int, attempt: int, count: int, at: float) -> None:
-        mine = self._choices[choice]
-        if mine.first_at is None:
-            mine.first_at = at
-        else:
-            mine.gaps.add(at - mine.last_at)
-        mine.last_at = at
+    def begun(self, choice: int, attempt: int, at: float) -> None:
+        """The tale knows."""
 
     def left(self, leaving: Leaving) -> None:
         attempt = self._running.pop((leaving.attempt, leaving.choice), None)
@@ -95,8 +82,9 @@ class Timings:
         """As it goes into the answer, once every attempt has ended."""
         placings = [attempt.placing for attempt in self._attempts]
         phases = [attempt.phases for attempt in self._attempts if attempt.phases is not None]
-        firsts = [c.first_at for c in self._choices.values() if c.first_at is not None]
-        lasts = [c.last_at for c in self._choices.values()]
+        tale = self._tale
+        firsts = tale.first_at.values()
+        lasts = [arrivals.last or 0.0 for arrivals in tale.arrivals.values()]
         return {
             "queue_ms": milliseconds(sum(p.at - p.since for p in placings)),
             "placement_ms": milliseconds(sum(p.decided for p in placings)),
@@ -104,9 +92,9 @@ class Timings:
             "first_token_ms": self._since(min(firsts)) if firsts else None,
             "decode_ms": milliseconds(max(lasts) - min(firsts)) if firsts else None,
             "total_ms": self._since(now),
-            "cached_tokens": self._tale.cached_tokens,
+            "cached_tokens": tale.cached_tokens,
             "attempts": [self._attempt(attempt) for attempt in self._attempts],
-            "choices": [self._choice(*choice) for choice in self._choices.items()],
+            "choices": [self._choice(choice) for choice in tale.request.choices],
         }
 
     def _since(self, at: float) -> float:
@@ -132,13 +120,14 @@ class Timings:
             "ended": attempt.ends,
         }
 
-    def _choice(self, index: int, choice: _Choice) -> Rendered:
+    def _choice(self, index: int) -> Rendered:
+        first, gaps = self._tale.first_at.get(index), self._tale.arrivals[index].gaps
         return {
             "choice": index,
-            "first_token_ms": None if choice.first_at is None else self._since(choice.first_at),
+            "first_token_ms": None if first is None else self._since(first),
             "tokens": self._tale.tokens[index],
-            "gaps_ms": [milliseconds(gap) for gap in choice.gaps.kept],
-            "gaps": choice.gaps.summary(),
+            "gaps_ms": [milliseconds(gap) for gap in gaps.kept],
+            "gaps": gaps.summary(),
         }
 
 

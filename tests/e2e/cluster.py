@@ -198,7 +198,7 @@ class Cluster:
         )
         self.until_healthy(name)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 40.0) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 90.0) -> int:
         """Send a signal and wait; the exit status."""
         for process in self.workers:
             if process.alive and process.stopped:

@@ -13,7 +13,7 @@ from bench.records import Record
 
 #: CPU time is counted in hundredths of a second: enough tokens that each side takes some.
 LOADS = [
-    Load("stream 2000", streams=4, tokens=50, interval=0.002),
+    Load("latency", streams=4, tokens=50, interval=0.002),
     Load("short, whole", streams=4, tokens=4, interval=0.001, whole=True),
 ]
 #: More than the model's context.
@@ -43,8 +43,10 @@ async def test_tokens_and_requests_of_each_side_are_counted(tmp_path: Path) -> N
             if side.name == "gateway":
                 with pytest.raises(RuntimeError, match=r"a stream failed: .*together 10000"):
                     await side.ask(TOO_LONG, warm=0.0, seconds=0.1)
-    ratios = [one for one in bench.compared(found) if one.params["side"] == "gateway"]
-    assert {one.name for one in ratios} == {
+    beside = [one for one in bench.compared(found) if one.params["side"] == "gateway"]
+    assert {one.name for one in beside} == {
         "per token / sse-starlette",
         "per request / sse-starlette",
+        "p50 - sse-starlette",
+        "p99 - sse-starlette",
     }

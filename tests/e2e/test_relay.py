@@ -93,7 +93,7 @@ class Fleet:
         """All must end by themselves, and well."""
         for process in self.running.values():
             process.send_signal(signal.SIGTERM)
-        assert [process.wait(40) for process in self.running.values()] == [0] * len(self.running)
+        assert [process.wait(90) for process in self.running.values()] == [0] * len(self.running)
 
     def __enter__(self) -> Fleet:
         return self
@@ -170,7 +170,7 @@ def _fleet(model: Path, folder: Path, places: tuple[Place, Place]) -> Iterator[F
         )
         for name in fleet.running:
             fleet.until_ready(name)
-        until(lambda: len(_workers(fleet)) == 2, 30.0, "both workers healthy")
+        until(lambda: len(_workers(fleet)) == 2, START_SECONDS, "both workers healthy")
         _until_relay_ready(fleet)
         yield fleet
         for name, address in (("p0", p), ("d0", d)):
@@ -252,7 +252,7 @@ def _workers(fleet: Fleet) -> list[dict[str, Any]]:
 
 
 def _until_relay_ready(fleet: Fleet) -> None:
-    until(lambda: get(f"{_admin(fleet)}/ready").is_success, 30.0, "the relay sees workers")
+    until(lambda: get(f"{_admin(fleet)}/ready").is_success, 90.0, "the relay sees workers")
 
 
 def _admin(fleet: Fleet) -> str:

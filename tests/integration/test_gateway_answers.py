@@ -223,6 +223,22 @@ async def test_leaving_before_the_answer_is_whole_cancels(
         await eventually(lambda: gateway.metric("baton_requests_total", code="499") == 1)
 
 
+async def test_a_silent_stream_is_kept_open(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.streams.PING_INTERVAL", 0.02)
+    worker = colocated(script=answering(TEXT, stop_after=3))
+    async with serving(checkpoint, [worker]) as gateway:
+        asked = {"model": MODEL, "prompt": "hi", "stream": True}
+        async with gateway.client.stream("POST", "/v1/completions", json=asked) as response:
+            pings = 0
+            async for line in response.aiter_lines():
+                pings += line.startswith(": ping")
+                if pings == 2:
+                    break
+        assert await worker.cancelled() == worker.submits[0].key
+
+
 async def test_a_client_that_does_not_read_is_cut(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, max_position_embeddings=10**6)
     text = "x" * 200_000

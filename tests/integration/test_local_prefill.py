@@ -41,6 +41,8 @@ from tests.workers import (
 #: A decode step takes 5 ms, a prompt token 1 ms: of the target, two fit a step that decodes.
 COST = CostModel(step_s=0.005, prefill_token_s=0.001)
 TARGET_MS = 7.0
+#: Of this one a few tokens are no part to speak of, so any hand-off is dearer, however quick.
+AMPLE = {"itl_target_ms": 10_000.0}
 KNOWN = {"prefill_us_per_token": 1000.0}
 
 
@@ -64,7 +66,7 @@ async def counted(worker: Worker) -> dict[tuple[bool, str], int]:
 async def test_a_short_suffix_stays_where_its_prefix_is() -> None:
     first = generation(prompt(60))
     second = second_turn(first, 6)
-    async with cluster(cost=COST) as c, session(c.decode[0]) as s:
+    async with cluster(cost=COST, **AMPLE) as c, session(c.decode[0]) as s:
         stream = s.submit(first, c.prefill[0])
         assert await stream.finished() == expected(first)
         assert stream.timings.prefill_instance_id == c.prefill[0].instance_id
@@ -190,7 +192,7 @@ async def test_a_gateway_says_what_it_takes(tmp_path: Path) -> None:
     """Two turns through gateway, prefill and decode worker; /cluster tells costs and counts."""
     first = generation(tuple(range(60)))  # ids that the toy tokenizer has
     second = second_turn(first, 6)
-    settings = {"served_model_name": MODEL, **CALM}
+    settings = {"served_model_name": MODEL, **CALM, **AMPLE}
     async with cluster(cost=COST, **settings) as c:
         addresses = [worker.address for worker in c.workers]
         checkpoint = write_checkpoint(tmp_path / "toy")

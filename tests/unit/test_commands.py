@@ -118,6 +118,7 @@ def _stop_behind_the_options(monkeypatch: pytest.MonkeyPatch, *, lenient: bool) 
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr("baton.log.configure", lambda *_: None)  # of some it is the first thing
 
 
 def _demand_nothing(parser: argparse.ArgumentParser) -> None:

@@ -22,23 +22,36 @@ def test_it_is_due_when_memory_has_grown_by_half_and_by_enough() -> None:
     assert not due(100 * MIB, 1000 * MIB)
 
 
-async def test_it_is_counted_from_the_least_that_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 1,000 MiB, then 100, then 200: that is twice as much."""
+@pytest.mark.parametrize(
+    ("sizes", "collected_at"),
+    [
+        pytest.param([1000, 1200, 100, 200, 201], [201], id="it counts from the least there was"),
+        pytest.param([100, 200, 400, 800, 801], [801], id="it waits until no more come"),
+        pytest.param([100, *range(200, 1200, 25)], [950], id="but not for ever"),
+    ],
+)
+async def test_when_it_collects(
+    sizes: list[int], collected_at: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory in MiB, look by look."""
     collected, rest, before = list[int](), asyncio.Event(), gc.get_threshold()
+    latest = 0
 
-    def sizes() -> Iterator[int]:
-        yield from (1000 * MIB, 1200 * MIB, 100 * MIB, 200 * MIB, 150 * MIB)
+    def looks() -> Iterator[int]:
+        nonlocal latest
+        for latest in sizes:
+            yield latest * MIB
         rest.set()
         while True:
-            yield 150 * MIB
+            yield latest * MIB
 
-    told = sizes()
+    told = looks()
     monkeypatch.setattr(garbage, "_LOOK", 0.0)
-    monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(latest))
     collecting = asyncio.create_task(garbage.collect(lambda: next(told)))
     await asyncio.wait_for(rest.wait(), 5)
     assert gc.get_threshold() != before
     collecting.cancel()
     await asyncio.wait((collecting,))
-    assert len(collected) == 1
+    assert collected == collected_at
     assert gc.get_threshold() == before

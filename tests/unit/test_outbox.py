@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from baton.generation import AttemptKey
+import asyncio
+
+from baton.generation import AttemptKey, Progress
 from decode_worker.outbox import Outbox
 
 
@@ -25,3 +27,26 @@ def test_one_stream_has_as_much_as_the_limit() -> None:
     assert not outbox.overflow.is_set()
     outbox.token(key, 100, 7)
     assert outbox.overflow.is_set()
+
+
+async def test_word_of_how_far_it_is_goes_with_what_is_sent_next() -> None:
+    outbox, key = Outbox(limit=100), AttemptKey("r", 0, 0)
+    outbox.progress(Progress(key=key, prefill_instance_id="p", computed_tokens=8))
+    taking = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0)
+    outbox.progress(Progress(key=key, prefill_instance_id="p", computed_tokens=16))
+    outbox.token(key, 0, 7)
+    event = await taking
+    assert event is not None
+    assert [told.computed_tokens for told in event.step.progress] == [16]
+    assert [delta.token_ids for delta in event.step.tokens] == [[7]]
+
+    # One that nobody wants to hear any more does not keep the next from going by itself.
+    outbox.progress(Progress(key=key, prefill_instance_id="p"))
+    outbox.forget(key)
+    alone = asyncio.create_task(outbox.take())
+    await asyncio.sleep(0.05)
+    outbox.progress(Progress(key=key, prefill_instance_id="p", computed_tokens=24))
+    event = await alone
+    assert event is not None and not event.step.tokens
+    assert [told.computed_tokens for told in event.step.progress] == [24]

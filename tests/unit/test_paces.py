@@ -98,6 +98,18 @@ def test_a_prefill_worker_is_judged_by_the_time_that_it_computes() -> None:
     assert found(paces, 200.0, P) == {}, "that was long ago"
 
 
+def test_of_short_prompts_nothing_is_heard_between_place_and_first_token() -> None:
+    paces, ids = Paces(), [str(each.id) for each in P]
+    for id, rate in zip(ids, (1000.0, 300.0, 900.0), strict=True):
+        for number in range(4):
+            prompt, at = (f"{id} {number}", 0), 100.0 + number
+            paces.computed(ids[0], prompt, at, 10, 100)
+            paces.computed(id, prompt, at, 40, 100, cached=40)  # it is computed here after all
+            paces.begun(prompt, at + 60 / rate, 100)
+            paces.computed(id, prompt, at + 0.5, 100, 100, cached=40)
+    assert found(paces, 110.0, P) == {ids[1]: "slow x3.2: 300 prompt tokens/s, others 950"}
+
+
 def test_a_prompt_that_was_given_up_does_not_count_as_computed_ever_after() -> None:
     paces, ids = Paces(), [str(each.id) for each in P]
     for id in ids:

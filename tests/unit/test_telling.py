@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import re
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from baton import live
 from gateway.telling.feed import WAITING, Feed
-from gateway.telling.gaps import KEPT, Gaps
+from gateway.telling.gaps import KEPT, Arrivals, Gaps
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
 
@@ -78,14 +79,28 @@ def test_every_field_is_documented(name: str) -> None:
 
 @given(st.lists(st.floats(1e-5, 100), min_size=1, max_size=3 * KEPT), st.floats(0, 1))
 def test_gaps_are_counted_however_many_there_are(seconds: list[float], share: float) -> None:
-    gaps = Gaps()
-    for each in seconds:
-        gaps.add(each)
+    times, arrivals = list(accumulate(seconds, initial=0.0)), Arrivals()
+    for at in times:
+        arrivals.note(at)
+        assert arrivals.last == at
+        if at == times[len(times) // 2]:
+            assert arrivals.gaps.kept  # whoever asks in between changes nothing
+    gaps, seconds = arrivals.gaps, [after - before for before, after in pairwise(times)]
     exact = sorted(seconds)[max(1, math.ceil(share * len(seconds))) - 1]
-    assert len(gaps) == len(seconds) and len(gaps.kept) == min(KEPT, len(seconds))
+    assert len(gaps) == len(seconds) and gaps.kept == seconds[:KEPT]
     assert gaps.longest == max(seconds)
     tolerance = 0.0 if len(seconds) <= KEPT else 0.03
     assert gaps.percentile(share) == pytest.approx(exact, rel=tolerance)
+
+
+def test_gaps_of_several_choices_are_told_of_together() -> None:
+    one, other = Gaps(), Gaps()
+    one.add([1.0] * 3)
+    other.add([5.0] * (KEPT + 44))
+    both = Gaps.together([one, other])
+    assert len(both) == KEPT + 47 and both.longest == 5.0
+    assert both.percentile(0.005) == 1.0 and both.percentile(0.5) == pytest.approx(5.0, rel=0.03)
+    assert len(one) == 3
 
 
 async def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:

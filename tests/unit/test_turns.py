@@ -52,11 +52,7 @@ async def test_who_leaves_the_line_takes_nobodys_turn() -> None:
 async def test_items_come_a_few_in_a_round() -> None:
     taken = list[int]()
 
-    async def take() -> None:
-        async for item in in_rounds(range(10), 4):
-            taken.append(item)
-
-    task = asyncio.create_task(take())
+    task = asyncio.create_task(in_rounds(range(10), 4, taken.append))
     seen = await rounds(taken)
     assert taken == list(range(10))
     assert max(after - before for before, after in pairwise(seen)) == 4
