@@ -104,7 +104,8 @@ def test_a_command_is_accepted(command: Command, monkeypatch: pytest.MonkeyPatch
             cli.main([command.name.removeprefix("baton "), *command.argv])
         else:
             monkeypatch.setattr(sys, "argv", [command.name, *command.argv])
-            monkeypatch.delitem(sys.modules, command.name, raising=False)
+            for module in (command.name, f"{command.name}.__main__"):  # another test's
+                monkeypatch.delitem(sys.modules, module, raising=False)
             runpy.run_module(command.name, run_name="__main__")
 
 
