@@ -52,7 +52,7 @@ _COLOCATED = ("--colocated", "1", "--threads", "2")
 FORMS: Mapping[str, tuple[str, ...]] = {
     "apart": ("--prefill", "1", "--decode", "1", "--threads", "1"),
     "colocated": _COLOCATED,
-    "unbounded": (*_COLOCATED, "--itl-target-ms", "100000"),
+    "unbounded": (*_COLOCATED, "--itl-target-ms", "inf"),
 }
 
 

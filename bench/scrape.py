@@ -47,7 +47,7 @@ def _flags(streams: int, step: float) -> tuple[str, ...]:
         *("--mock-prefill-us", "0", "--mock-decode-us", "0", "--max-running", str(streams)),
         *("--num-blocks", str(16 * streams), "--max-step-tokens", tokens, "--chunk-tokens", tokens),
         # A step takes long whatever is in it: prompts need not wait to keep it short.
-        *("--itl-target-ms", patient),
+        *("--itl-target-ms", "inf"),
         # A burst of tokens keeps the gateway's loop from its heartbeats.
         *("--heartbeat-interval", "10", "--retry-budget", patient),
         *("--max-queue-tokens", tokens, "--max-queue-requests", str(streams)),

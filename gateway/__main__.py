@@ -11,14 +11,15 @@ from dataclasses import replace
 import structlog
 import uvloop
 
-from baton import garbage, tasks
 from baton import log as logs
+from baton import tasks
 from baton.configure import load
 from baton.membership import MembershipUnavailable
 from baton.parent import exit_with_parent
 from baton.settings import GatewaySettings
 from baton.tls.files import BadCertificate
 from baton.tracing import TracingUnavailable
+from gateway import garbage
 from gateway.descriptors import room_for
 from gateway.http_server import HttpServer, listen, url
 from gateway.keys import KeyFileError

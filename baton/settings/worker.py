@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -253,9 +254,9 @@ class WorkerSettings(
         return self
 
     @property
-    def itl_target_s(self) -> float | None:
-        """How long a step that decodes may last for the sake of prompts; None: nothing decodes."""
-        return None
+    def itl_target_s(self) -> float:
+        """How long a step that decodes may last for the sake of prompts. Here nothing decodes."""
+        return math.inf
 
     def prefill_blocks(self, num_blocks: int) -> int | None:
         """KV blocks, of so many, for prompts to be handed over while it has both roles; None
@@ -278,7 +279,7 @@ class LocalPrefillSettings(ModelSettings):
         60.0,  # three quarters of the 80 ms per token that plans ask for by default: steps vary
         gt=0,
         description="milliseconds that a step that decodes may last for the sake of prompts "
-        "computed beside it: a time between tokens that is short enough",
+        "computed beside it: a time between tokens that is short enough; inf: as long as they take",
     )
     local_prefill_queue: Annotated[int | None, Placeholder("TOKENS")] = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 from model.engine.costs import StepCosts
@@ -14,7 +15,7 @@ from model.engine.settings import SchedulerSettings
 class ComputeQueue:
     """Sequences in the order of ``model.engine.order``. Written by the scheduler alone.
 
-    Beside decodes, prompts get what ``itl_target_s`` leaves; without, the whole step.
+    Beside decodes, prompts get what ``itl_target_s`` leaves; where it is inf, the whole step.
 
     A prompt whose next block another computes in the same step (see ``Memory``) is left out of
     it, and takes up the block in the next step with what was computed of it. Two that share any
@@ -107,6 +108,6 @@ class ComputeQueue:
         """Prompt tokens for a step beside so many decodes."""
         rest = self._settings.max_tokens_per_step - decodes
         target_s = self._settings.itl_target_s
-        if target_s is None or not decodes or not self._waiting:
+        if math.isinf(target_s) or not decodes or not self._waiting:
             return rest
         return min(rest, self._costs.allowance(decodes, target_s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,14 +23,14 @@ class SchedulerSettings:
     prefill_order: PrefillOrder  #: which prompts are computed first (``order.py``)
     keep_blocks: int | None = None  #: quota of ``keep`` sequences on a worker of both roles
     #: How long a step that decodes may last for the sake of prompts (``StepCosts.allowance``),
-    #: seconds. None: as long as it takes.
-    itl_target_s: float | None = None
+    #: seconds; inf: as long as it takes.
+    itl_target_s: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_model_len", "chunk_tokens", "max_running"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        if self.itl_target_s is not None and self.itl_target_s <= 0:
+        if self.itl_target_s <= 0:
             raise ValueError(f"itl_target_s is {self.itl_target_s}, not above 0")
         if self.max_tokens_per_step <= self.max_running:
             raise ValueError(

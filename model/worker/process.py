@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import structlog
 
-from baton import garbage
 from baton import log as logs
 from baton.errors import Draining
 from baton.kv.heap import keep_freed_memory
@@ -80,7 +79,7 @@ async def _live(settings: WorkerSettings, role: Services, load: Load) -> int:
         loaded = await _in_thread(lambda: load(settings, _Logged()))
         # Not before: what loading frees goes back. Without glibc KV messages only cost more.
         keep_freed_memory()
-        async with garbage.seldom(), worker(loaded, settings, role, server) as runtime:
+        async with worker(loaded, settings, role, server) as runtime:
             stopping = _signals()
             log.info(
                 "ready",

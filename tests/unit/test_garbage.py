@@ -1,4 +1,4 @@
-"""When a process looks for garbage."""
+"""When the gateway looks for garbage."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from baton import garbage
-from baton.garbage import WORTH, due
+from gateway import garbage
+from gateway.garbage import WORTH, due
 
 MIB = 2**20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -35,7 +36,7 @@ class Step:
 class Bench(Scheduler):
     """Six sequences decode for a long time; steps take what ``COST`` says."""
 
-    def __init__(self, target_s: float | None = TARGET, cost: CostModel = COST) -> None:
+    def __init__(self, target_s: float = TARGET, cost: CostModel = COST) -> None:
         settings = SchedulerSettings(
             block_size=16,
             max_model_len=4096,
@@ -132,7 +133,7 @@ def test_a_batch_that_takes_all_of_the_target_leaves_prompts_a_share() -> None:
 
 
 def test_without_a_target_a_prompt_takes_what_fits() -> None:
-    bench = Bench(target_s=None)
+    bench = Bench(target_s=math.inf)
     bench.decode()
     bench.arrive(64)
     assert bench.step().prefill == 64
@@ -145,7 +146,7 @@ def test_a_target_is_above_zero() -> None:
 
 def test_the_tokens_are_the_same_with_any_target() -> None:
     prompts = [tuple(range(i, i + 40)) for i in range(3)]
-    for target_s in (None, 0.001, 0.021, 1.0):
+    for target_s in (math.inf, 0.001, 0.021, 1.0):
         engine = SteppedEngine(128, cost=COST, itl_target_s=target_s)
         seqs = []
         for prompt in prompts:
