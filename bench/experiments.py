@@ -59,7 +59,7 @@ EXPERIMENTS = {
     "splits": Experiment("P:D ratios: what 4 mock workers serve in time", ("bench.splits",)),
     "transports": Experiment(
         "KV from process to process",
-        ("bench.kv", "--only", "transports", "--sizes", "4,64,256"),
+        ("bench.kv", "--only", "transports", "--sizes", "4,16,64,256", "--token-sizes", "128"),
         panes=(
             Shown("throughput", "size MiB", "path"),
             Shown("sender CPU", "size MiB", "path"),

@@ -14,6 +14,8 @@ from bench.records import Param, Record
 
 # Okabe and Ito's colours, which everyone can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: A line's values over one another from which on they go over a logarithmic axis.
+_WIDE = 50
 #: Panes beside one another.
 _BESIDE = 3
 
@@ -90,10 +92,13 @@ def _lines(axes: Axes, one: Pane) -> None:
     for index, line in enumerate(one.lines):
         colour = line.colour or COLOURS[index % len(COLOURS)]
         x = [float(value) for value in line.x]
+        dashed = line.dashed or index >= len(COLOURS)  # told apart from one of the same colour
         axes.plot(
-            x, line.y, marker="o", ms=4, color=colour, ls="--" if line.dashed else "-",
+            x, line.y, marker="o", ms=4, color=colour, ls="--" if dashed else "-",
             label=line.label,
         )  # fmt: skip
+        if 0 < _WIDE * min(x) <= max(x):
+            axes.set_xscale("log", base=2)
         if line.low:
             axes.fill_between(x, line.low, line.high, color=colour, alpha=0.2, lw=0)
     axes.set_xlabel(one.x, fontsize=9)
