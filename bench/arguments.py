@@ -24,6 +24,11 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def whole_numbers(text: str) -> list[int]:
+    """``1,2``. Raises ValueError for what is none, which argparse tells as well."""
+    return [int(part) for part in text.split(",")]
+
+
 def some_of(known: Collection[str]) -> Callable[[str], list[str]]:
     """Some of these names, as ``a,b``."""
 

@@ -29,6 +29,7 @@ from baton import log as logs
 from baton.sampling import SamplingSpec
 from baton.settings import AttentionChoice, Quantize
 from bench import records
+from bench.arguments import whole_numbers
 from bench.records import Record
 from model.engine.plan import Sample, Slice, StepPlan
 from model.engine.torch_runner import TorchRunner
@@ -291,10 +292,6 @@ def _operations(config: ModelConfig, tokens: int) -> float:
     return config.layers * tokens * (2 * weights + attention)
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu",
@@ -307,9 +304,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--attention", choices=get_args(AttentionChoice), default="auto")
     parser.add_argument("--quantize", choices=get_args(Quantize))
     parser.add_argument("--no-graphs", dest="graphs", action="store_false")
-    parser.add_argument("--batch", type=_numbers, default=[1, 8, 32, 64])
-    parser.add_argument("--context", type=_numbers, default=[128, 2048])
-    parser.add_argument("--tokens", type=_numbers, default=[128, 1024, 4096])
+    parser.add_argument("--batch", type=whole_numbers, default=[1, 8, 32, 64])
+    parser.add_argument("--context", type=whole_numbers, default=[128, 2048])
+    parser.add_argument("--tokens", type=whole_numbers, default=[128, 1024, 4096])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from baton import log as logs
 from bench import goals, itl, memory, records, requests, transports
-from bench.arguments import some_of
+from bench.arguments import some_of, whole_numbers
 from bench.fleet import fleet
 from bench.pair import PeerFailed
 from bench.paths import TRANSPORTS
@@ -72,10 +72,6 @@ async def measure(asked: argparse.Namespace, say: Say, show: Show) -> list[Recor
     return found
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.kv",
@@ -92,10 +88,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--rounds", "counted rounds of transports and requests", type=int, default=5)
     add("--json", "where to write the records", type=Path, metavar="FILE")
     add("--plot", "where to write the timeline, a PNG", type=Path, metavar="FILE")
-    add("--sizes", "transports: MiB per hand-off", type=_numbers, default="64,256")
-    add("--token-sizes", "transports: KiB per token", type=_numbers, default="16,128")
+    add("--sizes", "transports: MiB per hand-off", type=whole_numbers, default="64,256")
+    add("--token-sizes", "transports: KiB per token", type=whole_numbers, default="16,128")
     add("--model", "shape of the model", choices=[*SHAPES], default=next(iter(SHAPES)))
-    add("--tokens", "requests: prompts", type=_numbers, default="512,1024,2048,4096")
+    add("--tokens", "requests: prompts", type=whole_numbers, default="512,1024,2048,4096")
     add("--timeline-tokens", "timeline: prompt", type=int, default=2048)
     add("--memory-tokens", "memory: prompt", type=int, default=32_768)
     add("--itl-gb", "itl: GB/s that arrive", type=float, default=0.5)

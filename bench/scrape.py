@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from bench import records
+from bench.arguments import whole_numbers
 from bench.overload import NAME, Fleet, fleet
 from bench.records import Param, Record
 
@@ -168,13 +169,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--streams", default="0,10000", help="open ones (default: 0,10000)")
+    parser.add_argument(
+        "--streams", type=whole_numbers, default="0,10000", help="open ones (default: 0,10000)"
+    )
     parser.add_argument("--step", type=float, default=5.0, help="seconds of a step (default: 5)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each (default: 20)")
     parser.add_argument("--json", help="where to write the records", type=Path, metavar="FILE")
     asked = parser.parse_args(argv)
-    counts = [int(count) for count in asked.streams.split(",")]
-    found = asyncio.run(measure(counts, asked.step, asked.seconds))
+    found = asyncio.run(measure(asked.streams, asked.step, asked.seconds))
     Console().print(records.table(f"a token to each stream every {asked.step:g} s", found))
     if asked.json is not None:
         records.write(asked.json, found)

@@ -45,7 +45,7 @@ from rich.console import Console
 from baton import log as logs
 from baton.errors import BatonError
 from bench import goals, records
-from bench.arguments import some_of
+from bench.arguments import some_of, whole_numbers
 from bench.engine import rounds, startup
 from bench.engine.cost import Case
 from bench.engine.goals import GOALS
@@ -94,10 +94,6 @@ def _cases(asked: argparse.Namespace) -> list[Case]:
     return found
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.engine",
@@ -114,10 +110,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--sides", "some of the sides above", type=some_of(own), default=",".join(own))
     add("--peer", "one more side", choices=[VLLM])
     add("--vllm-python", "interpreter of vLLM's environment", type=Path, metavar="FILE")
-    add("--threads", "cores, one after another", type=_numbers, default="1,2")
-    add("--tokens", "prefill: prompts", type=_numbers, default="128,1024,4096")
-    add("--batch", "decode: sequences", type=_numbers, default="1,8,16,32")
-    add("--context", "decode: tokens of each", type=_numbers, default="128,2048")
+    add("--threads", "cores, one after another", type=whole_numbers, default="1,2")
+    add("--tokens", "prefill: prompts", type=whole_numbers, default="128,1024,4096")
+    add("--batch", "decode: sequences", type=whole_numbers, default="1,8,16,32")
+    add("--context", "decode: tokens of each", type=whole_numbers, default="128,2048")
     add("--steps", "decode: steps in a round", type=int, default=16)
     add("--rounds", "counted rounds", type=int, default=5)
     add("--model", "shape of the model", choices=[*SHAPES], default=next(iter(SHAPES)))

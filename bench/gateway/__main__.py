@@ -29,6 +29,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from bench import records
+from bench.arguments import whole_numbers
 from bench.gateway import bare, sides
 from bench.gateway.client import Seen
 from bench.gateway.sides import Load, Side
@@ -146,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--rates",
         default=[5_000, 10_000, 20_000],
-        type=lambda text: [int(rate) for rate in text.split(",")],
+        type=whole_numbers,
         help="tokens per second to stream, in turn (default: 5000,10000,20000)",
     )
     parser.add_argument("--streams", type=int, default=400, help="of these (default: 400)")
